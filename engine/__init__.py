@@ -1,0 +1,1 @@
+"""PsPG training engine: models, data, training and evaluation."""

@@ -1,0 +1,126 @@
+"""The command `pspg-engine`: settings from YAML and dotted overrides, one line for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from .errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: where its settings and its function are, so that --help imports no torch."""
+
+    settings: str
+    function: str
+    help: str
+
+    def load(self, what: str) -> Any:
+        module, _, name = what.partition(":")
+        return getattr(importlib.import_module(f".{module}", __package__), name)
+
+
+COMMANDS = {
+    "train": Command("config:TrainConfig", "run:train", "train either phase"),
+    "evaluate": Command("config:EvaluateConfig", "evaluation.evaluate:evaluate_model", "metrics, tables and a report"),
+    "predict": Command("config:PredictConfig", "predict:predict", "score images, DICOM films included"),
+    "phantom": Command("data.phantom:PhantomCommand", "data.phantom:phantom", "draw a phantom data set"),
+    "import-checkpoint": Command("config:ImportConfig", "transfer:import_checkpoint", "read the authors' weights"),
+    "export-checkpoint": Command("config:ExportConfig", "transfer:export_checkpoint", "write a model folder"),
+}
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all subcommands."""
+    root = ArgumentParser(
+        prog="pspg-engine",
+        description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    subcommands = root.add_subcommands(required=True, dest="command")
+    for name, command in COMMANDS.items():
+        settings = command.load(command.settings)
+        parser = ArgumentParser(
+            prog=f"pspg-engine {name}",
+            description=(settings.__doc__ or "").strip(),
+            epilog="Nested settings are given as --group.key VALUE or in a YAML file; later ones win.",
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        parser.add_class_arguments(settings)
+        subcommands.add_subcommand(name, parser, help=command.help)
+    return root
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Any]:
+    """Name and typed settings of the subcommand.
+
+    Raises:
+        UserError: unknown key, wrong type, unreadable file; one line.
+    """
+    parser = make_parser()
+    try:
+        namespace = parser.parse_args(list(arguments))
+        name = namespace.command
+        fields = namespace[name]
+        fields.pop("config", None)
+        settings = COMMANDS[name].load(COMMANDS[name].settings)
+        for field in dataclasses.fields(settings):
+            if field.name in _groups(settings) and not hasattr(fields[field.name], "keys"):
+                raise UserError(f"{field.name}: is a group of settings, got {fields[field.name]!r}")
+        subparser = parser._subcommands_action._name_parser_map[name]
+        return name, settings(**vars(subparser.instantiate(fields)))
+    except ArgumentError as error:
+        raise UserError(one_line(error)) from None
+
+
+def _groups(settings: type) -> set[str]:
+    """Names of the fields that are groups of settings themselves."""
+    return {
+        field.name
+        for field in dataclasses.fields(settings)
+        if dataclasses.is_dataclass(field.default_factory)
+    }
+
+
+def one_line(error: Exception) -> str:
+    """Message of a parser error without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = "pspg-engine"
+    try:
+        name, config = parse(arguments)
+        function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
+        name = f"pspg-engine {name}"
+        function(config)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0" or "rank" in str(error):
+            print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+"""Every setting of a run, as typed dataclasses; `cli.py` reads them from YAML and dotted overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import UserError
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """CLIP backbone, prompt decoder and spatial fusion (letters of the paper: n, H, D)."""
+
+    backbone: str = "RN50"
+    """open_clip model name, or the path of a JSON file in open_clip's model-config format"""
+    pretrained: str | None = None
+    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; null: random weights"""
+    quick_gelu: bool = True
+    """QuickGELU activations, as OpenAI's weights need; false: what the open_clip configuration says"""
+    prompt_length: int = 16
+    """n, generated prompt vectors a class"""
+    hidden_size: int = 512
+    """H, decoder hidden width"""
+    decoder_heads: int = 8
+    """attention heads of the prompt decoder"""
+    dropout: float = 0.2
+    """dropout on the decoder outputs"""
+    prefix: bool = False
+    """generate a prefix that stands before the class name instead of the whole prompt"""
+    fusion: Literal["gate_after_norm", "gate_before_norm", "ungated", "global"] = "gate_after_norm"
+    """how global and local image tokens are fused; gate_before_norm is the published order, whose gate cancels"""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the images and labels are, and what is done to the pixels."""
+
+    train: str = ""
+    """training manifest (JSONL)"""
+    val: str | None = None
+    """validation manifest; picks the best epoch"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: the manifest's own folder"""
+    label_names: str | None = None
+    """text file, one class name a line, in the order of the manifests' label lists; null: classes.txt beside the manifest"""
+    class_names: str | list[str] | None = None
+    """classes to train on, a subset of label_names: a list or a text file; null: all"""
+    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
+    """what a label of -1 becomes"""
+    blank: Literal["zeros", "ignore"] = "zeros"
+    """what a null label becomes"""
+    image_size: int = 224
+    """side of the square input, pixels"""
+    resize: Literal["stretch", "pad"] = "stretch"
+    """stretch to the square (the paper), or keep the aspect ratio and pad with black"""
+    mean: float | None = None
+    """pixel mean in [0, 1]; null: the backbone's if it carries one, else measured on the training images"""
+    std: float | None = None
+    """pixel standard deviation, likewise"""
+    augment: bool = True
+    """two of four random augmentations (paper A.2)"""
+    flip: float = 0.5
+    """probability of a horizontal flip; set 0 where class names carry a side"""
+    workers: int = 2
+    """loader processes"""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """stop at an unreadable image, or leave it out, count it and list it"""
+    cache_features: bool = False
+    """phase 2: run the frozen image tower once and keep its features in memory; needs augment false"""
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """Phase 2's loss. The preset fills what is null: paper = ASL + SPCL, sums; published = 0.1 ASL (sum) + SPCL (mean)."""
+
+    preset: Literal["paper", "published"] = "paper"
+    classification: Literal["asl", "bce"] = "asl"
+    pair: Literal["spcl", "pcl", "ranking", "none"] = "spcl"
+    """pair loss: batch-level co-occurrence, sample-level co-occurrence, multi-label margin, or none"""
+    classification_weight: float | None = None
+    classification_reduction: Literal["sum", "mean"] | None = None
+    pair_weight: float | None = None
+    pair_reduction: Literal["sum", "mean"] | None = None
+    gamma_positive: float = 1.0
+    gamma_negative: float = 2.0
+    clip: float = 0.05
+    """probability shift of the asymmetric loss"""
+
+    def resolved(self) -> LossConfig:
+        """This configuration with every null filled from the preset."""
+        published = self.preset == "published"
+        pair_weight = 1.0
+        if published and self.pair == "ranking":
+            pair_weight = 0.07
+        fill = {
+            "classification_weight": 0.1 if published else 1.0,
+            "classification_reduction": "sum",
+            "pair_weight": pair_weight,
+            "pair_reduction": "mean" if published or self.pair == "ranking" else "sum",
+        }
+        values = dict(vars(self))
+        for key, value in fill.items():
+            if values[key] is None:
+                values[key] = value
+        return LossConfig(**values)
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Optimizer and schedule. Biases, norms and other 1-D parameters and the temperature are never decayed."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    """of sgd, with Nesterov"""
+    epochs: int = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = 5
+    warmup_lr: float = 1e-6
+    """where the linear warm-up starts"""
+    min_lr: float = 5e-6
+    """where the cosine ends"""
+    clip_norm: float = 0.0
+    """largest gradient norm; 0: no clipping"""
+    accumulate: int = 1
+    """batches per optimizer step"""
+    ema_decay: float = 0.0
+    """decay of the exponential moving average of the weights; 0: none"""
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """How scores and metrics are computed."""
+
+    context: Literal["batch", "bank"] = "batch"
+    """what the prompts attend to: the images of the batch (the paper) or a fixed bank of training images"""
+    batch_size: int = 64
+    """images a batch; under context=batch it changes the scores, so it is recorded with them"""
+    bank_size: int = 64
+    """training images in the bank that a checkpoint keeps"""
+    bootstrap: int = 1000
+    """resamples of the 95 % confidence intervals; 0: none"""
+    threshold: float = 0.5
+    """probability above which F1 and MCC count a class as predicted"""
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One training run of either phase."""
+
+    task: Literal["contrastive", "prompt"] = "prompt"
+    """phase 1 (contrastive fine-tuning on image-report pairs) or phase 2 (prompt learning)"""
+    output: str = "runs/pspg"
+    """run folder"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    batch_size: int = 64
+    """images a batch over all processes"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+    zero_stage: Literal[0, 1, 2] = 0
+    """DeepSpeed ZeRO stage"""
+    resume: Literal["latest"] | None = None
+    """latest: continue this run from its newest checkpoint, or start it if it has none"""
+    save_every: int = 0
+    """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
+    log_every: int = 10
+    """optimizer steps between log lines; the host waits for the device only there"""
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Score a labelled split with a trained model and write metrics, tables, curves and a report."""
+
+    checkpoint: str = ""
+    """folder of a phase-2 run or of an exported or imported model"""
+    manifest: str = ""
+    """labelled images (JSONL)"""
+    output: str = ""
+    """folder for the report"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: the manifest's own folder"""
+    label_names: str | None = None
+    """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
+    class_lists: dict[str, str] | None = None
+    """name → text file of class names; each list is prompted and reported by itself; null: one list of all labels"""
+    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
+    """what a label of -1 becomes"""
+    blank: Literal["zeros", "ignore"] = "zeros"
+    """what a null label becomes"""
+    baselines: bool = True
+    """score the fixed templates of the same backbone, too"""
+    probe: str | None = None
+    """training manifest for a ridge probe on the frozen image features, a ceiling; null: none"""
+    pictures: list[str] = field(default_factory=list)
+    """image files to show in the report; pictures of patients enter it only this way"""
+    notes: list[str] = field(default_factory=list)
+    """sentences to print at the top of the report"""
+    title: str = "PsPG evaluation"
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    on_bad_image: Literal["error", "skip"] = "error"
+    """stop at an unreadable image, or leave it out, count it and list it"""
+    workers: int = 2
+    """loader processes"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+
+
+@dataclass(kw_only=True)
+class PredictConfig:
+    """Score images (PNG, JPEG, DICOM) and write a table of probabilities."""
+
+    checkpoint: str = ""
+    """folder of a phase-2 run or of an exported or imported model"""
+    input: str = ""
+    """an image, a folder of images, or a manifest (.jsonl)"""
+    output: str = "predictions.csv"
+    """CSV file: one image a line, one class a column"""
+    class_names: str | list[str] | None = None
+    """classes to score, trained on or not: a list or a text file; null: those of the training"""
+    image_root: str | None = None
+    """for a manifest: folder that `filepath` is relative to; null: the manifest's own folder"""
+    context: Literal["bank", "batch"] = "bank"
+    """what the prompts attend to; bank makes a score independent of the other images"""
+    batch_size: int = 64
+    """images a batch"""
+    on_bad_image: Literal["error", "skip"] = "skip"
+    """stop at an unreadable image, or leave it out, count it and list it"""
+    workers: int = 2
+    """loader processes"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+
+
+@dataclass(kw_only=True)
+class ImportConfig:
+    """Turn a checkpoint of the authors' code (.pth, .safetensors) into a model folder."""
+
+    source: str = ""
+    """weights in the published layout; nothing in them is ever executed"""
+    class_names: str | list[str] = ""
+    """the classes it was trained on, in order: a list or a text file"""
+    output: str = ""
+    """new model folder"""
+    class_feature_weights: str | None = None
+    """the original CLIP's weights, which the published code computes class features with; null: the checkpoint's own"""
+    prompt_length: int = 16
+    """n, where the file does not say it"""
+    decoder_heads: int = 8
+    """attention heads, where the file does not say them"""
+    prefix: bool = False
+    """the checkpoint generates prefixes"""
+    mean: float = 0.5
+    """pixel mean in [0, 1] of the training images"""
+    std: float = 0.25
+    """pixel standard deviation of the training images"""
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Write the best weights of a run as a self-contained model folder, or in the published layout."""
+
+    checkpoint: str = ""
+    """run or model folder"""
+    output: str = ""
+    """new folder"""
+    layout: Literal["pspg-engine", "published"] = "pspg-engine"
+    """pspg-engine: what evaluate and predict read; published: one safetensors file with the authors' names"""
+
+
+def require(**values: str) -> None:
+    """Refuse empty settings.
+
+    Raises:
+        UserError: naming the first empty key.
+    """
+    for key, value in values.items():
+        if not value:
+            raise UserError(f"{key}: is required; give --{key}")
+
+
+def check_train(config: TrainConfig) -> None:
+    """Refuse values and combinations that cannot run.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    model, data, optim = config.model, config.data, config.optim
+    positive = {
+        "model.prompt_length": model.prompt_length,
+        "model.hidden_size": model.hidden_size,
+        "model.decoder_heads": model.decoder_heads,
+        "data.image_size": data.image_size,
+        "optim.epochs": optim.epochs,
+        "optim.accumulate": optim.accumulate,
+        "batch_size": config.batch_size,
+        "log_every": config.log_every,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "evaluation.bank_size": config.evaluation.bank_size,
+    }
+    not_negative = {
+        "data.workers": data.workers,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.momentum": optim.momentum,
+        "optim.warmup_epochs": optim.warmup_epochs,
+        "optim.warmup_lr": optim.warmup_lr,
+        "optim.min_lr": optim.min_lr,
+        "optim.clip_norm": optim.clip_norm,
+        "save_every": config.save_every,
+        "evaluation.bootstrap": config.evaluation.bootstrap,
+    }
+    fractions = {
+        "model.dropout": model.dropout,
+        "data.flip": data.flip,
+        "optim.ema_decay": optim.ema_decay,
+        "evaluation.threshold": config.evaluation.threshold,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise UserError(f"{key}: must be at least 1, got {value}")
+    if not optim.lr > 0:
+        raise UserError(f"optim.lr: must be positive, got {optim.lr}")
+    for key, value in not_negative.items():
+        if not value >= 0:
+            raise UserError(f"{key}: must not be negative, got {value}")
+    for key, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{key}: must lie between 0 and 1, got {value}")
+    if not data.train:
+        raise UserError("data.train: name the training manifest (a JSONL file)")
+    if model.hidden_size % model.decoder_heads:
+        raise UserError(
+            f"model.decoder_heads: {model.decoder_heads} heads do not divide model.hidden_size {model.hidden_size}"
+        )
+    if (data.mean is None) != (data.std is None):
+        raise UserError("data.mean: give data.mean and data.std together, or neither")
+    if data.std is not None and data.std <= 0:
+        raise UserError(f"data.std: must be positive, got {data.std}")
+    if optim.warmup_epochs > optim.epochs:
+        raise UserError(
+            f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}"
+        )
+    if data.cache_features and config.task == "contrastive":
+        raise UserError("data.cache_features: phase 1 trains the image tower, its features cannot be cached")
+    if data.cache_features and data.augment:
+        raise UserError("data.cache_features: needs data.augment false, features are computed once")
+    if data.cache_features and data.flip:
+        raise UserError("data.cache_features: needs data.flip 0, features are computed once")

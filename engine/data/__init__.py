@@ -1,0 +1,1 @@
+"""Manifests, pixels, loaders and phantom radiographs."""

@@ -1,0 +1,138 @@
+"""Files to 8-bit grey images, to squares, to tensors."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import UserError
+
+Resize = Literal["stretch", "pad"]
+
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+class BadImage(UserError):
+    """An image file that cannot be used; the message names the file and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a PNG, JPEG or DICOM file as an 8-bit grey image (mode "L").
+
+    Colour is reduced to luminance, EXIF orientation is applied. 16-bit grey goes through `window16`.
+
+    Truncation is detected; bytes corrupted within a JPEG's scan decode to wrong pixels, which no decoder
+    notices.
+
+    Raises:
+        BadImage: missing, empty, truncated, not one of these formats, or more pixels than
+            `Image.MAX_IMAGE_PIXELS`.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    if data[128:132] == b"DICM" or path.suffix.lower() == ".dcm":
+        from .dicom import read_dicom  # pydicom is an extra
+
+        return Image.fromarray(read_dicom(path, data))
+    # Pillow keeps the high byte only of these: a 12-bit film would be left with 16 levels.
+    if data.startswith(PNG_MAGIC) and data[24:25] == b"\x10" and data[25:26] != b"\x00":
+        raise BadImage(path, "a 16-bit PNG with colour or transparency; save it as 16-bit grey or 8-bit")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):
+            return Image.fromarray(window16(np.asarray(image)))
+        return image.convert("L")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise BadImage(path, f"more than {limit} million pixels; shrink it first") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage(path, "not a PNG, JPEG or DICOM image") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # on broken bytes Pillow raises almost any type
+        raise BadImage(path, f"cannot be decoded: {_first_line(error)}") from None
+
+
+def window16(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Window 16-bit pixels (h,w) to 8 bits by their true bit depth; uint8 (h,w).
+
+    Radiographs of 10, 12 or 14 bits are stored in 16-bit PNGs as they are, so dividing by 257 leaves a
+    12-bit film with 16 grey levels (black), and clipping at 255 saturates it (white). PNG does not tell the
+    true depth, so it is taken from the largest value: the smallest of 8, 10, 12, 14, 16 bits that holds it.
+    Then `round(255 · v / (2^bits - 1))`: one scale for each depth, not one for each film, so that exposure
+    within a depth stays comparable; for 16 bits this is the division by 257.
+    """
+    values = np.clip(pixels, 0, 65535).astype(np.uint16, copy=False)
+    largest = int(values.max(initial=0))
+    bits = next(depth for depth in BIT_DEPTHS if largest < 2**depth)
+    table = np.rint(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)
+    return table[values]
+
+
+def resize(image: Image.Image, size: int, mode: Resize = "stretch") -> Image.Image:
+    """Bicubic (antialiased) resize of a mode "L" image to size × size.
+
+    `stretch` ignores the aspect ratio (the paper); `pad` keeps it and centres the image on black.
+    """
+    if mode == "stretch":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    square = Image.new("L", (size, size))
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
+    square.paste(small, ((size - width) // 2, (size - height) // 2))
+    return square
+
+
+def normalize(pixels: Tensor, mean: float, std: float) -> Tensor:
+    """uint8 (...,h,w) to float32 (...,3,h,w): (x/255 - mean)/std, grey repeated over three channels."""
+    grey = pixels.float().div_(255).sub_(mean).div_(std).unsqueeze(-3)
+    return grey.expand(*grey.shape[:-3], 3, *grey.shape[-2:]).contiguous()
+
+
+def to_tensor(image: Image.Image, mean: float, std: float) -> Tensor:
+    """A mode "L" image as float32 (3,h,w), see `normalize`."""
+    return normalize(to_uint8(image), mean, std)
+
+
+def to_uint8(image: Image.Image) -> Tensor:
+    """A mode "L" image as uint8 (h,w)."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise BadImage(path, "not a file")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BadImage(path, "no such file") from None
+    except OSError as error:
+        raise BadImage(path, f"cannot be read: {error.strerror}") from None
+    if not data:
+        raise BadImage(path, "the file is empty")
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

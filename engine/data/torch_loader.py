@@ -1,0 +1,438 @@
+"""Batches from a manifest with torch's DataLoader and Pillow.
+
+Nothing here has a state that a checkpoint must hold: the order of an epoch is a function of (seed, epoch),
+the augmentation of a sample a function of (seed, epoch, sample id), and an epoch can start at any batch. The
+number of worker processes changes the speed and nothing else, and the global random generators are never
+drawn from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from ..errors import UserError
+from .augment import augment, random_flip
+from .images import BadImage, Resize, normalize, read_image, resize, to_uint8
+from .manifest import Sample
+
+Key = tuple[int, int]
+"""(epoch, row of the manifest)"""
+Tokenize = Callable[[list[str]], Tensor]
+
+
+@dataclass
+class Batch:
+    """B samples. Pixels stay 8-bit grey until `images` is asked for: 12 times less to move between processes
+    and devices, so move the batch first (`batch.to(device).images`)."""
+
+    ids: list[str]
+    index: Tensor
+    """int64 (B,): rows of the manifest"""
+    pixels: Tensor
+    """uint8 (B,h,w)"""
+    labels: Tensor | None
+    """float32 (B,C) in {1, 0, -1}, -1 masked"""
+    tokens: Tensor | None
+    """int64 (B,77)"""
+    mean: float
+    std: float
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """(id, reason) of the samples left out since the last batch"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """float32 (B,3,h,w), normalised with mean and std."""
+        return normalize(self.pixels, self.mean, self.std)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (DataLoader calls this)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            index=function(self.index),
+            pixels=function(self.pixels),
+            labels=None if self.labels is None else function(self.labels),
+            tokens=None if self.tokens is None else function(self.tokens),
+        )
+
+
+class ImageDataset(Dataset[Batch]):
+    """Samples as pixels, labels and tokens, fetched batch by batch with lists of (epoch, row) keys."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        labels: NDArray[np.float32] | None = None,
+        *,
+        image_size: int,
+        mean: float,
+        std: float,
+        resize: Resize = "stretch",
+        tokenize: Tokenize | None = None,
+        augment: bool = False,
+        flip: float = 0.0,
+        seed: int = 0,
+        on_bad_image: Literal["error", "skip"] = "error",
+    ) -> None:
+        """
+        Args:
+            samples: N samples.
+            labels: (N,C) in {1, 0, -1}, or None.
+            image_size: side of the square, pixels.
+            mean, std: pixel mean and standard deviation in [0, 1].
+            resize: see `images.resize`.
+            tokenize: texts to int64 (B,77); picklable where workers are spawned. None: no tokens.
+            augment: two of four augmentations, see `augment.augment`.
+            flip: probability of a horizontal flip, also without `augment`; 0 for evaluation.
+            seed: of the augmentation.
+            on_bad_image: stop at an unreadable image, or leave it out and list it.
+
+        Raises:
+            UserError: labels of another length, or a sample without text where `tokenize` is given.
+        """
+        if labels is not None and len(labels) != len(samples):
+            raise UserError(f"{len(labels)} rows of labels for {len(samples)} samples")
+        # Plain lists: they are copied to the workers.
+        self.ids = [sample.id for sample in samples]
+        self.paths = [str(sample.path) for sample in samples]
+        self.labels = None if labels is None else torch.from_numpy(np.asarray(labels, dtype=np.float32))
+        self.texts: list[str] = []
+        if tokenize is not None:
+            for sample in samples:
+                if not sample.text:
+                    raise UserError(f"sample {sample.id!r} has no text")
+                self.texts.append(sample.text)
+        self.image_size, self.mean, self.std, self.resize = image_size, mean, std, resize
+        self.tokenize, self.augment, self.flip, self.seed = tokenize, augment, flip, seed
+        self.on_bad_image = on_bad_image
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: Key) -> Batch:
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """The batch of `keys`, less the unreadable images.
+
+        Raises:
+            UserError: an unreadable image, if `on_bad_image` is error.
+        """
+        rows: list[int] = []
+        pixels: list[Tensor] = []
+        bad: list[tuple[str, str]] = []
+        for epoch, row in keys:
+            try:
+                pixels.append(self.pixels(epoch, row))
+                rows.append(row)
+            except BadImage as error:
+                if self.on_bad_image == "error":
+                    raise UserError(
+                        f"{error} (sample {self.ids[row]!r}); or set data.on_bad_image to skip"
+                    ) from None
+                bad.append((self.ids[row], str(error)))
+        side = self.image_size
+        return Batch(
+            ids=[self.ids[row] for row in rows],
+            index=torch.tensor(rows, dtype=torch.int64),
+            pixels=torch.stack(pixels) if pixels else torch.empty(0, side, side, dtype=torch.uint8),
+            labels=None if self.labels is None else self.labels[rows],
+            tokens=self.tokenize([self.texts[row] for row in rows]) if self.tokenize and rows else None,
+            mean=self.mean,
+            std=self.std,
+            bad=bad,
+        )
+
+    def pixels(self, epoch: int, row: int) -> Tensor:
+        """uint8 (h,w) of one sample in one epoch."""
+        image = resize(read_image(self.paths[row]), self.image_size, self.resize)
+        if self.augment or self.flip:
+            rng = generator(self.seed, epoch, self.ids[row])
+            image = (augment if self.augment else random_flip)(image, rng, self.flip)
+        return to_uint8(image)
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """One rank's batches of (epoch, row) keys; set `epoch` and `start_batch`, then iterate.
+
+    An epoch is the permutation of (seed, epoch), cut into global batches of `batch_size`; rank r takes rows
+    r·b to (r+1)·b of each, b = batch_size / world_size. So the union of the ranks' k-th batches is the k-th
+    batch of one process. Only whole optimizer steps are kept: a multiple of `accumulate` batches.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        seed: int = 0,
+    ) -> None:
+        """
+        Raises:
+            UserError: `batch_size` is not divisible by `world_size`, or the samples do not fill one
+                optimizer step.
+        """
+        if batch_size % world_size:
+            raise UserError(f"batch_size: {batch_size} images cannot be split over {world_size} processes")
+        if length < batch_size * accumulate:
+            raise UserError(
+                f"data.train: {length} images are fewer than one optimizer step of batch_size {batch_size}"
+                f" × optim.accumulate {accumulate}"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.share = rank, batch_size // world_size
+        self.batches_per_epoch = length // (batch_size * accumulate) * accumulate
+        self.epoch = self.start_batch = 0
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.start_batch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = self.epoch, self.order(self.epoch)
+        for batch in range(self.start_batch, self.batches_per_epoch):
+            first = batch * self.batch_size + self.rank * self.share
+            yield [(epoch, row) for row in order[first : first + self.share]]
+
+    def order(self, epoch: int) -> list[int]:
+        """The permutation of an epoch."""
+        permutation: list[int] = torch.randperm(
+            self.length, generator=generator(self.seed, epoch, "order")
+        ).tolist()
+        return permutation
+
+
+class TrainLoader:
+    """Shuffled batches of one rank; make it with `make_train_loader`.
+
+    Attributes:
+        batches_per_epoch: the same on every rank, and exactly as many are yielded in a whole epoch.
+        bad: id → reason of the samples left out so far on this rank.
+    """
+
+    def __init__(self, dataset: ImageDataset, sampler: EpochSampler, workers: int) -> None:
+        self.dataset, self.sampler = dataset, sampler
+        self.loader = _data_loader(dataset, sampler, workers)
+        self.batches_per_epoch = sampler.batches_per_epoch
+        self.bad: dict[str, str] = {}
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start_batch` on; one iteration at a time.
+
+        Where all images of a batch are unreadable (and skipped), the next readable ones of the epoch's order
+        stand in (one image), so that the count of batches, and with it accumulation, resuming and the
+        lock-step of the ranks, does not depend on the state of the files.
+
+        Raises:
+            UserError: an unreadable image under on_bad_image = error, no readable image at all, or a dead
+                worker.
+        """
+        if not 0 <= start_batch <= self.batches_per_epoch:
+            raise ValueError(f"start_batch {start_batch} of {self.batches_per_epoch}")
+        self.sampler.epoch, self.sampler.start_batch = epoch, start_batch
+        for number, batch in enumerate(_results(self.loader), start_batch):
+            self.bad.update(batch.bad)
+            if len(batch):
+                yield batch
+            else:
+                yield self._stand_in(epoch, number, batch.bad)
+
+    def _stand_in(self, epoch: int, number: int, bad: list[tuple[str, str]]) -> Batch:
+        order = self.sampler.order(epoch)
+        first = number * self.sampler.batch_size + (self.sampler.rank + 1) * self.sampler.share
+        for offset in range(len(order)):
+            batch = self.dataset[epoch, order[(first + offset) % len(order)]]
+            self.bad.update(batch.bad)
+            if len(batch):
+                batch.bad = bad
+                return batch
+        raise UserError(f"none of the {len(order)} training images can be read; the first: {bad[0][1]}")
+
+
+class EvalLoader:
+    """Batches in the order of the manifest, the last one partial; make it with `make_eval_loader`.
+
+    Attributes:
+        bad: id → reason of the samples left out so far; a batch without any readable image is not yielded.
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, workers: int) -> None:
+        rows = range(len(dataset))
+        self.keys = [[(0, row) for row in rows[i : i + batch_size]] for i in rows[::batch_size]]
+        self.loader = _data_loader(dataset, self.keys, workers)
+        self.bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Batches at most."""
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Batch]:
+        waiting: list[tuple[str, str]] = []
+        for batch in _results(self.loader):
+            self.bad.update(batch.bad)
+            waiting += batch.bad
+            if len(batch):
+                batch.bad, waiting = waiting, []
+                yield batch
+
+
+def make_train_loader(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+    workers: int = 0,
+    seed: int = 0,
+) -> TrainLoader:
+    """Shuffled training batches, see `EpochSampler` and `TrainLoader`.
+
+    Args:
+        dataset: N samples.
+        batch_size: images a batch over all ranks.
+        rank, world_size: this process and how many there are.
+        accumulate: batches an optimizer step.
+        workers: loader processes of this rank, kept for all epochs; 0: load in this process.
+        seed: of the order.
+
+    Raises:
+        UserError: see `EpochSampler`.
+    """
+    sampler = EpochSampler(
+        len(dataset),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        accumulate=accumulate,
+        seed=seed,
+    )
+    return TrainLoader(dataset, sampler, workers)
+
+
+def make_eval_loader(dataset: ImageDataset, *, batch_size: int, workers: int = 0) -> EvalLoader:
+    """Batches in the order of the manifest, see `EvalLoader`."""
+    return EvalLoader(dataset, batch_size, workers)
+
+
+def pixel_statistics(
+    samples: Sequence[Sample],
+    image_size: int,
+    resize_mode: Resize = "stretch",
+    limit: int = 1024,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Mean and standard deviation in [0, 1] over the resized pixels of at most `limit` random samples.
+
+    Unreadable images are left out here: the loader that meets them reports them.
+
+    Raises:
+        UserError: no readable image among them, or images of one grey level only.
+    """
+    chosen = torch.randperm(len(samples), generator=generator(seed, "pixel statistics"))[:limit].tolist()
+    histogram = np.zeros(256, dtype=np.int64)
+    reason = "there are no samples"
+    for row in tqdm(chosen, "measuring pixel mean and std", delay=2, disable=None, leave=False):
+        try:
+            image = resize(read_image(samples[row].path), image_size, resize_mode)
+        except BadImage as error:
+            reason = str(error)
+            continue
+        histogram += np.array(image.histogram())
+    count = histogram.sum()
+    if not count:
+        raise UserError(f"no image to measure pixel mean and std on: {reason}")
+    levels = np.arange(256) / 255
+    mean = float(levels @ histogram / count)
+    std = float(np.sqrt((levels - mean) ** 2 @ histogram / count))
+    if std == 0:
+        raise UserError("all training images have one grey level; check data.train and data.image_root")
+    return mean, std
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A generator seeded by `parts` alone, the same in every process (Python's own hash is salted)."""
+    digest = hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@dataclass
+class _Failed:
+    """A user's mistake met in a worker, carried as data: DataLoader would paste the traceback into the
+    message."""
+
+    message: str
+
+
+class _Guarded(Dataset[Any]):
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | _Failed:
+        try:
+            return self.dataset.__getitems__(keys)
+        except UserError as error:
+            return _Failed(str(error))
+
+
+def _data_loader(
+    dataset: ImageDataset, batches: Sampler[list[Key]] | Sequence[list[Key]], workers: int
+) -> DataLoader[Any]:
+    """Workers load whole batches; the sampler is iterated in this process, anew each epoch.
+
+    Workers are forked (cheap, no copy of the dataset), but where there is a GPU they come from a fork
+    server: a fork of a process that holds CUDA, NCCL threads and pinned memory is not safe. DataLoader
+        limits each to one torch thread.
+    """
+    cuda = torch.cuda.is_available()
+    return DataLoader(
+        _Guarded(dataset),
+        batch_sampler=batches,
+        collate_fn=_same,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context=("forkserver" if cuda else "fork") if workers else None,
+        pin_memory=cuda,
+        # DataLoader draws a seed at every start; from the global generator that would break exact resuming.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _results(loader: DataLoader[Any]) -> Iterator[Batch]:
+    try:
+        for result in loader:
+            if isinstance(result, _Failed):
+                raise UserError(result.message)
+            yield result
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a loader process was killed, most often for want of memory; lower data.workers or batch_size"
+        ) from error
+
+
+def _same(result: Any) -> Any:
+    return result

@@ -1,0 +1,166 @@
+"""Scores of a model over batches, and image features of the frozen tower kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .data.torch_loader import Batch, EpochSampler
+from .errors import UserError
+from .models.clip import ImageFeatures, image_features
+from .models.pspg import PsPG, probabilities
+
+
+@dataclass
+class Scores:
+    """Probabilities (N,C) and labels (N,C) in {1,0,-1} (None: unlabelled) of N images."""
+
+    ids: list[str]
+    probabilities: NDArray[np.float64]
+    labels: NDArray[np.float64] | None
+
+    @classmethod
+    def join(cls, parts: Sequence[Scores]) -> Scores:
+        """One after the other.
+
+        Raises:
+            UserError: no images at all.
+        """
+        if not parts:
+            raise UserError("no image could be read")
+        labels = [part.labels for part in parts if part.labels is not None]
+        return cls(
+            [name for part in parts for name in part.ids],
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate(labels) if labels else None,
+        )
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """B images whose frozen features are already known."""
+
+    ids: list[str]
+    features: ImageFeatures
+    labels: Tensor | None
+    """float32 (B,C) in {1, 0, -1}, -1 masked"""
+
+
+@torch.no_grad()
+def frozen_features(
+    model: PsPG, batch: Batch | FeatureBatch, device: torch.device, autocast: torch.dtype | None
+) -> ImageFeatures:
+    """Image features of a batch: the cached ones it brings, or those of the frozen tower."""
+    if isinstance(batch, FeatureBatch):
+        return ImageFeatures(*(tensor.to(device, non_blocking=True) for tensor in batch.features))
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        return image_features(model.clip, batch.to(device, non_blocking=True).images)
+
+
+@torch.inference_mode()
+def score(
+    model: PsPG,
+    head: nn.Module,
+    batches: Iterable[Batch | FeatureBatch],
+    device: torch.device,
+    autocast: torch.dtype | None,
+    *,
+    context: Tensor | None,
+) -> Scores:
+    """Probabilities of every image for the model's vocabulary.
+
+    Args:
+        model: frozen towers and vocabulary.
+        head: the prompt head to use (the model's own, or a running average of it).
+        context: (M,D) context bank; None: each batch is its own context.
+    """
+    parts: list[Scores] = []
+    text = None if context is None else head.text_features(context, model.vocabulary, model.tower)
+    for batch in batches:
+        features = frozen_features(model, batch, device, autocast)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            output = head(features, model.vocabulary, model.tower, text=text)
+        parts.append(
+            Scores(
+                batch.ids,
+                probabilities(output.logits).double().cpu().numpy(),
+                None if batch.labels is None else batch.labels.double().numpy(),
+            )
+        )
+    return Scores.join(parts)
+
+
+class CachedBatches:
+    """A data set whose image features are held in memory.
+
+    Args:
+        ids: N image ids.
+        features: global (N,D) and tokens (N,S,D), on the CPU.
+        labels: (N,C) or None.
+    """
+
+    def __init__(self, ids: list[str], features: ImageFeatures, labels: Tensor | None) -> None:
+        self.ids, self.features, self.labels = ids, features, labels
+
+    def batch(self, index: Sequence[int]) -> FeatureBatch:
+        """The batch of these rows."""
+        rows = torch.as_tensor(index)
+        return FeatureBatch(
+            ids=[self.ids[i] for i in index],
+            features=ImageFeatures(*(tensor[rows] for tensor in self.features)),
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
+    def eval_batches(self, batch_size: int) -> list[FeatureBatch]:
+        """All rows in order; the last batch may be smaller."""
+        return [
+            self.batch(range(start, min(start + batch_size, len(self.ids))))
+            for start in range(0, len(self.ids), batch_size)
+        ]
+
+    def train_loader(self, **sampling: Any) -> CachedTrainLoader:
+        """Batches in the order that the image loader would give them; arguments as `EpochSampler`."""
+        return CachedTrainLoader(self, EpochSampler(len(self.ids), **sampling))
+
+
+class CachedTrainLoader:
+    """Training batches of cached features."""
+
+    def __init__(self, cached: CachedBatches, sampler: EpochSampler) -> None:
+        self._cached, self._sampler = cached, sampler
+        self.batches_per_epoch = sampler.batches_per_epoch
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[FeatureBatch]:
+        self._sampler.epoch, self._sampler.start_batch = epoch, start_batch
+        for rows in self._sampler:
+            yield self._cached.batch([index for _, index in rows])
+
+
+def cache_features(
+    model: PsPG, batches: Iterable[Batch], device: torch.device, autocast: torch.dtype | None, *, title: str
+) -> CachedBatches:
+    """Run the frozen image tower over a data set once and keep the features in memory, N·(S+1)·D floats.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    ids: list[str] = []
+    parts: list[ImageFeatures] = []
+    labels: list[Tensor] = []
+    for batch in tqdm(batches, title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
+        features = frozen_features(model, batch, device, autocast)
+        parts.append(ImageFeatures(*(tensor.float().cpu().clone() for tensor in features)))
+        ids += batch.ids
+        if batch.labels is not None:
+            labels.append(batch.labels)
+    if not parts:
+        raise UserError("no image could be read")
+    joined = ImageFeatures(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return CachedBatches(ids, joined, torch.cat(labels) if labels else None)

@@ -1,0 +1,176 @@
+"""Folders that hold all it takes to use a model: architecture, weights, classes, pixels, context bank.
+
+A run folder is one (its weights are those of its best checkpoint), and so is what `export-checkpoint` and
+`import-checkpoint` write (its weights are in model.safetensors). See `checkpoint.py` for the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import best_checkpoint, load_tensors, read_json, write_json, write_tensors
+from .config import ModelConfig
+from .errors import UserError
+from .models.clip import build_clip, clip_config
+from .models.prompts import Vocabulary
+from .models.pspg import PsPG
+
+FORMAT = "pspg-engine/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How an image becomes the tower's input: side in pixels, resize rule, mean and deviation in [0, 1]."""
+
+    size: int
+    resize: Literal["stretch", "pad"]
+    mean: float
+    std: float
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """What `load_model` found."""
+
+    model: PsPG
+    pixels: Pixels
+    class_names: list[str]
+    bank: Tensor | None
+    source: Path
+    weights: Path
+
+
+def describe(
+    kind: Literal["pspg", "clip"],
+    clip: nn.Module,
+    pixels: Pixels,
+    *,
+    head: ModelConfig | None = None,
+    class_names: list[str] | None = None,
+) -> dict[str, Any]:
+    """What model.json holds."""
+    architecture = clip_config(clip)
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "clip": architecture,
+        "head": None if head is None else asdict(head),
+        "class_names": class_names,
+        "pixels": asdict(pixels),
+        "tokenizer": {"name": "CLIP byte-pair encoding", "context_length": architecture["text_cfg"]["context_length"]},
+        "versions": {name: version(name) for name in ("torch", "open_clip_torch")},
+    }
+
+
+def write_model(folder: Path, description: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Write the files of a model folder; model.json comes last, so a folder without it is not one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in tensors.items():
+        write_tensors(folder / f"{name}.safetensors", values)
+    write_json(folder / "model.json", description)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """model.json of a folder.
+
+    Raises:
+        UserError: not a model folder, or of a format this version does not know.
+    """
+    if not (folder / "model.json").is_file():
+        raise UserError(f"{folder}: not a run or model folder (it has no model.json)")
+    description = read_json(folder / "model.json")
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{folder / 'model.json'}: not of the format {FORMAT}")
+    return description
+
+
+def weights_of(folder: Path) -> Path:
+    """File of the weights to use: model.safetensors, or of a run's best checkpoint its average, else its model.
+
+    Raises:
+        UserError: a run that has not saved anything yet.
+    """
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    best = best_checkpoint(folder)
+    if best is None:
+        raise UserError(f"{folder}: the run has no checkpoint yet")
+    average = best / "ema.safetensors"
+    return average if average.is_file() else best / "model.safetensors"
+
+
+def load_clip_folder(folder: Path) -> tuple[nn.Module, Pixels]:
+    """CLIP of a folder of either kind, with its trained weights.
+
+    Raises:
+        UserError: missing, damaged or mismatching files.
+    """
+    description = read_description(folder)
+    clip = build_clip(description["clip"])
+    if description["kind"] == "clip":
+        file = weights_of(folder)
+        tensors = {name.removeprefix("clip."): tensor for name, tensor in load_tensors(file).items()}
+    else:
+        file = folder / "clip.safetensors"
+        tensors = load_tensors(file)
+    load_strictly(clip, tensors, file)
+    return clip, Pixels(**description["pixels"])
+
+
+def load_model(folder: str | Path) -> LoadedModel:
+    """PsPG of a run or model folder, on the CPU, in eval mode.
+
+    Raises:
+        UserError: missing, damaged or mismatching files, or a folder of phase 1.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    if description["kind"] != "pspg":
+        raise UserError(f"{folder}: holds a CLIP of phase 1; give the folder of a phase-2 run")
+    clip, pixels = load_clip_folder(folder)
+    names = description["class_names"]
+    model = PsPG(clip, ModelConfig(**description["head"]), names)
+    features = folder / "class_features.safetensors"
+    if features.is_file():
+        # Imported with another CLIP's class features: they belong to the trained class list.
+        vocabulary = model.vocabulary
+        model.vocabulary = Vocabulary(**{**vars(vocabulary), "class_features": load_tensors(features)["class_features"]})
+    weights = weights_of(folder)
+    load_strictly(model.head, load_tensors(weights), weights)
+    bank = folder / "bank.safetensors"
+    return LoadedModel(
+        model=model.eval(),
+        pixels=pixels,
+        class_names=names,
+        bank=load_tensors(bank)["bank"] if bank.is_file() else None,
+        source=folder,
+        weights=weights,
+    )
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Load a state dict.
+
+    Raises:
+        UserError: listing missing and unexpected keys and other shapes.
+    """
+    own = module.state_dict()
+    problems = [
+        f"{what} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for what, names in (
+            ("missing", sorted(own.keys() - tensors.keys())),
+            ("unexpected", sorted(tensors.keys() - own.keys())),
+            ("other shape", sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"{file}: does not fit the model: {'; '.join(problems)}")
+    with torch.no_grad():
+        module.load_state_dict(tensors)

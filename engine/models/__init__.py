@@ -1,0 +1,1 @@
+"""CLIP backbone, prompt decoder, spatial fusion and their assembly."""

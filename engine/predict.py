@@ -1,0 +1,112 @@
+"""`pspg-engine predict`: probabilities of images, films in DICOM included, as a CSV table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .config import PredictConfig, require
+from .data.images import is_image_name
+from .data.manifest import Sample, load_label_names, load_manifest
+from .data.torch_loader import ImageDataset, make_eval_loader
+from .errors import UserError
+from .evaluation.report import safe_cell
+from .inference import Scores, score
+from .model_folder import load_model
+from .telemetry import say
+from .trainer import autocast_dtype
+
+
+def predict(config: PredictConfig) -> Scores:
+    """Score every image of `config.input` and write `config.output`.
+
+    Raises:
+        UserError: wrong settings, an unusable model, or (on_bad_image = error) an unreadable image.
+    """
+    require(checkpoint=config.checkpoint, input=config.input, output=config.output)
+    samples = find_images(config)
+    loaded = load_model(config.checkpoint)
+    names = config.class_names
+    if names is not None:
+        loaded.model.set_classes(load_label_names(names) if isinstance(names, str) else names)
+    if config.context == "bank" and loaded.bank is None:
+        raise UserError(f"context: {config.checkpoint} holds no context bank; use --context batch")
+    device = pick_device(config.device)
+    autocast = autocast_dtype(config.precision, device)
+    model = loaded.model.to(device)
+    pixels = loaded.pixels
+    dataset = ImageDataset(
+        samples,
+        image_size=pixels.size,
+        resize=pixels.resize,
+        mean=pixels.mean,
+        std=pixels.std,
+        on_bad_image=config.on_bad_image,
+    )
+    loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers)
+    bank = loaded.bank.to(device) if config.context == "bank" and loaded.bank is not None else None
+    batches = tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None)
+    scores = score(model, model.head, batches, device, autocast, context=bank)
+    write_predictions(Path(config.output), model.vocabulary.names, scores)
+    say(f"{len(scores.ids)} images, {len(model.vocabulary.names)} classes: {config.output}")
+    report_bad(loader.bad)
+    return scores
+
+
+def find_images(config: PredictConfig) -> list[Sample]:
+    """Samples of a manifest, of a folder (recursively, names as ids), or one file.
+
+    Raises:
+        UserError: nothing there.
+    """
+    source = Path(config.input)
+    if source.suffix == ".jsonl":
+        return load_manifest(source, image_root=config.image_root, need="image").samples
+    if source.is_dir():
+        files = sorted(path for path in source.rglob("*") if path.is_file() and is_image_name(path))
+        if not files:
+            raise UserError(f"input: {source} holds no images (png, jpg, jpeg, dcm or files without a suffix)")
+        return [Sample(id=str(path.relative_to(source)), path=path) for path in files]
+    if not source.exists():
+        raise UserError(f"input: {source}: no such file or folder")
+    return [Sample(id=source.name, path=source)]
+
+
+def pick_device(device: str) -> torch.device:
+    """Device of a one-process command.
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for but torch sees no GPU; use device cpu or auto")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def write_predictions(path: Path, names: Iterable[str], scores: Scores) -> None:
+    """Write id and one probability a class, so that the file is either whole or absent."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", *map(safe_cell, names)])
+    for name, row in zip(scores.ids, scores.probabilities, strict=True):
+        writer.writerow([safe_cell(name), *(f"{value:.6f}" for value in row)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def report_bad(bad: dict[str, str]) -> None:
+    """Count and list the images that were left out."""
+    if bad:
+        say(f"{len(bad)} unreadable images were left out:")
+        for reason in list(bad.values())[:20]:
+            say(f"  {reason}")
+        if len(bad) > 20:
+            say(f"  … and {len(bad) - 20} more")

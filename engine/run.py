@@ -1,0 +1,277 @@
+"""`pspg-engine train`: from a configuration to the task, the loader and the trainer of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from .checkpoint import last_checkpoint, load_tensors
+from .config import TrainConfig, check_train
+from .data.labels import label_matrix, select_classes
+from .data.manifest import Manifest, load_label_names, load_manifest
+from .data.torch_loader import ImageDataset, make_eval_loader, make_train_loader, pixel_statistics
+from .distributed import World, barrier, start, stop
+from .errors import UserError
+from .inference import CachedBatches, cache_features
+from .model_folder import Pixels, describe, load_clip_folder, read_description, write_model
+from .models.clip import load_clip, tokenize
+from .models.pspg import PsPG
+from .tasks import ContrastiveTask, PromptTask
+from .telemetry import say
+from .trainer import Trainer, autocast_dtype
+
+# Settings that a run may change when it is resumed: where and how fast, not what is computed.
+FREE = {
+    "output",
+    "resume",
+    "device",
+    "zero_stage",
+    "save_every",
+    "log_every",
+    "data.workers",
+    "data.train",
+    "data.val",
+    "data.image_root",
+    "data.label_names",
+    "data.class_names",
+    "model.pretrained",
+    "evaluation.bootstrap",
+    "evaluation.threshold",
+}
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run one phase and return what `Trainer.fit` returns.
+
+    Raises:
+        UserError: whatever the user has to correct, before anything is written where possible.
+    """
+    check_train(config)
+    config = replace(config, loss=config.loss.resolved())
+    world = start(config.device)
+    try:
+        run = Path(config.output)
+        if last_checkpoint(run) is not None and config.resume is None:
+            raise UserError(
+                f"output: {run} already holds a run; continue it with --resume latest, or choose another folder"
+            )
+        torch.manual_seed(config.seed)
+        build = _build_contrastive if config.task == "contrastive" else _build_prompt
+        trainer = build(config, world)
+        result = trainer.fit()
+        if world.is_main:
+            say(f"finished at step {result['step']}: {run}")
+        return result
+    finally:
+        stop()
+
+
+def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
+    data = config.data
+    manifest = load_manifest(data.train, image_root=data.image_root, need="text")
+    clip, pixels = _backbone(config, manifest)
+    clip.train()
+    context_length = clip.context_length
+
+    def words(texts: list[str]) -> Tensor:
+        return tokenize(texts, context_length)
+
+    dataset = _dataset(config, manifest, pixels, tokenize=words, augment=True)
+    validation = None
+    if data.val:
+        held_out = load_manifest(data.val, image_root=data.image_root, need="text")
+        validation = make_eval_loader(
+            _dataset(config, held_out, pixels, tokenize=words, augment=False),
+            batch_size=config.evaluation.batch_size,
+            workers=data.workers,
+        )
+    loader = _loader(config, dataset, world)
+    _write_start(config, world, describe("clip", clip, pixels), {})
+    task = ContrastiveTask(clip.to(world.device), world, validation, config.precision)
+    return Trainer(config, task, loader, world, _contract(config, {"data.train": len(dataset)}))
+
+
+def _build_prompt(config: TrainConfig, world: World) -> Trainer:
+    data, run = config.data, Path(config.output)
+    manifest = _labelled(config, data.train)
+    names, columns = select_classes(manifest.label_names or [], data.class_names)
+    labels = label_matrix(manifest.samples, columns, uncertain=data.uncertain, blank=data.blank)
+    if world.is_main:
+        _report_classes(names, labels)
+    clip, pixels = _backbone(config, manifest)
+    model = PsPG(clip, config.model, names)
+    # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
+    description = describe("pspg", clip, pixels, head=config.model, class_names=names)
+    towers = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
+    model.to(world.device)
+    autocast = autocast_dtype(config.precision, world.device)
+
+    def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
+        batches = make_eval_loader(dataset, batch_size=config.evaluation.batch_size, workers=data.workers)
+        return cache_features(model, batches, world.device, autocast, title=title)
+
+    dataset = _dataset(config, manifest, pixels, labels=labels, augment=True)
+    resumed = last_checkpoint(run) is not None
+    if resumed:
+        bank = load_tensors(run / "bank.safetensors")["bank"]
+    else:
+        bank = _bank(config, manifest, pixels, features_of)
+    loader: Any
+    if data.cache_features:
+        loader = features_of(dataset, "caching features").train_loader(
+            batch_size=config.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            accumulate=config.optim.accumulate,
+            seed=config.seed,
+        )
+    else:
+        loader = _loader(config, dataset, world)
+    validation: Iterable[Any] | None = None
+    if data.val:
+        held_out = _labelled(config, data.val)
+        _, held_columns = select_classes(held_out.label_names or [], names)
+        held_labels = label_matrix(held_out.samples, held_columns, uncertain=data.uncertain, blank=data.blank)
+        plain = _dataset(config, held_out, pixels, labels=held_labels, augment=False)
+        if data.cache_features:
+            validation = features_of(plain, "caching validation features").eval_batches(config.evaluation.batch_size)
+        else:
+            validation = make_eval_loader(plain, batch_size=config.evaluation.batch_size, workers=data.workers)
+    if not resumed:
+        _write_start(config, world, description, {"clip": towers, "bank": {"bank": bank.cpu()}})
+    task = PromptTask(
+        model,
+        config.loss,
+        world,
+        validation,
+        bank=bank.to(world.device) if config.evaluation.context == "bank" else None,
+        precision=config.precision,
+    )
+    contract = _contract(config, {"data.train": len(manifest.samples), "data.class_names": names})
+    return Trainer(config, task, loader, world, contract)
+
+
+def _labelled(config: TrainConfig, path: str) -> Manifest:
+    data = config.data
+    names = None if data.label_names is None else load_label_names(data.label_names)
+    return load_manifest(path, image_root=data.image_root, label_names=names, need="labels")
+
+
+def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[Any, Pixels]:
+    """CLIP to start from and the pixel rule: settings first, then what the backbone carries, then the data's own."""
+    data, run = config.data, Path(config.output)
+    pretrained = config.model.pretrained
+    carried: Pixels | None = None
+    if last_checkpoint(run) is not None:
+        # A resumed run finds its backbone and pixel rule in its own folder, wherever they came from.
+        clip, carried = load_clip_folder(run)
+        return clip, carried
+    if pretrained and (Path(pretrained) / "model.json").is_file():
+        clip, carried = load_clip_folder(Path(pretrained))
+        if carried.size != data.image_size:
+            raise UserError(
+                f"data.image_size: {data.image_size}, but the backbone in {pretrained} was trained at {carried.size}"
+            )
+    elif pretrained and Path(pretrained).is_dir():
+        raise UserError(f"model.pretrained: {pretrained} is a folder without model.json; give a run folder or a file")
+    else:
+        clip = load_clip(
+            config.model.backbone, pretrained, quick_gelu=config.model.quick_gelu, image_size=data.image_size
+        )
+    if data.mean is not None and data.std is not None:
+        mean, std = data.mean, data.std
+    elif carried is not None:
+        mean, std = carried.mean, carried.std
+    else:
+        mean, std = pixel_statistics(manifest.samples, data.image_size, data.resize)
+    return clip, Pixels(size=data.image_size, resize=data.resize, mean=mean, std=std)
+
+
+def _dataset(
+    config: TrainConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    *,
+    augment: bool,
+    labels: np.ndarray | None = None,
+    tokenize: Callable[[list[str]], Tensor] | None = None,
+) -> ImageDataset:
+    """`augment=False` is the plain view of validation; True means what the configuration says."""
+    data = config.data
+    return ImageDataset(
+        manifest.samples,
+        labels=labels,
+        tokenize=tokenize,
+        image_size=pixels.size,
+        resize=pixels.resize,
+        mean=pixels.mean,
+        std=pixels.std,
+        augment=augment and data.augment,
+        flip=data.flip if augment else 0.0,
+        seed=config.seed,
+        on_bad_image=data.on_bad_image,
+    )
+
+
+def _loader(config: TrainConfig, dataset: ImageDataset, world: World) -> Any:
+    return make_train_loader(
+        dataset,
+        batch_size=config.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        accumulate=config.optim.accumulate,
+        workers=config.data.workers,
+        seed=config.seed,
+    )
+
+
+def _bank(
+    config: TrainConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    features_of: Callable[[ImageDataset, str], CachedBatches],
+) -> Tensor:
+    """Global features (M,D) of a seeded choice of training images, not augmented."""
+    count = min(config.evaluation.bank_size, len(manifest.samples))
+    chosen = np.random.default_rng(config.seed).choice(len(manifest.samples), count, replace=False)
+    subset = replace(manifest, samples=[manifest.samples[i] for i in sorted(chosen)])
+    return features_of(_dataset(config, subset, pixels, augment=False), "context bank").features.global_
+
+
+def _report_classes(names: list[str], labels: np.ndarray) -> None:
+    """Name the classes that have one label value only: they train, but validation cannot score them."""
+    single = [
+        name
+        for name, column in zip(names, labels.T, strict=True)
+        if not (column == 1).any() or not (column == 0).any()
+    ]
+    if single:
+        say(f"{len(single)} of {len(names)} classes have one label value only in training: {', '.join(single[:10])}")
+
+
+def _write_start(
+    config: TrainConfig, world: World, description: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
+) -> None:
+    """Write the resolved configuration and the model folder's fixed files."""
+    run = Path(config.output)
+    if world.is_main and last_checkpoint(run) is None:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(yaml.safe_dump(asdict(replace(config, resume=None)), sort_keys=False))
+        write_model(run, description, tensors)
+    barrier()
+
+
+def _contract(config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
+    """Flat `key → value` of the settings that make two runs the same computation."""
+    flat: dict[str, Any] = {}
+    for key, value in asdict(config).items():
+        entries = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+        flat.update({name: entry for name, entry in entries.items() if name not in FREE})
+    return {**flat, **extra}

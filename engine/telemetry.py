@@ -1,0 +1,113 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """Print a line without breaking a progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class Telemetry:
+    """Writes the metrics of one run. Every method does nothing on other ranks than the first.
+
+    Args:
+        folder: run folder.
+        active: whether this process writes.
+        step: optimizer step the run continues after; later rows of a killed run are cut off.
+    """
+
+    def __init__(self, folder: Path, *, active: bool, step: int) -> None:
+        self._active = active
+        self._bar: tqdm | None = None
+        self._since = time.perf_counter()
+        self._images = 0
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(path) if row["step"] <= step]
+        temporary = path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a", buffering=1)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
+        """Start the progress bar of an epoch, `done` batches of which an earlier process trained."""
+        if self._active:
+            self._bar = tqdm(
+                total=batches, initial=done, desc=f"epoch {epoch + 1}/{epochs}", unit="batch", leave=False, dynamic_ncols=True
+            )
+        self._since = time.perf_counter()
+        self._images = 0
+
+    def batch(self, images: int) -> None:
+        """Count one batch of `images` images over all ranks."""
+        self._images += images
+        if self._bar is not None:
+            self._bar.update()
+
+    def end_epoch(self) -> None:
+        """Remove the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def images_per_second(self) -> float:
+        """Rate since the last call."""
+        now = time.perf_counter()
+        rate = self._images / max(now - self._since, 1e-9)
+        self._since, self._images = now, 0
+        return rate
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row; it must hold `step`. Values that are not finite are written as null."""
+        if not self._active:
+            return
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+        self._file.write(json.dumps(clean) + "\n")
+        for key, value in clean.items():
+            if isinstance(value, float):
+                self._tensorboard.add_scalar(key, value, row["step"])
+        if self._bar is not None:
+            self._bar.set_postfix(
+                {key: f"{row[key]:.4g}" for key in ("loss", "lr", "images_per_s") if key in row}, refresh=False
+            )
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self.end_epoch()
+        if self._active:
+            self._file.close()
+            self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line that a killed process left unfinished is dropped."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        lines = path.read_text().split("\n")
+        for number, line in enumerate(lines):
+            if not line:
+                continue
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                if number < len(lines) - 1:
+                    say(f"{path}:{number + 1}: not JSON, ignored")
+    return rows

@@ -1,0 +1,277 @@
+"""The training loop: epochs of DeepSpeed steps, validation, checkpoints, exact resume. It knows tasks, not models."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .checkpoint import last_checkpoint, load_tensors, read_json, save_checkpoint
+from .config import OptimConfig, TrainConfig
+from .distributed import Engine, World, barrier, broadcast_buffers, gather
+from .errors import UserError
+from .telemetry import Telemetry, say
+
+
+class Batches(Protocol):
+    """Training batches whose order and pixels are a function of (seed, epoch) alone."""
+
+    batches_per_epoch: int
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Any]: ...
+
+
+class Task(Protocol):
+    """One training objective."""
+
+    module: nn.Module
+    """what trains; called with `inputs(batch)`"""
+    score_name: str | None
+    """key of `validate` that picks the best epoch, higher is better; None: the last epoch is the best"""
+
+    def inputs(self, batch: Any) -> tuple[Any, ...]:
+        """What the module is called with: moves the batch to the device and runs what is frozen."""
+
+    def loss(self, output: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss to minimise and detached scalars to log."""
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Metrics of the validation split; every rank calls it and gets the same."""
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW over `parameter_groups`."""
+    groups = parameter_groups(module, config.weight_decay)
+    for group in groups:
+        group["initial_lr"] = config.lr
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
+    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(config.epochs * steps_per_epoch - warmup, 1)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def step_seed(seed: int, batch: int, rank: int) -> int:
+    """Seed of the random draws (dropout) of one batch: a function of its arguments, so resuming needs no state."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{batch}/{rank}".encode()).digest()[:8]) >> 1
+
+
+class Trainer:
+    """Trains a task's module and keeps the run folder.
+
+    Args:
+        config: the resolved configuration; `output` is the run folder.
+        task: the objective.
+        loader: training batches.
+        world: this process.
+        contract: settings that a checkpoint must have been made with to be continued, `key → value`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, task: Task, loader: Batches, world: World, contract: dict[str, Any]
+    ) -> None:
+        self.config, self.task, self.loader, self.world, self.contract = config, task, loader, world, contract
+        self.run = Path(config.output)
+        self.steps_per_epoch = loader.batches_per_epoch // config.optim.accumulate
+        self.epoch, self.step = 0, 0
+        self.best: dict[str, Any] = {"best_step": None, "best_score": None}
+        checkpoint = self._resume_from()
+        state = self._read_state(checkpoint) if checkpoint else {}
+        if checkpoint:
+            task.module.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
+        optimizer = make_optimizer(task.module, config.optim)
+        if state:
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.best = {key: state[key] for key in self.best}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate(step, self.steps_per_epoch, config.optim) / config.optim.lr,
+            last_epoch=self.step - 1,
+        )
+        self.engine = Engine(
+            task.module,
+            optimizer,
+            scheduler,
+            world,
+            batch_size=config.batch_size,
+            accumulate=config.optim.accumulate,
+            clip_norm=config.optim.clip_norm,
+            zero_stage=config.zero_stage,
+            autocast=autocast_dtype(config.precision, world.device),
+        )
+        self.average: AveragedModel | None = None
+        if config.optim.ema_decay:
+            self.average = AveragedModel(
+                task.module, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay), use_buffers=False
+            )
+            # The copy is evaluated outside DeepSpeed, whose hooks came along with it.
+            self.average.module._forward_pre_hooks.clear()
+            self.average.module._forward_hooks.clear()
+            # The first update of a fresh average copies the weights; a restored one must go on averaging.
+            self.average.n_averaged.fill_(self.step)
+        if checkpoint:
+            self.engine.load_optimizer_state(load_tensors(checkpoint / "optimizer.safetensors"))
+            if self.average is not None:
+                load_into(self.average.module, load_tensors(checkpoint / "ema.safetensors"))
+        self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch.
+
+        Returns:
+            `step`, `best_step`, `best_score` and the last validation metrics.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        metrics: dict[str, float] = {}
+        try:
+            while self.epoch < self.config.optim.epochs:
+                self._train_epoch()
+                broadcast_buffers(self.task.module)
+                metrics = self._validate()
+        finally:
+            self.telemetry.close()
+        return {"step": self.step, **self.best, **metrics}
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are validated and published: the average if there is one."""
+        return self.task.module if self.average is None else self.average.module
+
+    def _train_epoch(self) -> None:
+        accumulate = self.config.optim.accumulate
+        start = (self.step - self.epoch * self.steps_per_epoch) * accumulate
+        last = self.steps_per_epoch * accumulate
+        sums: dict[str, Tensor] = {}
+        pending = 0
+        self.task.module.train()
+        self.telemetry.epoch(self.epoch, self.config.optim.epochs, last, start)
+        for number, batch in enumerate(self.loader.batches(self.epoch, start), start + 1):
+            torch.manual_seed(
+                step_seed(self.config.seed, self.epoch * last + number, self.world.rank)
+            )
+            output = self.engine(*self.task.inputs(batch))
+            loss, parts = self.task.loss(output, batch)
+            self.engine.backward(loss)
+            lr = self.engine.lr
+            self.engine.step()
+            for key, value in {"loss": loss.detach(), **parts}.items():
+                sums[key] = sums[key] + value if key in sums else value.clone()
+            pending += 1
+            self.telemetry.batch(self.config.batch_size)
+            if number % accumulate:
+                continue
+            self.step += 1
+            if self.average is not None:
+                self.average.update_parameters(self.task.module)
+            save = self.config.save_every and self.step % self.config.save_every == 0 and number < last
+            if self.step % self.config.log_every == 0 or number == last or save:
+                self._log(sums, pending, lr)
+                sums, pending = {}, 0
+            if save:
+                self._save()
+        self.telemetry.end_epoch()
+        self.epoch += 1
+
+    def _log(self, sums: dict[str, Tensor], batches: int, lr: float) -> None:
+        """Read the sums (here the host waits for the device), average them over ranks, and stop on a lost run."""
+        values = torch.stack([value.double() for value in sums.values()]) / batches
+        means = torch.tensor(gather(values.tolist()), dtype=torch.float64).mean(0).tolist()
+        row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": lr}
+        row.update(zip(sums, means, strict=True))
+        row["images_per_s"] = self.telemetry.images_per_second()
+        self.telemetry.log(row)
+        if not math.isfinite(row["loss"]):
+            last = last_checkpoint(self.run)
+            raise UserError(
+                f"training diverged: the loss is {row['loss']} at step {self.step}; lower optim.lr or set optim.clip_norm"
+                + (f" (last good checkpoint: {last})" if last else "")
+            )
+
+    def _validate(self) -> dict[str, float]:
+        """Validate, remember the best epoch, log and save."""
+        metrics = self.task.validate(self.evaluated)
+        name = self.task.score_name
+        if name is not None:
+            score = metrics[name]
+            best = self.best["best_score"]
+            if math.isfinite(score) and (best is None or score > best):
+                self.best = {"best_step": self.step, "best_score": score}
+        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics})
+        if self.world.is_main:
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+            mark = "  (best)" if self.best["best_step"] == self.step else ""
+            say(f"epoch {self.epoch}/{self.config.optim.epochs}  {shown}{mark}")
+        self._save()
+        return metrics
+
+    def _save(self) -> None:
+        tensors = {"model": self.engine.state(), "optimizer": self.engine.optimizer_state()}
+        if self.average is not None:
+            tensors["ema"] = self.engine.state(self.average.module)
+        if self.world.is_main:
+            state = {"step": self.step, "epoch": self.epoch, **self.best, "contract": self.contract}
+            save_checkpoint(self.run, self.step, tensors, state)
+        barrier()
+
+    def _resume_from(self) -> Path | None:
+        last = last_checkpoint(self.run)
+        if self.config.resume is None:
+            if last is not None:
+                raise UserError(
+                    f"output: {self.run} already holds a run; continue it with --resume latest, or choose another folder"
+                )
+            return None
+        if self.world.is_main:
+            say(f"resuming from {last}" if last else f"{self.run} holds no checkpoint yet: starting fresh")
+        return last
+
+    def _read_state(self, checkpoint: Path) -> dict[str, Any]:
+        state = read_json(checkpoint / "state.json")
+        for key, value in self.contract.items():
+            if state["contract"].get(key) != value:
+                raise UserError(
+                    f"{key}: {checkpoint} was made with {state['contract'].get(key)!r}, this run asks for {value!r}; "
+                    "resume with the same settings or start another run"
+                )
+        return state
+
+
+def load_into(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into parameters and buffers of the same names, whatever 1-element shape they have there."""
+    with torch.no_grad():
+        for name, target in module.state_dict().items():
+            target.copy_(tensors[name].view(target.shape))
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Dtype of torch autocast for a `precision` setting; None: full precision."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

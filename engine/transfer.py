@@ -1,0 +1,90 @@
+"""`pspg-engine import-checkpoint` and `export-checkpoint`: model folders from and to other layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .checkpoint import import_published, write_json, write_tensors
+from .config import ExportConfig, ImportConfig, require
+from .data.manifest import load_label_names
+from .errors import UserError
+from .model_folder import Pixels, describe, load_clip_folder, load_model, read_description, write_model
+from .models.clip import clip_config
+from .models.pspg import PsPG
+from .published import published_state
+from .telemetry import say
+
+
+def import_checkpoint(config: ImportConfig) -> PsPG:
+    """Read weights in the published layout and write a model folder.
+
+    Raises:
+        UserError: unreadable or mismatching weights, or `output` exists.
+    """
+    require(source=config.source, output=config.output)
+    if not config.class_names:
+        raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
+    folder = new_folder(config.output)
+    names = config.class_names
+    model = import_published(
+        config.source,
+        load_label_names(names) if isinstance(names, str) else names,
+        prompt_length=config.prompt_length,
+        decoder_heads=config.decoder_heads,
+        prefix=config.prefix,
+        class_feature_weights=config.class_feature_weights,
+    ).float()
+    size = clip_config(model.clip)["vision_cfg"]["image_size"]
+    pixels = Pixels(size=size, resize="stretch", mean=config.mean, std=config.std)
+    write_model(
+        folder,
+        describe("pspg", model.clip, pixels, head=model.config, class_names=model.vocabulary.names),
+        {
+            "clip": dict(model.clip.state_dict()),
+            "model": dict(model.head.state_dict()),
+            "class_features": {"class_features": model.vocabulary.class_features},
+        },
+    )
+    say(f"imported {config.source} with {len(model.vocabulary.names)} classes: {folder}")
+    return model
+
+
+def export_checkpoint(config: ExportConfig) -> None:
+    """Write the weights of a run or model folder as one self-contained folder.
+
+    Raises:
+        UserError: not a usable folder, or `output` exists.
+    """
+    require(checkpoint=config.checkpoint, output=config.output)
+    source = Path(config.checkpoint)
+    description = read_description(source)
+    folder = new_folder(config.output)
+    if description["kind"] == "clip":
+        if config.layout == "published":
+            raise UserError("layout: a phase-1 CLIP has no prompt learner; export it with layout pspg-engine")
+        clip, _ = load_clip_folder(source)
+        write_model(folder, description, {"model": dict(clip.state_dict())})
+    else:
+        loaded = load_model(source)
+        if config.layout == "published":
+            folder.mkdir(parents=True)
+            write_tensors(folder / "model.safetensors", published_state(loaded.model))
+            write_json(folder / "export.json", {**description, "layout": "published"})
+        else:
+            tensors = {"clip": dict(loaded.model.clip.state_dict()), "model": dict(loaded.model.head.state_dict())}
+            if loaded.bank is not None:
+                tensors["bank"] = {"bank": loaded.bank}
+            write_model(folder, description, tensors)
+    say(f"exported {source}: {folder}")
+
+
+def new_folder(path: str) -> Path:
+    """A folder that does not exist yet or is empty.
+
+    Raises:
+        UserError: it holds something.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output: {folder} already exists and is not empty; choose another folder")
+    return folder

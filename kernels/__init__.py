@@ -1,0 +1,1 @@
+"""Operators of PsPG: tensors in, tensors out. Imports torch and triton, nothing of the engine."""

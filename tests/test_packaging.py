@@ -1,0 +1,96 @@
+"""The wheel holds what the tree holds, and dependencies point one way."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# package folder → what it may import of the project
+ALLOWED = {
+    "kernels": {"kernels"},
+    "engine": {"engine", "kernels"},
+    "benchmarks": {"benchmarks", "engine", "kernels"},
+    "tools": {"tools", "engine", "kernels"},
+}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted(path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(line, dotted name) of every import, relative ones resolved."""
+    package = path.relative_to(ROOT).parent.parts
+    names: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names.append((node.lineno, ".".join([*base, *([node.module] if node.module else [])])))
+    return names
+
+
+def project_part(name: str) -> str | None:
+    """engine, kernels, … if `name` belongs to the project."""
+    parts = name.split(".")
+    if parts[0] == "pspg":
+        return parts[1] if len(parts) > 1 else None
+    return parts[0] if parts[0] in ALLOWED else None
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_import_direction(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources(folder)
+        for line, name in imported(path)
+        if project_part(name) not in ALLOWED[folder] | {None}
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(("library", "file"), [("deepspeed", "engine/distributed.py"), ("pydicom", "engine/data/dicom.py")])
+def test_one_file_imports(library: str, file: str) -> None:
+    importers = {
+        str(path.relative_to(ROOT))
+        for folder in ALLOWED
+        for path in sources(folder)
+        for _, name in imported(path)
+        if name.split(".")[0] == library
+    }
+    assert importers == {file}
+
+
+def test_nobody_imports_the_folders_by_bare_name() -> None:
+    """`import kernels` beside `pspg.kernels` makes two copies of every module."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in [*ALLOWED, "tests"]
+        for path in sources(folder)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(a.name.split(".")[0] in {"engine", "kernels"} for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in {"engine", "kernels"})
+    ]
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_tree(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("pspg_engine-*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pspg/")}
+    tree = {
+        f"pspg/{path.relative_to(ROOT)}"
+        for folder in ("engine", "kernels")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".j2", ".typed", ".json"} and "__pycache__" not in path.parts
+    } | {f"pspg/{folder}/py.typed" for folder in ("engine", "kernels")}
+    assert packed == tree
