@@ -36,7 +36,7 @@ COMMANDS = {
     "train": Command("config:TrainConfig", "run:train", "train either phase"),
     "evaluate": Command("config:EvaluateConfig", "evaluation.evaluate:evaluate_model", "metrics, tables and a report"),
     "predict": Command("config:PredictConfig", "predict:predict", "score images, DICOM films included"),
-    "phantom": Command("data.phantom:PhantomCommand", "data.phantom:phantom", "draw a phantom data set"),
+    "phantom": Command("draw:DrawConfig", "draw:draw", "draw a phantom data set"),
     "import-checkpoint": Command("config:ImportConfig", "transfer:import_checkpoint", "read the authors' weights"),
     "export-checkpoint": Command("config:ExportConfig", "transfer:export_checkpoint", "write a model folder"),
 }
@@ -90,11 +90,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
 
 def _groups(settings: type) -> set[str]:
     """Names of the fields that are groups of settings themselves."""
-    return {
-        field.name
-        for field in dataclasses.fields(settings)
-        if dataclasses.is_dataclass(field.default_factory)
-    }
+    return {field.name for field in dataclasses.fields(settings) if dataclasses.is_dataclass(field.default_factory)}
 
 
 def one_line(error: Exception) -> str:

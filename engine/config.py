@@ -200,8 +200,8 @@ class EvaluateConfig:
     """score the fixed templates of the same backbone, too"""
     probe: str | None = None
     """training manifest for a ridge probe on the frozen image features, a ceiling; null: none"""
-    pictures: list[str] = field(default_factory=list)
-    """image files to show in the report; pictures of patients enter it only this way"""
+    pictures: dict[str, str] = field(default_factory=dict)
+    """caption → image file to show in the report; pictures of patients enter it only this way"""
     notes: list[str] = field(default_factory=list)
     """sentences to print at the top of the report"""
     title: str = "PsPG evaluation"
@@ -347,9 +347,7 @@ def check_train(config: TrainConfig) -> None:
     if data.std is not None and data.std <= 0:
         raise UserError(f"data.std: must be positive, got {data.std}")
     if optim.warmup_epochs > optim.epochs:
-        raise UserError(
-            f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}"
-        )
+        raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if data.cache_features and config.task == "contrastive":
         raise UserError("data.cache_features: phase 1 trains the image tower, its features cannot be cached")
     if data.cache_features and data.augment:

@@ -194,8 +194,7 @@ class Engine:
         for group in self._optimizer.param_groups:
             for flat in group["params"]:
                 self._optimizer.state[flat] = {
-                    key: value.clone() if key == "step" else torch.zeros_like(flat)
-                    for key, value in template.items()
+                    key: value.clone() if key == "step" else torch.zeros_like(flat) for key, value in template.items()
                 }
         # Links each parameter to its slice of the flat state; DeepSpeed itself does so at the first step.
         self._engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -9,22 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .data.torch_loader import Batch, EpochSampler
 from .errors import UserError
 from .models.clip import ImageFeatures, image_features
-from .models.pspg import PsPG, probabilities
+from .models.prompts import Vocabulary
+from .models.pspg import PromptHead, PsPG, probabilities
 
 
 @dataclass
 class Scores:
-    """Probabilities (N,C) and labels (N,C) in {1,0,-1} (None: unlabelled) of N images."""
+    """N scored images; C counts the classes of all lists, one list after the other."""
 
     ids: list[str]
     probabilities: NDArray[np.float64]
+    """(N,C)"""
     labels: NDArray[np.float64] | None
+    """(N,C) in {1, 0, -1}; None: unlabelled"""
+    features: NDArray[np.float32]
+    """(N,2D): global image feature and mean of the local tokens, both raw"""
 
     @classmethod
     def join(cls, parts: Sequence[Scores]) -> Scores:
@@ -40,6 +45,7 @@ class Scores:
             [name for part in parts for name in part.ids],
             np.concatenate([part.probabilities for part in parts]),
             np.concatenate(labels) if labels else None,
+            np.concatenate([part.features for part in parts]),
         )
 
 
@@ -67,33 +73,44 @@ def frozen_features(
 @torch.inference_mode()
 def score(
     model: PsPG,
-    head: nn.Module,
+    head: PromptHead,
+    vocabularies: Sequence[Vocabulary],
     batches: Iterable[Batch | FeatureBatch],
     device: torch.device,
     autocast: torch.dtype | None,
     *,
     context: Tensor | None,
 ) -> Scores:
-    """Probabilities of every image for the model's vocabulary.
+    """Probabilities of every image for every class list, each list prompted by itself.
 
     Args:
-        model: frozen towers and vocabulary.
+        model: frozen towers.
         head: the prompt head to use (the model's own, or a running average of it).
+        vocabularies: class lists.
         context: (M,D) context bank; None: each batch is its own context.
+
+    Raises:
+        UserError: no image could be read.
     """
     parts: list[Scores] = []
-    text = None if context is None else head.text_features(context, model.vocabulary, model.tower)
-    for batch in batches:
-        features = frozen_features(model, batch, device, autocast)
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            output = head(features, model.vocabulary, model.tower, text=text)
-        parts.append(
-            Scores(
-                batch.ids,
-                probabilities(output.logits).double().cpu().numpy(),
-                None if batch.labels is None else batch.labels.double().numpy(),
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        # Under a bank the text side is the same for every image.
+        texts = [None if context is None else head.text_features(context, v, model.tower) for v in vocabularies]
+        for batch in batches:
+            features = frozen_features(model, batch, device, autocast)
+            outputs = [
+                head(features, vocabulary, model.tower, text=text)
+                for vocabulary, text in zip(vocabularies, texts, strict=True)
+            ]
+            pooled = torch.cat([features.global_, features.tokens[:, 1:].mean(1)], dim=1)
+            parts.append(
+                Scores(
+                    batch.ids,
+                    torch.cat([probabilities(output.logits) for output in outputs], 1).double().cpu().numpy(),
+                    None if batch.labels is None else batch.labels.double().cpu().numpy(),
+                    pooled.float().cpu().numpy(),
+                )
             )
-        )
     return Scores.join(parts)
 
 

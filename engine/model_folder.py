@@ -11,15 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from .checkpoint import best_checkpoint, load_tensors, read_json, write_json, write_tensors
 from .config import ModelConfig
 from .errors import UserError
 from .models.clip import build_clip, clip_config
-from .models.prompts import Vocabulary
 from .models.pspg import PsPG
+from .models.weights import load_strictly
 
 FORMAT = "pspg-engine/1"
 
@@ -63,7 +62,10 @@ def describe(
         "head": None if head is None else asdict(head),
         "class_names": class_names,
         "pixels": asdict(pixels),
-        "tokenizer": {"name": "CLIP byte-pair encoding", "context_length": architecture["text_cfg"]["context_length"]},
+        "tokenizer": {
+            "name": "CLIP byte-pair encoding",
+            "context_length": architecture["text_cfg"]["context_length"],
+        },
         "versions": {name: version(name) for name in ("torch", "open_clip_torch")},
     }
 
@@ -136,11 +138,10 @@ def load_model(folder: str | Path) -> LoadedModel:
     clip, pixels = load_clip_folder(folder)
     names = description["class_names"]
     model = PsPG(clip, ModelConfig(**description["head"]), names)
-    features = folder / "class_features.safetensors"
-    if features.is_file():
-        # Imported with another CLIP's class features: they belong to the trained class list.
-        vocabulary = model.vocabulary
-        model.vocabulary = Vocabulary(**{**vars(vocabulary), "class_features": load_tensors(features)["class_features"]})
+    constants = folder / "vocabulary.safetensors"
+    if constants.is_file():
+        # Imported with the class features of another CLIP, which this folder does not hold.
+        model.vocabulary.load(load_tensors(constants))
     weights = weights_of(folder)
     load_strictly(model.head, load_tensors(weights), weights)
     bank = folder / "bank.safetensors"
@@ -152,25 +153,3 @@ def load_model(folder: str | Path) -> LoadedModel:
         source=folder,
         weights=weights,
     )
-
-
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Load a state dict.
-
-    Raises:
-        UserError: listing missing and unexpected keys and other shapes.
-    """
-    own = module.state_dict()
-    problems = [
-        f"{what} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for what, names in (
-            ("missing", sorted(own.keys() - tensors.keys())),
-            ("unexpected", sorted(tensors.keys() - own.keys())),
-            ("other shape", sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{file}: does not fit the model: {'; '.join(problems)}")
-    with torch.no_grad():
-        module.load_state_dict(tensors)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from .config import PredictConfig, require
-from .data.images import is_image_name
 from .data.manifest import Sample, load_label_names, load_manifest
 from .data.torch_loader import ImageDataset, make_eval_loader
 from .errors import UserError
-from .evaluation.report import safe_cell
+from .evaluation.report import write_csv
 from .inference import Scores, score
 from .model_folder import load_model
 from .telemetry import say
@@ -52,8 +47,11 @@ def predict(config: PredictConfig) -> Scores:
     loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers)
     bank = loaded.bank.to(device) if config.context == "bank" and loaded.bank is not None else None
     batches = tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None)
-    scores = score(model, model.head, batches, device, autocast, context=bank)
-    write_predictions(Path(config.output), model.vocabulary.names, scores)
+    scores = score(model, model.head, [model.vocabulary], batches, device, autocast, context=bank)
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows = ([name, *(round(float(p), 6) for p in row)] for name, row in zip(scores.ids, scores.probabilities, strict=True))
+    write_csv(output, ["id", *model.vocabulary.names], rows)
     say(f"{len(scores.ids)} images, {len(model.vocabulary.names)} classes: {config.output}")
     report_bad(loader.bad)
     return scores
@@ -69,13 +67,23 @@ def find_images(config: PredictConfig) -> list[Sample]:
     if source.suffix == ".jsonl":
         return load_manifest(source, image_root=config.image_root, need="image").samples
     if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.is_file() and is_image_name(path))
+        files = sorted(path for path in source.rglob("*") if path.is_file() and _looks_like_image(path))
         if not files:
             raise UserError(f"input: {source} holds no images (png, jpg, jpeg, dcm or files without a suffix)")
         return [Sample(id=str(path.relative_to(source)), path=path) for path in files]
     if not source.exists():
         raise UserError(f"input: {source}: no such file or folder")
     return [Sample(id=source.name, path=source)]
+
+
+def _looks_like_image(path: Path) -> bool:
+    """By suffix; files without one are DICOM if they say so."""
+    if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}:
+        return True
+    if path.suffix:
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def pick_device(device: str) -> torch.device:
@@ -87,19 +95,6 @@ def pick_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for but torch sees no GPU; use device cpu or auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def write_predictions(path: Path, names: Iterable[str], scores: Scores) -> None:
-    """Write id and one probability a class, so that the file is either whole or absent."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", *map(safe_cell, names)])
-    for name, row in zip(scores.ids, scores.probabilities, strict=True):
-        writer.writerow([safe_cell(name), *(f"{value:.6f}" for value in row)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def report_bad(bad: dict[str, str]) -> None:

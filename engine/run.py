@@ -20,7 +20,7 @@ from .data.torch_loader import ImageDataset, make_eval_loader, make_train_loader
 from .distributed import World, barrier, start, stop
 from .errors import UserError
 from .inference import CachedBatches, cache_features
-from .model_folder import Pixels, describe, load_clip_folder, read_description, write_model
+from .model_folder import Pixels, describe, load_clip_folder, write_model
 from .models.clip import load_clip, tokenize
 from .models.pspg import PsPG
 from .tasks import ContrastiveTask, PromptTask
@@ -119,10 +119,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
 
     dataset = _dataset(config, manifest, pixels, labels=labels, augment=True)
     resumed = last_checkpoint(run) is not None
-    if resumed:
-        bank = load_tensors(run / "bank.safetensors")["bank"]
-    else:
-        bank = _bank(config, manifest, pixels, features_of)
+    bank = load_tensors(run / "bank.safetensors")["bank"] if resumed else _bank(config, manifest, pixels, features_of)
     loader: Any
     if data.cache_features:
         loader = features_of(dataset, "caching features").train_loader(
@@ -248,9 +245,7 @@ def _bank(
 def _report_classes(names: list[str], labels: np.ndarray) -> None:
     """Name the classes that have one label value only: they train, but validation cannot score them."""
     single = [
-        name
-        for name, column in zip(names, labels.T, strict=True)
-        if not (column == 1).any() or not (column == 0).any()
+        name for name, column in zip(names, labels.T, strict=True) if not (column == 1).any() or not (column == 0).any()
     ]
     if single:
         say(f"{len(single)} of {len(names)} classes have one label value only in training: {', '.join(single[:10])}")

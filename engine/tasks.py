@@ -14,7 +14,7 @@ from .distributed import World, gather
 from .evaluation.metrics import macro_auc
 from .inference import Scores, frozen_features, score
 from .losses import contrastive_loss, prompt_loss
-from .models.pspg import PsPG, PsPGOutput
+from .models.pspg import PromptHead, PsPG, PsPGOutput
 from .trainer import autocast_dtype
 
 
@@ -109,13 +109,24 @@ class PromptTask:
         labels = batch.labels.to(self._world.device, non_blocking=True)
         return prompt_loss(output, labels, self._model.tower, self._model.vocabulary, self._loss)
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    def validate(self, module: PromptHead) -> dict[str, float]:  # type: ignore[override]
         """Macro AUC over classes with both label values."""
         if self._validation is None:
             return {}
         module.eval()
         mine = [
-            (number, score(self._model, module, [batch], self._world.device, self._autocast, context=self._bank))
+            (
+                number,
+                score(
+                    self._model,
+                    module,
+                    [self._model.vocabulary],
+                    [batch],
+                    self._world.device,
+                    self._autocast,
+                    context=self._bank,
+                ),
+            )
             for number, batch in enumerate(self._validation)
             if number % self._world.size == self._world.rank
         ]

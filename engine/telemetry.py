@@ -48,7 +48,12 @@ class Telemetry:
         """Start the progress bar of an epoch, `done` batches of which an earlier process trained."""
         if self._active:
             self._bar = tqdm(
-                total=batches, initial=done, desc=f"epoch {epoch + 1}/{epochs}", unit="batch", leave=False, dynamic_ncols=True
+                total=batches,
+                initial=done,
+                desc=f"epoch {epoch + 1}/{epochs}",
+                unit="batch",
+                leave=False,
+                dynamic_ncols=True,
             )
         self._since = time.perf_counter()
         self._images = 0
@@ -77,8 +82,7 @@ class Telemetry:
         if not self._active:
             return
         clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
         self._file.write(json.dumps(clean) + "\n")
         for key, value in clean.items():
@@ -86,7 +90,8 @@ class Telemetry:
                 self._tensorboard.add_scalar(key, value, row["step"])
         if self._bar is not None:
             self._bar.set_postfix(
-                {key: f"{row[key]:.4g}" for key in ("loss", "lr", "images_per_s") if key in row}, refresh=False
+                {key: f"{row[key]:.4g}" for key in ("loss", "lr", "images_per_s") if key in row},
+                refresh=False,
             )
 
     def close(self) -> None:

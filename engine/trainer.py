@@ -173,9 +173,7 @@ class Trainer:
         self.task.module.train()
         self.telemetry.epoch(self.epoch, self.config.optim.epochs, last, start)
         for number, batch in enumerate(self.loader.batches(self.epoch, start), start + 1):
-            torch.manual_seed(
-                step_seed(self.config.seed, self.epoch * last + number, self.world.rank)
-            )
+            torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, self.world.rank))
             output = self.engine(*self.task.inputs(batch))
             loss, parts = self.task.loss(output, batch)
             self.engine.backward(loss)
@@ -210,7 +208,8 @@ class Trainer:
         if not math.isfinite(row["loss"]):
             last = last_checkpoint(self.run)
             raise UserError(
-                f"training diverged: the loss is {row['loss']} at step {self.step}; lower optim.lr or set optim.clip_norm"
+                f"training diverged: the loss is {row['loss']} at step {self.step}; "
+                "lower optim.lr or set optim.clip_norm"
                 + (f" (last good checkpoint: {last})" if last else "")
             )
 
@@ -245,7 +244,8 @@ class Trainer:
         if self.config.resume is None:
             if last is not None:
                 raise UserError(
-                    f"output: {self.run} already holds a run; continue it with --resume latest, or choose another folder"
+                    f"output: {self.run} already holds a run; "
+                    "continue it with --resume latest, or choose another folder"
                 )
             return None
         if self.world.is_main:

@@ -42,7 +42,7 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
         {
             "clip": dict(model.clip.state_dict()),
             "model": dict(model.head.state_dict()),
-            "class_features": {"class_features": model.vocabulary.class_features},
+            "vocabulary": model.vocabulary.tensors(),
         },
     )
     say(f"imported {config.source} with {len(model.vocabulary.names)} classes: {folder}")
@@ -71,7 +71,10 @@ def export_checkpoint(config: ExportConfig) -> None:
             write_tensors(folder / "model.safetensors", published_state(loaded.model))
             write_json(folder / "export.json", {**description, "layout": "published"})
         else:
-            tensors = {"clip": dict(loaded.model.clip.state_dict()), "model": dict(loaded.model.head.state_dict())}
+            tensors = {
+                "clip": dict(loaded.model.clip.state_dict()),
+                "model": dict(loaded.model.head.state_dict()),
+            }
             if loaded.bank is not None:
                 tensors["bank"] = {"bank": loaded.bank}
             write_model(folder, description, tensors)

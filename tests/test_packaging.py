@@ -56,7 +56,9 @@ def test_import_direction(folder: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize(("library", "file"), [("deepspeed", "engine/distributed.py"), ("pydicom", "engine/data/dicom.py")])
+@pytest.mark.parametrize(
+    ("library", "file"), [("deepspeed", "engine/distributed.py"), ("pydicom", "engine/data/dicom.py")]
+)
 def test_one_file_imports(library: str, file: str) -> None:
     importers = {
         str(path.relative_to(ROOT))
@@ -76,7 +78,11 @@ def test_nobody_imports_the_folders_by_bare_name() -> None:
         for path in sources(folder)
         for node in ast.walk(ast.parse(path.read_text()))
         if (isinstance(node, ast.Import) and any(a.name.split(".")[0] in {"engine", "kernels"} for a in node.names))
-        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in {"engine", "kernels"})
+        or (
+            isinstance(node, ast.ImportFrom)
+            and not node.level
+            and (node.module or "").split(".")[0] in {"engine", "kernels"}
+        )
     ]
     assert not wrong
 

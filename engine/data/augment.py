@@ -54,9 +54,7 @@ def resized_crop(image: Image.Image, rng: torch.Generator) -> Image.Image:
             break
     top = _integer(rng, height - crop_height + 1)
     left = _integer(rng, width - crop_width + 1)
-    return F.resized_crop(
-        image, top, left, crop_height, crop_width, [height, width], InterpolationMode.BILINEAR
-    )
+    return F.resized_crop(image, top, left, crop_height, crop_width, [height, width], InterpolationMode.BILINEAR)
 
 
 def rotation(image: Image.Image, rng: torch.Generator) -> Image.Image:

@@ -1,7 +1,11 @@
 """DICOM radiographs as properly exposed 8-bit grey; the one file that imports pydicom.
 
-No message holds the value of a DICOM attribute, and what pydicom and GDCM would log or warn is kept quiet,
-since it can.
+No message holds the value of a DICOM attribute, and pydicom's own warnings and log, which can, are kept
+quiet.
+
+GDCM must be loaded after Pillow (it is, here): loaded first, its own zlib takes over the system's symbols
+and the next PNG corrupts the heap. A corrupt JPEG stream can make GDCM end the process; a loader process is
+reported dead.
 """
 
 from __future__ import annotations
@@ -9,12 +13,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import sys
 import warnings
-
-# GDCM's own zlib takes over the system's symbols where it is loaded first, and the next PNG then corrupts
-# the heap.
-import zlib  # noqa: F401
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -75,10 +74,6 @@ def _pydicom() -> ModuleType:
     except ModuleNotFoundError:
         raise UserError("reading DICOM needs pydicom: pip install 'pspg-engine[dicom]'") from None
     logging.getLogger("pydicom").propagate = False
-    if "gdcm" in sys.modules:
-        trace = sys.modules["gdcm"].Trace
-        trace.WarningOff()
-        trace.ErrorOff()
     return pydicom
 
 
@@ -86,7 +81,7 @@ def _check(path: Path, ds: Dataset) -> None:
     from pydicom.pixels import get_decoder
 
     if "PixelData" not in ds:
-        raise BadImage(path, "a DICOM file without pixels")
+        raise BadImage(path, "a DICOM file without pixels, or cut short")
     if int(ds.get("NumberOfFrames") or 1) != 1:
         raise BadImage(path, "a DICOM file of several frames; give one frame a file")
     if ds.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
@@ -102,14 +97,15 @@ def _render(path: Path, stored: NDArray[Any], ds: Dataset) -> NDArray[np.uint8]:
     lowest, highest = int(stored.min()), int(stored.max())
     if stored.ndim != 2 or not np.issubdtype(stored.dtype, np.integer) or highest - lowest > 65535:
         raise BadImage(path, "a DICOM file whose pixels are not 8 to 16 bits of grey")
-    values = np.arange(lowest, highest + 1)
+    values, index = np.arange(lowest, highest + 1), stored.astype(np.int32) - lowest
     padding = _padding(values, ds)
-    grey = _window(path, _modality(values, ds), ds, ~padding)
+    shown = np.zeros(len(values), dtype=bool)
+    shown[index] = True
+    grey = _window(path, _modality(values, ds), ds, shown & ~padding)
     if ds.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     grey[padding] = 0
-    table = np.rint(grey * 255).astype(np.uint8)
-    return table[stored.astype(np.int32) - lowest]
+    return np.rint(grey * 255).astype(np.uint8)[index]
 
 
 def _padding(values: NDArray[np.int64], ds: Dataset) -> NDArray[np.bool_]:
@@ -127,9 +123,7 @@ def _modality(values: NDArray[np.int64], ds: Dataset) -> NDArray[np.float64]:
     return values.astype(np.float64) * slope + intercept
 
 
-def _window(
-    path: Path, values: NDArray[np.float64], ds: Dataset, shown: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _window(path: Path, values: NDArray[np.float64], ds: Dataset, shown: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Modality values to [0, 1] (PS3.3 C.11.2)."""
     if ds.get("VOILUTSequence"):
         grey, low, high = _lookup(values, ds.VOILUTSequence[0], ds)

@@ -14,9 +14,7 @@ from .manifest import Sample, load_label_names, unknown_class
 MASKED = -1.0
 
 
-def select_classes(
-    label_names: Sequence[str], class_names: str | Sequence[str] | None
-) -> tuple[list[str], list[int]]:
+def select_classes(label_names: Sequence[str], class_names: str | Sequence[str] | None) -> tuple[list[str], list[int]]:
     """The classes of a run and their columns in the label lists.
 
     Args:
@@ -34,11 +32,7 @@ def select_classes(
         return list(label_names), list(range(len(label_names)))
     from_file = isinstance(class_names, str)
     source = f"{class_names}" if isinstance(class_names, str) else "data.class_names"
-    names = (
-        load_label_names(class_names)
-        if isinstance(class_names, str)
-        else [name.strip() for name in class_names]
-    )
+    names = load_label_names(class_names) if isinstance(class_names, str) else [name.strip() for name in class_names]
     if not names:
         raise UserError(f"{source}: the list is empty; leave it null for all classes")
     column = {name: number for number, name in enumerate(label_names)}

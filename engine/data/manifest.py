@@ -62,9 +62,7 @@ def load_label_names(path: str | Path) -> list[str]:
         if not name:
             raise UserError(f"{path}:{number}: empty line between class names; remove it")
         if name in names:
-            raise UserError(
-                f"{path}:{number}: class name {name!r} is already on line {names.index(name) + 1}"
-            )
+            raise UserError(f"{path}:{number}: class name {name!r} is already on line {names.index(name) + 1}")
         names.append(name)
     if not names:
         raise UserError(f"{path}: holds no class names; write one a line")

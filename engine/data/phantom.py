@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -129,17 +130,18 @@ def _write(config: PhantomConfig, folder: Path, workers: int | None) -> None:
     for stem, names in lists.items():
         (folder / f"{stem}.txt").write_text("".join(f"{name.name}\n" for name in names), encoding="utf-8")
     films = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
-    manifests = {split: (folder / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
-    with (folder / FINDINGS_FILE).open("w", encoding="utf-8") as findings_file:
-        progress = tqdm(total=len(films), desc="phantoms", unit="film", disable=None)
-        for (split, _), (row, findings) in zip(films, _map(config, folder, films, workers), strict=True):
-            manifests[split].write(json.dumps(row) + "\n")
+    with ExitStack() as stack:
+        files = {
+            stem: stack.enter_context((folder / f"{stem}.jsonl").open("w", encoding="utf-8"))
+            for stem in (*SPLITS, "findings")
+        }
+        drawn = tqdm(
+            _map(config, folder, films, workers), total=len(films), desc="phantoms", unit="film", disable=None
+        )
+        for (split, _), (row, findings) in zip(films, drawn, strict=True):
+            files[split].write(json.dumps(row) + "\n")
             shown = {"id": row["id"], "findings": [asdict(finding) for finding in findings]}
-            findings_file.write(json.dumps(shown) + "\n")
-            progress.update()
-        progress.close()
-    for manifest in manifests.values():
-        manifest.close()
+            files["findings"].write(json.dumps(shown) + "\n")
     (folder / CONFIG_FILE).write_text(json.dumps(_stored(config), indent=2) + "\n", encoding="utf-8")
 
 

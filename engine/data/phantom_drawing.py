@@ -53,7 +53,7 @@ class Film:
         self.w = {side: self.u * np.float32(sign / self.width) for side, sign in SIGN.items()}
         self.depth = {side: self.lung_distance(side) for side in SIGN}
         self.lung = {side: self.inside(self.depth[side]) for side in SIGN}
-        self.air: Field = self.lung["left"] + self.lung["right"]
+        self.air: Field = (self.lung["left"] + self.lung["right"]) * np.float32(anatomy.air)
 
     def inside(self, distance: Field, soft: float | None = None) -> Field:
         """1 where the signed distance is negative, 0 where positive, with an anti-aliased edge."""
@@ -139,8 +139,8 @@ def _draw_body(film: Film) -> None:
     u, v, anatomy, rng = film.u, film.v, film.anatomy, film.rng
     shoulder = 0.30 + 0.80 * np.clip((v + 0.98) / 0.26, 0, 1) ** 0.6 - 0.12 * np.clip(v + 0.6, 0, 0.8)
     film.add(film.inside(np.abs(u) / film.width - shoulder, 0.04), 0.86)
+    film.add(film.air, -LUNG)
     for side, sign in SIGN.items():
-        film.add(film.lung[side], -LUNG * anatomy.air)
         _draw_ribs(film, side)
         film.line(  # the clavicle
             [(sign * 0.09, -0.60), (sign * 0.38, -0.70), (sign * 0.62, -0.69), (sign * 0.90, -0.79)], 0.030, 0.13
@@ -198,23 +198,21 @@ def _effusion(film: Film, finding: Finding) -> None:
     side = str(finding.side)
     height = _pick(finding, 0.16, 0.56) * film.rng.uniform(0.85, 1.15)
     level = film.anatomy.base[side] + 0.08 - height - 0.50 * np.clip(film.w[side] - 0.35, 0, 1) ** 2  # the meniscus
-    fluid = film.inside(level - film.v, 0.05) * film.lung[side]
-    film.opacify(fluid)
-    film.add(fluid, 0.05)
+    film.opacify(film.inside(level - film.v, 0.05) * film.inside(-film.w[side]))
 
 
 def _pneumothorax(film: Film, finding: Finding) -> None:
     side = str(finding.side)
     collapsed = film.lung_distance(side, _pick(finding, 0.88, 0.66) * film.rng.uniform(0.97, 1.03))
-    air = film.lung[side] * film.air
+    air = film.air * film.inside(-film.w[side])
     film.add(air * film.inside(-collapsed), -0.16)
     film.add(air * film.inside(collapsed), 0.05)
     film.add(air * film.inside(np.abs(collapsed) - 0.012), 0.20)  # the pleural line
 
 
 def _nodule(film: Film, finding: Finding) -> None:
-    radius = _pick(finding, 0.058, 0.115) * film.rng.uniform(0.9, 1.1)
-    film.add(film.inside(film.disc(*film.spot(finding), radius), 0.03), 0.42)
+    radius = _pick(finding, 0.066, 0.125) * film.rng.uniform(0.92, 1.08)
+    film.add(film.inside(film.disc(*film.spot(finding), radius), 0.03), 0.52)
 
 
 def _granuloma(film: Film, finding: Finding) -> None:
@@ -230,7 +228,7 @@ def _patch(film: Film, finding: Finding, amount: float, grain: float) -> None:
 
 
 def _consolidation(film: Film, finding: Finding) -> None:
-    _patch(film, finding, 0.62, 0.25)
+    _patch(film, finding, 0.72, 0.25)
 
 
 def _ground_glass(film: Film, finding: Finding) -> None:
@@ -251,8 +249,8 @@ def _atelectasis(film: Film, finding: Finding) -> None:
     u, v = film.spot(finding, 0.04)
     half = _pick(finding, 0.13, 0.22)
     slope = SIGN[str(finding.side)] * film.rng.uniform(-0.2, 0.35)
-    for step in (0.0,) if finding.size == "small" else (-0.065, 0.0, 0.065):
-        film.line([(u - half, v + step - slope * half), (u + half, v + step + slope * half)], 0.017, 0.36)
+    for step in (0.0,) if finding.size == "small" else (-0.075, 0.0, 0.075):
+        film.line([(u - half, v + step - slope * half), (u + half, v + step + slope * half)], 0.021, 0.46)
 
 
 def _ring(film: Film, u: float, v: float, radius: float, wall: float) -> Field:
@@ -285,7 +283,7 @@ def _fracture(film: Film, finding: Finding) -> None:
     # Two displaced ends with a dark cleft between them.
     film.line([(u - sign * 0.15, v - 0.06), (u - sign * 0.02, v + 0.01)], 0.030, 0.45)
     film.line([(u + sign * 0.03, v - 0.06), (u + sign * 0.10, v + 0.06)], 0.030, 0.45)
-    film.line([(u, v - 0.09), (u + sign * 0.01, v + 0.08)], 0.014, -0.35)
+    film.line([(u, v - 0.09), (u + sign * 0.01, v + 0.08)], 0.012, -0.28)
 
 
 def _edema(film: Film, finding: Finding) -> None:
@@ -363,7 +361,7 @@ def _clips(film: Film, finding: Finding) -> None:
         film.line([(u + du - 0.02, v + dv), (u + du + 0.02, v + dv + 0.015)], 0.013, 1.3)
 
 
-def _subcutaneous_emphysema(film: Film, finding: Finding) -> None:
+def _subcutaneous_air(film: Film, finding: Finding) -> None:
     w = film.w[str(finding.side)]
     wall = film.inside(0.05 - film.depth[str(finding.side)], 0.05) * film.inside(0.5 - w, 0.1)
     strips = np.clip(film.noise(22), 0, 1) * film.inside(np.abs(film.v + 0.25) - 0.55, 0.2)
@@ -396,7 +394,7 @@ DRAWINGS: dict[str, Callable[[Film, Finding], None]] = {
     "hiatal hernia": _hernia,
     "prosthetic valve": _valve,
     "surgical clips": _clips,
-    "subcutaneous emphysema": _subcutaneous_emphysema,
+    "subcutaneous air": _subcutaneous_air,
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from .phantom_vocabulary import Finding, Kind
 
 DROP = 0.22  # probability that a report leaves an attribute out
+TERSE = 0.25  # probability that a report is a bare list of findings, worded as class names are
 SENTENCES = (
     "{}.",
     "{}.",
@@ -41,16 +42,18 @@ AIRY |= {"prosthetic valve", "scoliosis", "rib fracture", "hiatal hernia"}  # th
 def write_report(findings: Sequence[Finding], kinds: Sequence[Kind], rng: np.random.Generator) -> str:
     """A report of one film: every finding in random order and wording, attributes dropped at random, then some
     kinds of `kinds` that the film does not show, negated."""
-    sentences = [_positive(findings[i], rng) for i in rng.permutation(len(findings))]
+    if findings and rng.random() < TERSE:
+        return ", ".join(_phrase(findings[i], rng) for i in rng.permutation(len(findings)))
+    sentences = [str(rng.choice(SENTENCES)).format(_phrase(findings[i], rng)) for i in rng.permutation(len(findings))]
     present = {finding.kind for finding in findings}
     if not findings:
         sentences.append(str(rng.choice(NORMAL)))
     if present <= AIRY and rng.random() < 0.6:
         sentences.append(str(rng.choice(CLEAR)))
-    if "cardiomegaly" not in present and rng.random() < 0.2:
+    if "cardiomegaly" not in present and len(findings) < 4 and rng.random() < 0.25:
         sentences.append(str(rng.choice(HEART)))
     absent = [kind.noun for kind in kinds if kind.noun not in present]
-    for _ in range(rng.integers(1, 3) if len(findings) < 3 else rng.integers(0, 2)):
+    for _ in range(rng.integers(1, 3) if len(findings) < 3 else rng.integers(0, 2) * (len(findings) == 3)):
         template = str(rng.choice(NEGATIONS))
         slots = template.count("{}")
         if len(absent) >= slots:
@@ -61,15 +64,13 @@ def write_report(findings: Sequence[Finding], kinds: Sequence[Kind], rng: np.ran
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
-def _positive(finding: Finding, rng: np.random.Generator) -> str:
+def _phrase(finding: Finding, rng: np.random.Generator) -> str:
     side, zone, size = (
         None if rng.random() < DROP else value for value in (finding.side, finding.zone, finding.size)
     )
     wording = rng.random()
     if zone is not None and wording < 0.25:
-        phrase = " ".join(filter(None, (size, side, zone, "zone", finding.kind)))
-    elif zone is None and side is not None and wording < 0.25:
-        phrase = " ".join(filter(None, (size, finding.kind, "on the", side)))
-    else:
-        phrase = Finding(finding.kind, side, zone, size).name
-    return str(rng.choice(SENTENCES)).format(phrase)
+        return " ".join(filter(None, (size, side, zone, "zone", finding.kind)))
+    if zone is None and side is not None and wording < 0.25:
+        return " ".join(filter(None, (size, finding.kind, "on the", side)))
+    return Finding(finding.kind, side, zone, size).name

@@ -147,9 +147,7 @@ class ImageDataset(Dataset[Batch]):
                 rows.append(row)
             except BadImage as error:
                 if self.on_bad_image == "error":
-                    raise UserError(
-                        f"{error} (sample {self.ids[row]!r}); or set data.on_bad_image to skip"
-                    ) from None
+                    raise UserError(f"{error} (sample {self.ids[row]!r}); or set data.on_bad_image to skip") from None
                 bad.append((self.ids[row], str(error)))
         side = self.image_size
         return Batch(
@@ -218,9 +216,7 @@ class EpochSampler(Sampler[list[Key]]):
 
     def order(self, epoch: int) -> list[int]:
         """The permutation of an epoch."""
-        permutation: list[int] = torch.randperm(
-            self.length, generator=generator(self.seed, epoch, "order")
-        ).tolist()
+        permutation: list[int] = torch.randperm(self.length, generator=generator(self.seed, epoch, "order")).tolist()
         return permutation
 
 
@@ -430,7 +426,8 @@ def _results(loader: DataLoader[Any]) -> Iterator[Batch]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a loader process was killed, most often for want of memory; lower data.workers or batch_size"
+            "a loader process was killed, for want of memory (lower data.workers or batch_size) or by a decoder that"
+            " a corrupt file crashed"
         ) from error
 
 

@@ -1,8 +1,8 @@
 """Non-parametric bootstrap over images: percentile intervals of AUC and average precision.
 
-A resample draws N images with replacement, the same for all classes, and is held as how often each image was
-drawn. Each class is sorted once; a resample's curve then follows from cumulative sums of those counts, and its
-areas are those that scikit-learn gives on the resampled rows, ties included.
+A resample draws N images with replacement, the same for all classes, and is held as how often each image
+was drawn. Each class is sorted once; a resample's curve then follows from cumulative sums of those counts,
+and its areas are those that scikit-learn gives on the resampled rows, ties included.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ def bootstrap(
     Raises:
         UserError: as `metrics.evaluate`.
     """
-    samples = resample(
-        labels, probabilities, class_names, resamples=resamples, seed=seed, progress=progress
-    )
+    samples = resample(labels, probabilities, class_names, resamples=resamples, seed=seed, progress=progress)
 
     def per_class(values: Floats) -> dict[str, Interval]:
         return {name: interval(values[:, c], level) for c, name in enumerate(class_names)}
@@ -125,7 +123,7 @@ def bootstrap_groups(
     level: float = 0.95,
     progress: bool = True,
 ) -> dict[str, Intervals]:
-    """`bootstrap` on each group of classes, as `metrics.evaluate_groups`; all groups see the same resamples."""
+    """`bootstrap` on each group of classes, as `metrics.evaluate_groups`; the groups share the resamples."""
     truth, scores = check_scores(labels, probabilities, class_names)
     return {
         group: bootstrap(
@@ -162,7 +160,12 @@ def resample(
     areas = np.empty((resamples, classes + 1, 3))
     drawn = draws(images, resamples, seed)
     with tqdm(
-        total=resamples, desc="bootstrap", unit="resample", leave=False, dynamic_ncols=True, disable=not progress
+        total=resamples,
+        desc="bootstrap",
+        unit="resample",
+        leave=False,
+        dynamic_ncols=True,
+        disable=not progress,
     ) as bar:
         for start in range(0, resamples, CHUNK):
             stop = min(start + CHUNK, resamples)
@@ -197,9 +200,10 @@ def interval(samples: Floats, level: float = 0.95) -> Interval:
 class _Curve:
     """One class, sorted by falling score and cut at the K thresholds (distinct scores) that have positives.
 
-    Threshold k owns three runs of entries: the negatives that score between thresholds k−1 and k, the positives
-    at k, the negatives tied with them. A sparse 0/1 matrix sums the counts of each run: (3K,N) @ (N,R). No area
-    needs the thresholds without positives, so a rare class costs little more than reading its counts.
+    Threshold k owns three runs of entries: the negatives that score between thresholds k−1 and k, the
+    positives at k, the negatives tied with them. A sparse 0/1 matrix sums the counts of each run:
+    (3K,N) @ (N,R). No area needs the thresholds without positives, so a rare class costs little more than
+    reading its counts.
 
     Args:
         rows: (E,) image of each entry.

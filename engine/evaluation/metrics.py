@@ -181,14 +181,12 @@ def macro_auc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     return float(np.mean(areas)) if areas else float("nan")
 
 
-def check_scores(
-    labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str]
-) -> tuple[Labels, Floats]:
+def check_scores(labels: ArrayLike, probabilities: ArrayLike, class_names: Sequence[str]) -> tuple[Labels, Floats]:
     """Labels (N,C) as int8 and probabilities (N,C) as float64, checked.
 
     Raises:
         ValueError: shapes that do not belong together.
-        UserError: bad values, named by class, with the number of rows; equal class names; no images or classes.
+        UserError: bad values (named: the class and how many rows), equal class names, no images or classes.
     """
     truth, scores = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if truth.ndim != 2 or truth.shape != scores.shape or truth.shape[1] != len(class_names):

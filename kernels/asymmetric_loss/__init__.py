@@ -1,0 +1,5 @@
+"""Asymmetric loss of multi-label classification."""
+
+from .op import asymmetric_loss
+
+__all__ = ["asymmetric_loss"]

@@ -1,0 +1,164 @@
+"""`pspg-engine evaluate`: a trained model, its fixed-template baselines and a probe on one labelled split."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..config import EvaluateConfig, require
+from ..data.labels import label_matrix, select_classes
+from ..data.manifest import Manifest, load_label_names, load_manifest
+from ..data.torch_loader import ImageDataset, make_eval_loader
+from ..errors import UserError
+from ..inference import Scores, score
+from ..model_folder import LoadedModel, load_model
+from ..models.baselines import ridge_probe, template_probabilities
+from ..models.prompts import make_vocabulary
+from ..predict import pick_device, report_bad
+from ..telemetry import read_metrics, say
+from ..trainer import autocast_dtype
+from .bootstrap import bootstrap_groups
+from .metrics import evaluate_groups
+from .report import write_report
+
+
+def evaluate_model(config: EvaluateConfig) -> Path:
+    """Score, measure and write the report; returns its path.
+
+    Raises:
+        UserError: wrong settings, unusable model or data.
+    """
+    require(checkpoint=config.checkpoint, manifest=config.manifest, output=config.output)
+    settings = config.evaluation
+    manifest = _manifest(config, config.manifest)
+    lists = class_lists(config, manifest)
+    names = [name for group in lists.values() for name in group]
+    loaded = load_model(config.checkpoint)
+    if settings.context == "bank" and loaded.bank is None:
+        raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
+    device = pick_device(config.device)
+    autocast = autocast_dtype(config.precision, device)
+    model = loaded.model.to(device)
+
+    def scores_of(source: Manifest, title: str, groups: dict[str, list[str]]) -> Scores:
+        columns = select_classes(source.label_names or [], [name for group in groups.values() for name in group])[1]
+        labels = label_matrix(source.samples, columns, uncertain=config.uncertain, blank=config.blank)
+        loader = make_eval_loader(
+            _dataset(config, loaded, source, labels), batch_size=settings.batch_size, workers=config.workers
+        )
+        vocabularies = [
+            model.vocabulary
+            if group == loaded.class_names
+            else make_vocabulary(model.clip, group, model.config.prefix, prompt_length=model.config.prompt_length)
+            for group in groups.values()
+        ]
+        bank = loaded.bank.to(device) if settings.context == "bank" and loaded.bank is not None else None
+        batches = tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
+        scores = score(model, model.head, vocabularies, batches, device, autocast, context=bank)
+        report_bad(loader.bad)
+        return scores
+
+    scores = scores_of(manifest, "scoring", lists)
+    assert scores.labels is not None
+    # The first group of a report is everything it shows.
+    groups = {"all": names, **lists} if len(lists) > 1 else lists
+    methods: dict[str, NDArray[np.float64]] = {"PsPG": scores.probabilities}
+    if config.baselines:
+        width = scores.features.shape[1] // 2
+        found = template_probabilities(model.clip, torch.from_numpy(scores.features[:, :width]), names, device)
+        methods.update({f"template, {name}": values for name, values in found.items()})
+    if config.probe:
+        train = scores_of(_manifest(config, config.probe), "features for the probe", lists)
+        assert train.labels is not None
+        methods["ridge probe (ceiling)"] = ridge_probe(train.features, train.labels, scores.features)
+    metrics = {
+        name: evaluate_groups(scores.labels, values, names, groups, threshold=settings.threshold)
+        for name, values in methods.items()
+    }
+    intervals = {
+        name: bootstrap_groups(scores.labels, values, names, groups, resamples=settings.bootstrap, seed=settings.seed)
+        for name, values in methods.items()
+        if settings.bootstrap
+    }
+    report = write_report(
+        Path(config.output),
+        title=config.title,
+        metrics=metrics.pop("PsPG"),
+        class_names=names,
+        ids=scores.ids,
+        labels=scores.labels,
+        probabilities=scores.probabilities,
+        settings=_settings(config, loaded),
+        intervals=intervals.pop("PsPG", None),
+        baselines=metrics,
+        baseline_intervals=intervals,
+        pictures=[(caption, Path(path)) for caption, path in config.pictures.items()],
+        training=read_metrics(loaded.source / "metrics.jsonl"),
+        notes=config.notes,
+    )
+    say(f"{len(scores.ids)} images, {len(names)} classes: {report}")
+    return report
+
+
+def class_lists(config: EvaluateConfig, manifest: Manifest) -> dict[str, list[str]]:
+    """Name → classes of each list to report.
+
+    Raises:
+        UserError: an unknown class, or one in two lists.
+    """
+    labels = manifest.label_names or []
+    if config.class_lists is None:
+        return {"all": labels}
+    lists = {name: select_classes(labels, path)[0] for name, path in config.class_lists.items()}
+    if "all" in lists and len(lists) > 1:
+        raise UserError("class_lists: 'all' is the name of the lists together; choose another name")
+    seen: dict[str, str] = {}
+    for group, names in lists.items():
+        for name in names:
+            if name in seen:
+                raise UserError(f"class_lists: {name!r} is in {seen[name]!r} and in {group!r}; a class has one list")
+            seen[name] = group
+    return lists
+
+
+def _manifest(config: EvaluateConfig, path: str) -> Manifest:
+    names = None if config.label_names is None else load_label_names(config.label_names)
+    return load_manifest(path, image_root=config.image_root, label_names=names, need="labels")
+
+
+def _dataset(
+    config: EvaluateConfig, loaded: LoadedModel, manifest: Manifest, labels: NDArray[np.float32]
+) -> ImageDataset:
+    pixels = loaded.pixels
+    return ImageDataset(
+        manifest.samples,
+        labels=labels,
+        image_size=pixels.size,
+        resize=pixels.resize,
+        mean=pixels.mean,
+        std=pixels.std,
+        on_bad_image=config.on_bad_image,
+    )
+
+
+def _settings(config: EvaluateConfig, loaded: LoadedModel) -> dict[str, Any]:
+    """What the report says was run."""
+    return {
+        **asdict(config.evaluation),
+        "checkpoint": str(loaded.weights),
+        "manifest": config.manifest,
+        "class lists": config.class_lists or "all labels",
+        "uncertain": config.uncertain,
+        "blank": config.blank,
+        "precision": config.precision,
+        "pixels": asdict(loaded.pixels),
+        "model": asdict(loaded.model.config),
+        "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch", "scikit-learn")},
+    }

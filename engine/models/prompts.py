@@ -1,0 +1,185 @@
+"""Class names as the model sees them, and the pair of decoders that writes their prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pspg.kernels.prompt_decoder import decode
+from pspg.kernels.text_tower import Frame, encode
+
+from ..errors import UserError
+from .clip import TextEncoder, text_encoder, tokenize, tokenizer
+from .decoders import PromptDecoder
+
+
+class Vocabulary(nn.Module):
+    """A class list and what the text tower makes of it once: constants that move with `.to(...)`.
+
+    They are in no state dict, as in the published code; `tensors` and `load` keep what cannot be made again.
+    """
+
+    names: list[str]
+    class_features: Tensor
+    """(C,D) text features of the plain names, not normalised: t_0 of the decoders"""
+    sos: Tensor
+    padding: Tensor
+    suffix: Tensor
+    name_lengths: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        class_features: Tensor,
+        sos: Tensor,
+        padding: Tensor,
+        suffix: Tensor,
+        lengths: list[int],
+    ) -> None:
+        super().__init__()
+        self.names = list(names)
+        for name, tensor in (
+            ("class_features", class_features),
+            ("sos", sos),
+            ("padding", padding),
+            ("suffix", suffix),
+            ("name_lengths", torch.tensor(lengths, device=suffix.device)),
+        ):
+            self.register_buffer(name, tensor, persistent=False)
+        self._longest_name = max(lengths)
+        self._longest_pair = sum(sorted(lengths)[-2:])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def frame(self) -> Frame:
+        """Embeddings around the prompt vectors."""
+        return Frame(self.sos, self.padding, self.suffix, self.name_lengths, self._longest_name, self._longest_pair)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The floating-point constants by name."""
+        return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take constants that `tensors` gave for the same class list.
+
+        Raises:
+            UserError: they belong to another one.
+        """
+        for name, own in self.tensors().items():
+            if name not in tensors or tensors[name].shape != own.shape:
+                raise UserError(f"vocabulary: the stored {name} does not belong to these {len(self)} classes")
+            own.copy_(tensors[name])
+
+
+@torch.no_grad()
+def make_vocabulary(
+    source: open_clip.CLIP | TextEncoder, names: Sequence[str], prefix: bool = False, *, prompt_length: int = 0
+) -> Vocabulary:
+    """Tokenise and encode a class list, once.
+
+    Args:
+        source: CLIP, or a text encoder, that class features and token embeddings are taken from.
+        names: class names.
+        prefix: prompts stand before the class name.
+        prompt_length: n, to check that pair prompts fit the context.
+
+    Raises:
+        UserError: no names, empty names, duplicates (also for the tokenizer, which ignores case), names or prompts
+            longer than the context, or names whose token embeddings the source lacks.
+    """
+    encoder = source if isinstance(source, TextEncoder) else text_encoder(source)
+    context, table = encoder.tower.context_length, encoder.token_embedding
+    tokens = [tokenizer().encode(name) for name in names]
+    _check_names(names, tokens, context)
+    lengths = [len(ids) if prefix else 0 for ids in tokens]
+    longest = 2 + 2 * prompt_length + sum(sorted(lengths)[-2:])
+    if max(longest, 1 + prompt_length + max(lengths) + (2 if prefix else 1)) > context:
+        raise UserError(
+            f"model.prompt_length: {prompt_length} vectors make pair prompts of {longest} tokens, "
+            f"the context holds {context}" + ("; shorten the class names" if prefix else "")
+        )
+    eos, dot = tokenizer().eot_token_id, tokenizer().encode(".")
+    # Padding (token 0) fills up to the longest suffix; nothing pooled sees it.
+    tails = [[*ids, *dot, eos] if prefix else [eos] for ids in tokens]
+    width = max(map(len, tails))
+    suffix = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=table.device)
+    features = _encode_names(encoder, names)
+    vocabulary = Vocabulary(
+        names, features, table[tokenizer().sot_token_id].clone(), table[0].clone(), F.embedding(suffix, table), lengths
+    )
+    constants = torch.cat([vocabulary.class_features, vocabulary.suffix.flatten(1)], dim=1)
+    finite = constants.isfinite().all(dim=1)
+    if not finite.all():
+        bad = names[int(finite.int().argmin())]
+        raise UserError(f"class names: the weights hold no (finite) token embedding for {bad!r}")
+    return vocabulary
+
+
+def _encode_names(encoder: TextEncoder, names: Sequence[str]) -> Tensor:
+    """(C,D) features of the bare names, in chunks, each as long as its longest name."""
+    table = encoder.token_embedding
+    parts = []
+    for tokens in tokenize(names, encoder.tower.context_length).to(table.device).split(256):
+        end = tokens.argmax(dim=-1)  # EOS is the largest id
+        parts.append(encode(encoder.tower, F.embedding(tokens[:, : int(end.max()) + 1], table), end))
+    return torch.cat(parts)
+
+
+def _check_names(names: Sequence[str], tokens: Sequence[Sequence[int]], context: int) -> None:
+    if not names:
+        raise UserError("class names: the list is empty")
+    for number, (name, ids) in enumerate(zip(names, tokens, strict=True), start=1):
+        if not ids:
+            raise UserError(f"class names: number {number} ({name!r}) is empty")
+        if len(ids) + 2 > context:
+            raise UserError(
+                f"class names: {name[:40]!r}… takes {len(ids)} tokens, the context holds {context - 2}; shorten it"
+            )
+    for ids, count in Counter(map(tuple, tokens)).items():
+        if count > 1:
+            same = [repr(name) for name, other in zip(names, tokens, strict=True) if tuple(other) == ids]
+            raise UserError(f"class names: duplicates: {', '.join(same)} (upper and lower case read the same)")
+
+
+class PromptLearner(nn.Module):
+    """Positive and negative decoder: class features and image context in, prompts out.
+
+    Args:
+        width, hidden_size, text_width, heads: D, H, W and attention heads of both decoders.
+        prompt_length: n.
+        dropout: probability of dropping a decoder output's element in training.
+    """
+
+    def __init__(
+        self, width: int, hidden_size: int, text_width: int, heads: int, *, prompt_length: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.prompt_length, self.heads, self.dropout = prompt_length, heads, dropout
+        self.pos_decoder = PromptDecoder(width, hidden_size, text_width, heads)
+        self.neg_decoder = PromptDecoder(width, hidden_size, text_width, heads)
+
+    def forward(self, class_features: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Positive and negative prompts, (C,n,W) each.
+
+        Args:
+            class_features: (C,D).
+            context: (B,D) raw global features of the images that the prompts attend to.
+        """
+        decoders = (self.pos_decoder, self.neg_decoder)
+        outputs = decode(
+            [decoder.weights() for decoder in decoders],
+            class_features,
+            context,
+            prompt_length=self.prompt_length,
+            heads=self.heads,
+        )
+        outputs = F.dropout(outputs, self.dropout, self.training)
+        positive, negative = (decoder.output_proj(o) for decoder, o in zip(decoders, outputs, strict=True))
+        return positive, negative

@@ -1,0 +1,207 @@
+"""PsPG assembled: frozen CLIP, prompt decoders, spatial fusion, logits (paper fig. 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pspg.kernels.precision import at_least_fp32, no_autocast
+from pspg.kernels.similarity import similarity_logits
+from pspg.kernels.spcl import pair_features
+from pspg.kernels.text_tower import TextTower, encode, single_prompts
+
+from ..config import LossConfig, ModelConfig
+from .clip import ImageFeatures, TextEncoder, image_features, text_tower
+from .prompts import PromptLearner, Vocabulary, make_vocabulary
+from .spatial_fusion import SpatialFusion
+
+
+class TextFeatures(NamedTuple):
+    """The text side for one context; it is the same for every image scored with that context."""
+
+    positive_prompts: Tensor
+    """(C,n,W)"""
+    positive: Tensor
+    """(C,D), unit norm, float32 or better"""
+    negative: Tensor
+    """(C,D), unit norm, float32 or better"""
+
+
+@dataclass
+class PsPGOutput:
+    """What one forward pass gives."""
+
+    logits: Tensor
+    """(B,2,C), index 0 positive"""
+    pair_logits: Tensor | None
+    """(B,P), pairs i < j row-major, where asked for"""
+    positive_prompts: Tensor
+    """(C,n,W)"""
+    image_vectors: Tensor
+    """(B,D) fused image vectors"""
+    logit_scale: Tensor
+    """scalar, log of the inverse temperature"""
+    positive_features: Tensor
+    """(C,D), unit norm"""
+    negative_features: Tensor
+    """(C,D), unit norm"""
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(B,C) probabilities of logits (B,2,C): softmax over positive and negative (paper eq. 2)."""
+    return torch.softmax(logits, dim=1)[:, 0]
+
+
+class PromptHead(nn.Module):
+    """Exactly what trains in phase 2; its state dict has the published names.
+
+    Args:
+        width: D, joint embedding width of the CLIP.
+        text_width: W, width of its text tower.
+        config: prompt_length, hidden_size, decoder_heads, dropout, fusion.
+    """
+
+    def __init__(self, width: int, text_width: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.prompt_learner = PromptLearner(
+            width,
+            config.hidden_size,
+            text_width,
+            config.decoder_heads,
+            prompt_length=config.prompt_length,
+            dropout=config.dropout,
+        )
+        self.channel_attention = SpatialFusion(config.fusion)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def text_features(self, context: Tensor, vocabulary: Vocabulary, tower: TextTower) -> TextFeatures:
+        """Prompts and text features of the classes.
+
+        Args:
+            context: (M,D) raw global features that the prompts attend to.
+        """
+        prompts = self.prompt_learner(vocabulary.class_features, context)
+        singles = [single_prompts(prompt, vocabulary.frame) for prompt in prompts]
+        embeddings, pooled = (torch.cat(parts) for parts in zip(*singles, strict=True))
+        features = encode(tower, embeddings, pooled)
+        with no_autocast(features):
+            positive, negative = F.normalize(at_least_fp32(features), dim=-1).chunk(2)
+        return TextFeatures(prompts[0], positive, negative)
+
+    def forward(
+        self,
+        features: ImageFeatures | tuple[Tensor, Tensor],
+        vocabulary: Vocabulary,
+        tower: TextTower,
+        *,
+        context: Tensor | None = None,
+        text: TextFeatures | None = None,
+        pairs: bool = False,
+    ) -> PsPGOutput:
+        """Score B images for C classes.
+
+        Args:
+            features: global (B,D) and tokens (B,S,D) of the image tower.
+            vocabulary: the classes.
+            tower: frozen text tower.
+            context: (M,D) global features that the prompts attend to; None: those of this batch (the paper).
+            text: result of `text_features`, computed before; `context` is then not used.
+            pairs: compute pair logits too.
+        """
+        global_, tokens = features
+        if text is None:
+            text = self.text_features(global_ if context is None else context, vocabulary, tower)
+        vectors = self.channel_attention(tokens)
+        logits = [similarity_logits(vectors, side, self.logit_scale) for side in (text.positive, text.negative)]
+        pair_logits = None
+        if pairs:
+            pair_texts = pair_features(tower, vocabulary.frame, text.positive_prompts)
+            pair_logits = similarity_logits(vectors, pair_texts, self.logit_scale)
+        return PsPGOutput(
+            logits=torch.stack(logits, dim=1),
+            pair_logits=pair_logits,
+            positive_prompts=text.positive_prompts,
+            image_vectors=vectors,
+            logit_scale=self.logit_scale,
+            positive_features=text.positive,
+            negative_features=text.negative,
+        )
+
+
+class PsPG(nn.Module):
+    """Frozen CLIP, prompt head and class list.
+
+    CLIP stays in eval mode, without gradients, whatever `train()` says. What trains carries its published names
+    (`prompt_learner.…`, `channel_attention.conv.weight`, `logit_scale`), the towers are under `clip.`.
+
+    Args:
+        clip: made by `build_clip` or `load_clip`; it is frozen here.
+        config: everything but the backbone is used.
+        names: C class names.
+        class_encoder: text encoder for class features and token embeddings; None: the CLIP's own.
+
+    Raises:
+        UserError: names or prompts that the text tower cannot take.
+    """
+
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        config: ModelConfig,
+        names: Sequence[str],
+        *,
+        class_encoder: TextEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.loss_config = LossConfig()
+        """loss that the weights were made for; informative"""
+        self.clip = clip.eval().requires_grad_(False)
+        self.tower = text_tower(clip)
+        self._class_encoder = class_encoder
+        text_width, width = self.tower.projection.shape
+        head = PromptHead(width, text_width, config)
+        self.prompt_learner = head.prompt_learner
+        self.channel_attention = head.channel_attention
+        self.logit_scale = head.logit_scale
+        # In a tuple, so that it is not registered: its parts already are, under their published names.
+        self._head = (head,)
+        self.vocabulary = self._make_vocabulary(names)
+        self.to(self.tower.projection.dtype)
+
+    @property
+    def head(self) -> PromptHead:
+        """What trains, as one module; it shares this model's parameters."""
+        return self._head[0]
+
+    def set_classes(self, names: Sequence[str]) -> None:
+        """Score another class list from now on.
+
+        Raises:
+            UserError: names that the text tower cannot take.
+        """
+        place = self.vocabulary.class_features
+        self.vocabulary = self._make_vocabulary(names).to(place.device, place.dtype)
+
+    def _make_vocabulary(self, names: Sequence[str]) -> Vocabulary:
+        source = self.clip if self._class_encoder is None else self._class_encoder
+        return make_vocabulary(source, names, self.config.prefix, prompt_length=self.config.prompt_length)
+
+    def train(self, mode: bool = True) -> PsPG:
+        super().train(mode)
+        self.head.train(mode)
+        self.clip.eval()
+        return self
+
+    def forward(self, images: Tensor, *, context: Tensor | None = None, pairs: bool = False) -> PsPGOutput:
+        """Score images (B,3,h,w); `context` and `pairs` as in `PromptHead.forward`."""
+        with torch.no_grad():
+            features = image_features(self.clip, images)
+        return self.head(features, self.vocabulary, self.tower, context=context, pairs=pairs)

@@ -1,0 +1,94 @@
+"""Weight files, read without running any code they hold, and loaded without leaving anything out."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+"""Settings that OpenAI's files hold among the weights."""
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata (of safetensors) of a weight file, on the CPU.
+
+    Reads .safetensors, `torch.save` files (tensors only) and OpenAI's TorchScript archives. A `state_dict` entry is
+    opened, and the prefix `module.` of parallel training dropped.
+
+    Raises:
+        UserError: missing or unreadable file, or one that holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                return plain_state({name: file.get_tensor(name) for name in names}, path), file.metadata() or {}
+        if _is_torchscript(path):
+            return plain_state(torch.jit.load(path, map_location="cpu").state_dict(), path), {}
+        return plain_state(torch.load(path, map_location="cpu", weights_only=True), path), {}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in its parser
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not readable as weights ({reason})") from error
+
+
+def plain_state(value: object, source: str | Path) -> dict[str, Tensor]:
+    """State dict in `value`: the mapping itself or its `state_dict`, without the prefix `module.`.
+
+    Raises:
+        UserError: it is no mapping of names to tensors.
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
+        value = value["state_dict"]
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(f"{source}: holds no state dict (a mapping of names to tensors)")
+    state: dict[str, Tensor] = {}
+    for name, tensor in value.items():
+        name = str(name).removeprefix("module.")
+        if name in _NOT_WEIGHTS:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{source}: entry {name} is a {type(tensor).__name__}, not a tensor")
+        state[name] = tensor
+    return state
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        UserError: listing missing and unexpected keys and keys of another shape.
+    """
+    own = module.state_dict()
+    faults = {
+        "missing": own.keys() - tensors.keys(),
+        "unexpected": tensors.keys() - own.keys(),
+        "other shape": {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape},
+    }
+    if any(faults.values()):
+        listing = "; ".join(f"{what}: {_first(names)}" for what, names in faults.items() if names)
+        raise UserError(f"{source}: the weights do not fit the model; {listing}")
+    module.load_state_dict(dict(tensors))
+
+
+def _first(names: set[str], limit: int = 5) -> str:
+    shown = sorted(names)[:limit]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -1,0 +1,224 @@
+"""Weights in the layout of the authors' code: import, and export of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+
+from .config import LossConfig, ModelConfig
+from .errors import UserError
+from .models.clip import TextEncoder, build_clip, count_blocks, text_tower, tower_from_state
+from .models.pspg import PsPG
+from .models.weights import load_strictly, plain_state, read_weights
+
+_TOKENS = 49408
+"""Size of CLIP's vocabulary."""
+_TEXT = "text_encoder."
+_IMAGE = "image_encoder."
+_HEAD = ("prompt_learner.", "channel_attention.", "logit_scale")
+
+
+def import_published(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    class_names: Sequence[str] | None = None,
+    *,
+    prompt_length: int = 16,
+    decoder_heads: int = 8,
+    prefix: bool = False,
+    class_feature_weights: str | Path | Mapping[str, Tensor] | None = None,
+) -> PsPG:
+    """PsPG with published weights, on the CPU, in eval mode, fusing as the published code does (`gate_before_norm`).
+
+    Architecture and widths come from the tensors, and so does the dtype: the widest of them, at least float32. Metadata
+    of a safetensors file overrides the keywords. Such a file may hold the token embedding's used rows only
+    (`token_embedding.rows`, `.values`); other class lists than its own then lack embeddings and are refused.
+
+    Args:
+        path_or_state_dict: `.pth` (read with weights_only), `.safetensors`, or a state dict.
+        class_names: classes in order; None: those of the metadata.
+        prompt_length: n.
+        decoder_heads: attention heads of the decoders.
+        prefix: prompts stand before the class name.
+        class_feature_weights: weights of the original CLIP, file or state dict; class features and token embeddings are
+            taken from it. The published code makes them before it loads a checkpoint, so a checkpoint with a fine-tuned
+            text tower reproduces its scores only with this.
+
+    Raises:
+        UserError: unreadable file, another decoder than the GRU, missing or unexpected keys, or unusable class names.
+    """
+    state, metadata, source = _read(path_or_state_dict)
+    prefix = _setting(metadata, "prefix", prefix, source)
+    prompt_length = _setting(metadata, "prompt_length", prompt_length, source)
+    decoder_heads = _setting(metadata, "decoder_heads", decoder_heads, source)
+    if class_names is None:
+        class_names = json.loads(metadata["names"]) if "names" in metadata else None
+    if class_names is None:
+        raise UserError(f"{source}: give class_names, the file does not say which classes it was trained on")
+    _check_decoder(state, metadata, source)
+    state = _with_whole_embedding(state)
+    dtype = _widest(state)
+    config = _clip_config(state, source)
+    head_state = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD)}
+    hidden = _size(state, "prompt_learner.pos_decoder.gru.weight_hh", 1, source)
+    if decoder_heads < 1 or hidden % decoder_heads:
+        raise UserError(f"decoder_heads: {decoder_heads} heads do not divide the hidden width {hidden} of {source}")
+    clip_state = {name.replace(_IMAGE, "visual.", 1): t for name, t in state.items() if name.startswith(_IMAGE)}
+    clip_state |= {name.removeprefix(_TEXT): t for name, t in state.items() if name.startswith(_TEXT)}
+    if "logit_scale" in state:
+        clip_state["logit_scale"] = state["logit_scale"]
+    stray = state.keys() - head_state.keys() - {n for n in state if n.startswith((_IMAGE, _TEXT))}
+    clip_state |= {name: state[name] for name in stray}  # so that load_strictly names them
+    clip = build_clip(config).to(dtype)
+    load_strictly(clip, clip_state, source)
+    settings = ModelConfig(
+        backbone="imported",
+        quick_gelu=True,
+        prompt_length=prompt_length,
+        hidden_size=hidden,
+        decoder_heads=decoder_heads,
+        prefix=prefix,
+        fusion=metadata.get("fusion", "gate_before_norm"),  # type: ignore[arg-type]
+    )
+    encoder = None if class_feature_weights is None else _class_encoder(class_feature_weights, dtype, clip)
+    model = PsPG(clip, settings, class_names, class_encoder=encoder)
+    load_strictly(model.head, head_state, source)
+    model.loss_config = LossConfig(preset="published")
+    return model.eval()
+
+
+def published_state(model: PsPG) -> dict[str, Tensor]:
+    """The model's weights under the published names: image and text tower, prompt learner, fusion, temperature."""
+    state = {}
+    for name, tensor in model.clip.state_dict().items():
+        if name.startswith("visual."):
+            state[_IMAGE + name.removeprefix("visual.")] = tensor
+        elif name != "logit_scale":
+            state[_TEXT + name] = tensor
+    return {**state, **model.head.state_dict()}
+
+
+def published_metadata(model: PsPG) -> dict[str, str]:
+    """What the tensors do not tell, for a safetensors file's metadata; `import_published` reads it back."""
+    config = model.config
+    return {
+        "names": json.dumps(model.vocabulary.names),
+        "decoder": "gru",
+        "prefix": str(config.prefix),
+        "prompt_length": str(config.prompt_length),
+        "decoder_heads": str(config.decoder_heads),
+        "fusion": config.fusion,
+    }
+
+
+def _read(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    metadata: dict[str, str] = {}
+    if isinstance(source, Mapping):
+        state, name = plain_state(source, "state dict"), "state dict"
+    else:
+        (state, metadata), name = read_weights(source), str(source)
+    # A file of reference results keeps its weights apart from them.
+    weights = {key.removeprefix("state."): tensor for key, tensor in state.items() if key.startswith("state.")}
+    return weights or state, metadata, name
+
+
+def _setting(metadata: Mapping[str, str], key: str, default: Any, source: str) -> Any:
+    """Metadata's value of a bool or an int, else the default."""
+    if key not in metadata:
+        return default
+    try:
+        value = json.loads(metadata[key].lower())
+    except ValueError:
+        value = None
+    if type(value) is not type(default):
+        raise UserError(f"{source}: metadata {key} is {metadata[key]!r}, not of type {type(default).__name__}")
+    return value
+
+
+def _check_decoder(state: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
+    for side in ("pos", "neg"):
+        names = [name for name in state if name.startswith(f"prompt_learner.{side}_decoder.")]
+        if not names:
+            raise UserError(f"{source}: has no prompt_learner.{side}_decoder; only checkpoints with both decoders load")
+        if not any(".gru." in name for name in names):
+            parts = sorted({name.split(".")[2] for name in names})
+            kind = metadata.get("decoder", "unknown")
+            raise UserError(
+                f"{source}: its decoder ({kind}: {', '.join(parts)}) is not the GRU, which alone can be loaded"
+            )
+
+
+def _with_whole_embedding(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Spread stored rows of the token embedding over the whole table; rows that are not stored become NaN."""
+    state = dict(state)
+    if "token_embedding.rows" in state and "token_embedding.values" in state:
+        rows, values = state.pop("token_embedding.rows"), state.pop("token_embedding.values")
+        table = values.new_full((_TOKENS, values.shape[1]), torch.nan)
+        table[rows] = values
+        state[f"{_TEXT}token_embedding.weight"] = table
+    return state
+
+
+def _widest(state: Mapping[str, Tensor]) -> torch.dtype:
+    wide = any(tensor.dtype == torch.float64 for tensor in state.values())
+    return torch.float64 if wide else torch.float32
+
+
+def _size(state: Mapping[str, Tensor], name: str, dimension: int, source: str) -> int:
+    if name not in state or state[name].ndim <= dimension:
+        raise UserError(f"{source}: the weights do not fit the model; missing: {name}")
+    return state[name].shape[dimension]
+
+
+def _clip_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Architecture in open_clip's format; heads and activation are OpenAI's: width/64 heads, QuickGELU."""
+    text_width = _size(state, f"{_TEXT}ln_final.weight", 0, source)
+    if f"{_IMAGE}class_embedding" in state:
+        width, patch = (_size(state, f"{_IMAGE}conv1.weight", dimension, source) for dimension in (0, 3))
+        positions = _size(state, f"{_IMAGE}positional_embedding", 0, source)
+        layers: int | list[int] = count_blocks(state, f"{_IMAGE}transformer.resblocks.")
+        step = patch
+    else:
+        width, patch = _size(state, f"{_IMAGE}layer1.0.conv1.weight", 0, source), None
+        positions = _size(state, f"{_IMAGE}attnpool.positional_embedding", 0, source)
+        layers = [count_blocks(state, f"{_IMAGE}layer{stage}.") for stage in (1, 2, 3, 4)]
+        step = 32
+    return {
+        "embed_dim": _size(state, f"{_TEXT}text_projection", 1, source),
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": step * round((positions - 1) ** 0.5),
+            "layers": layers,
+            "width": width,
+            "patch_size": patch,
+        },
+        "text_cfg": {
+            "context_length": _size(state, f"{_TEXT}positional_embedding", 0, source),
+            "vocab_size": _size(state, f"{_TEXT}token_embedding.weight", 0, source),
+            "width": text_width,
+            "heads": max(text_width // 64, 1),
+            "layers": count_blocks(state, f"{_TEXT}transformer.resblocks."),
+        },
+    }
+
+
+def _class_encoder(source: str | Path | Mapping[str, Tensor], dtype: torch.dtype, clip: open_clip.CLIP) -> TextEncoder:
+    """Text encoder of CLIP weights under OpenAI's names, or of a published checkpoint, as wide as `clip`'s."""
+    state, _, name = _read(source)
+    state = _with_whole_embedding(state)
+    state = {re.sub(f"^{re.escape(_TEXT)}", "", key): tensor.to(dtype) for key, tensor in state.items()}
+    width = _size(state, "ln_final.weight", 0, name)
+    try:
+        encoder = TextEncoder(tower_from_state(state, heads=max(width // 64, 1)), state["token_embedding.weight"])
+    except KeyError as error:
+        raise UserError(f"{name}: the weights do not fit a CLIP text tower; missing: {error.args[0]}") from None
+    theirs, ours = tuple(encoder.tower.projection.shape), tuple(text_tower(clip).projection.shape)
+    if theirs != ours:
+        raise UserError(f"{name}: its text projection is {theirs}, the checkpoint's {ours}; another CLIP's weights")
+    return encoder

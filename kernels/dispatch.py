@@ -1,0 +1,59 @@
+"""One place where an operator picks its implementation and checks its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def resolve(impl: str, available: Mapping[str, Function]) -> Function:
+    """Implementation to run.
+
+    Args:
+        impl: name of an implementation, or "auto" for the first of `available`.
+        available: implementations that can run here, best first.
+
+    Raises:
+        ValueError: an explicit choice that cannot run; it is never replaced by another one.
+    """
+    if impl == "auto":
+        return next(iter(available.values()))
+    if impl not in available:
+        raise ValueError(f"impl={impl!r} is not available, choose from auto, {', '.join(available)}")
+    return available[impl]
+
+
+def check_shapes(operator: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
+    """Check that tensors agree in their dimensions and live on one device.
+
+    Args:
+        operator: name for the message.
+        tensors: name → (tensor, its dimensions): letters that stand for one size throughout, or numbers, for example
+            `logits=(logits, "B 2 C")`.
+
+    Returns:
+        Size of each letter.
+
+    Raises:
+        ValueError: naming the tensor that does not fit.
+    """
+    sizes: dict[str, int] = {}
+    device = next(iter(tensors.values()))[0].device
+    for name, (tensor, dimensions) in tensors.items():
+        letters = dimensions.split()
+        expected = [int(letter) if letter.isdigit() else sizes.get(letter) for letter in letters]
+        shape = tuple(tensor.shape)
+        fits = len(shape) == len(letters) and all(
+            want in (None, got) for want, got in zip(expected, shape, strict=True)
+        )
+        if not fits:
+            known = ", ".join(f"{letter}={size}" for letter, size in sizes.items()) or "none"
+            raise ValueError(f"{operator}: {name} must be ({', '.join(letters)}), got {shape}; known: {known}")
+        if tensor.device != device:
+            raise ValueError(f"{operator}: {name} is on {tensor.device}, the other inputs on {device}")
+        sizes.update((letter, size) for letter, size in zip(letters, shape, strict=True) if not letter.isdigit())
+    return sizes

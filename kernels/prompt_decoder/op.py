@@ -1,0 +1,47 @@
+"""Public form of the prompt decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..dispatch import check_shapes, resolve
+from . import reference
+from .reference import Decoder
+
+
+def decode(
+    decoders: Sequence[Decoder],
+    class_features: Tensor,
+    context: Tensor,
+    *,
+    prompt_length: int,
+    heads: int,
+    impl: str = "auto",
+) -> Tensor:
+    """Run G independent prompt decoders for n steps (paper eqs. 3 and 4).
+
+    Args:
+        decoders: parameters of each decoder under the published names: `gru.*`, `encoder_proj.*`,
+            `self_attention.*`, `encoder_attention.*`, `fc.*`.
+        class_features: (C,D), t_0: text features of the class names.
+        context: (B,D), global image features that the classes attend to.
+        prompt_length: n.
+        heads: attention heads; they divide H.
+        impl: auto or reference.
+
+    Returns:
+        (G,C,n,D), the outputs o_i before dropout and `output_proj`.
+
+    Raises:
+        ValueError: shapes that do not fit, or an `impl` that cannot run.
+    """
+    run = resolve(impl, {"reference": reference.decode})
+    check_shapes("decode", class_features=(class_features, "C D"), context=(context, "B D"))
+    for p in decoders:
+        hidden = p["gru.weight_hh"].shape[-1]
+        if hidden % heads:
+            raise ValueError(f"decode: {heads} heads do not divide the hidden width {hidden}")
+        check_shapes("decode", context=(context, "B D"), encoder_proj=(p["encoder_proj.weight"], "H D"))
+    return run(decoders, class_features, context, prompt_length=prompt_length, heads=heads)

@@ -1,0 +1,124 @@
+"""Where prompt vectors and constant embeddings stand in the text tower's input (paper 3.2).
+
+    single prompt   SOS V_c suffix_c
+    pair prompt     SOS V_i name_i V_j suffix_j
+
+The suffix is EOS. In prefix mode it is the class name's tokens, ".", EOS; without it name_i is empty. All sequences are
+assembled by one lookup in a table of vectors, so backward is one scatter-add, and they stop at their pooled token: the
+tower is causal, later tokens cannot reach it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Constant token embeddings around the vectors of C classes."""
+
+    sos: Tensor
+    """(W,)"""
+    padding: Tensor
+    """(W,)"""
+    suffix: Tensor
+    """(C,K,W): EOS (K = 1), or in prefix mode the name's tokens, ".", EOS, padding"""
+    name_lengths: Tensor
+    """(C,) int64: name tokens in the suffix, 0 without prefix mode"""
+    longest_name: int
+    """largest of name_lengths"""
+    longest_pair: int
+    """largest sum of two classes' name_lengths"""
+
+    @property
+    def named(self) -> bool:
+        return self.longest_name > 0
+
+    def single_tokens(self, prompt_length: int) -> int:
+        """Tokens of the longest single prompt, EOS included."""
+        return 1 + prompt_length + self.longest_name + (2 if self.named else 1)
+
+    def pair_tokens(self, prompt_length: int) -> int:
+        """Tokens of the longest pair prompt, up to the pooled one."""
+        return 2 + 2 * prompt_length + self.longest_pair
+
+
+def pair_indices(classes: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Classes i and j of the P pairs, (P,) each: i < j, row-major."""
+    first, second = torch.triu_indices(classes, classes, offset=1, device=device)
+    return first, second
+
+
+def single_prompts(prompts: Tensor, frame: Frame, *, tokens: int | None = None) -> tuple[Tensor, Tensor]:
+    """Embedding sequences of all classes' prompts.
+
+    Args:
+        prompts: (C,n,W).
+        tokens: T, length of the sequences; None: as long as needed.
+
+    Returns:
+        Embeddings (C,T,W), before the positional embedding, and position of EOS (C,).
+    """
+    classes, n, _ = prompts.shape
+    table = _Table(prompts, frame)
+    c = torch.arange(classes, device=prompts.device)[:, None]
+    t = torch.arange(tokens or frame.single_tokens(n), device=prompts.device)
+    index = torch.where(t > n, table.suffix(c, t - 1 - n), torch.where(t > 0, table.vector(c, t - 1), table.SOS))
+    eos = frame.name_lengths + 1 if frame.named else frame.name_lengths
+    return table.look_up(index), 1 + n + eos
+
+
+def pair_prompts(
+    prompts: Tensor, frame: Frame, first: Tensor, second: Tensor, *, tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Embedding sequences of pair prompts.
+
+    Args:
+        prompts: (C,n,W).
+        first, second: (R,) int64, classes i and j of each pair.
+        tokens: T, length of the sequences; None: as long as needed.
+
+    Returns:
+        Embeddings (R,T,W), before the positional embedding, and pooled positions (R,): 1 + 2n + both name lengths. That
+        is EOS, but in prefix mode the final "." before it, as in the published implementation.
+    """
+    n = prompts.shape[1]
+    table = _Table(prompts, frame)
+    i, j = first[:, None], second[:, None]
+    t = torch.arange(tokens or frame.pair_tokens(n), device=prompts.device)
+    # Offsets into the four segments that follow SOS; negative before a segment starts.
+    in_v_i = t - 1
+    in_name_i = in_v_i - n
+    in_v_j = in_name_i - frame.name_lengths[i]
+    in_suffix_j = in_v_j - n
+    index = torch.where(in_v_i >= 0, table.vector(i, in_v_i), table.SOS)
+    index = torch.where(in_name_i >= 0, table.suffix(i, in_name_i), index)
+    index = torch.where(in_v_j >= 0, table.vector(j, in_v_j), index)
+    index = torch.where(in_suffix_j >= 0, table.suffix(j, in_suffix_j), index)
+    return table.look_up(index), 1 + 2 * n + frame.name_lengths[first] + frame.name_lengths[second]
+
+
+class _Table:
+    """Every vector that a sequence can hold, as rows: SOS, padding, the prompts, the suffixes."""
+
+    SOS, PADDING = 0, 1
+
+    def __init__(self, prompts: Tensor, frame: Frame) -> None:
+        self._n, self._k = prompts.shape[1], frame.suffix.shape[1]
+        self._suffixes = 2 + prompts.shape[0] * self._n
+        self._rows = torch.cat(
+            [frame.sos[None], frame.padding[None], prompts.flatten(0, 1), frame.suffix.flatten(0, 1)]
+        )
+
+    def vector(self, c: Tensor, offset: Tensor) -> Tensor:
+        return 2 + c * self._n + offset
+
+    def suffix(self, c: Tensor, offset: Tensor) -> Tensor:
+        return torch.where(offset < self._k, self._suffixes + c * self._k + offset, self.PADDING)
+
+    def look_up(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self._rows)

@@ -1,0 +1,134 @@
+"""Every mistake in settings ends in one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pspg.engine.cli import COMMANDS, main, parse
+from pspg.engine.config import LossConfig, TrainConfig, check_train
+from pspg.engine.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_yaml_then_dotted_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model: {prompt_length: 3}\noptim: {lr: 1e-3}\n")
+    name, config = parse(["train", "--config", str(file), "--optim.lr", "2e-3", "--data.class_names", "[a, b]"])
+    assert name == "train"
+    assert (config.model.prompt_length, config.optim.lr, config.data.class_names) == (3, 2e-3, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("model: {promt_length: 3}", "promt_length"),
+        ("optim: {lr: fast}", "optim.lr"),
+        ("model: 3", "model"),
+        ("task: pretrain", "task"),
+        ("unknown: 1", "unknown"),
+        ("a: [", "config"),
+        ("- 1", "config"),
+    ],
+)
+def test_bad_yaml_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, key: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    assert main(["train", "--config", str(file)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert key in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--model.promt_length", "3"],
+        ["train", "--model.prompt_len", "3"],
+        ["train", "--config", "missing.yaml"],
+        ["train"],
+        ["evaluate"],
+        ["predict"],
+        ["phantom"],
+        ["import-checkpoint"],
+        ["export-checkpoint"],
+        ["no-such-command"],
+        [],
+    ],
+)
+def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("pspg-engine")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ({"model": {"hidden_size": 10}}, "model.decoder_heads"),
+        ({"model": {"dropout": 1.5}}, "model.dropout"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr"),
+        ({"optim": {"lr": 0}}, "optim.lr"),
+        ({"optim": {"warmup_epochs": 60}}, "optim.warmup_epochs"),
+        ({"data": {"mean": 0.5}}, "data.mean"),
+        ({"data": {"cache_features": True}}, "data.cache_features"),
+        ({"task": "contrastive", "data": {"cache_features": True}}, "data.cache_features"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"data": {"train": ""}}, "data.train"),
+    ],
+)
+def test_contradictions_name_the_key(tmp_path: Path, override: dict[str, object], key: str) -> None:
+    settings = {"data": {"train": "x.jsonl"}}
+    for name, value in override.items():
+        settings[name] = {**settings.get(name, {}), **value} if isinstance(value, dict) else value
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    _, config = parse(["train", "--config", str(file)])
+    with pytest.raises(UserError, match=rf"^{key}: "):
+        check_train(config)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configs_are_valid(file: Path) -> None:
+    _, config = parse(["train", "--config", str(file)])
+    check_train(config)
+
+
+def test_paper_hyper_parameters() -> None:
+    """Section 4.1 of the paper, where the shipped configuration and the defaults must agree."""
+    _, config = parse(["train", "--config", str(CONFIGS[0].parent / "chexpert_phase2.yaml")])
+    plain = TrainConfig()
+    for c in (config, plain):
+        assert (c.model.prompt_length, c.model.hidden_size, c.model.dropout) == (16, 512, 0.2)
+        assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.epochs) == ("sgd", 1e-4, 0.05, 50)
+        assert (c.optim.warmup_epochs, c.optim.warmup_lr, c.optim.min_lr, c.batch_size) == (5, 1e-6, 5e-6, 64)
+        assert (c.loss.gamma_positive, c.loss.gamma_negative, c.loss.clip) == (1, 2, 0.05)
+
+
+def test_loss_presets() -> None:
+    keys = ("classification_weight", "classification_reduction", "pair_weight", "pair_reduction")
+
+    def values(**settings: object) -> tuple[object, ...]:
+        resolved = LossConfig(**settings).resolved()  # type: ignore[arg-type]
+        return tuple(getattr(resolved, key) for key in keys)
+
+    assert values() == (1.0, "sum", 1.0, "sum")
+    assert values(preset="published") == (0.1, "sum", 1.0, "mean")
+    assert values(preset="published", pair="ranking") == (0.1, "sum", 0.07, "mean")
+    assert values(preset="published", pair_weight=2.0) == (0.1, "sum", 2.0, "mean")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: pspg-engine {command}")
+    assert "null" not in [line.strip() for line in text.splitlines()]

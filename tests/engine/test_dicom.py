@@ -1,0 +1,191 @@
+"""DICOM: the grey pipeline against hand-made files, a real film, and what must never be printed."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+
+from pydicom.data import get_testdata_file  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.pixels import apply_voi_lut  # noqa: E402
+from pydicom.sequence import Sequence  # noqa: E402
+from pydicom.uid import ExplicitVRLittleEndian  # noqa: E402
+
+from pspg.engine.data import dicom as module  # noqa: E402
+from pspg.engine.data.dicom import read_dicom  # noqa: E402
+from pspg.engine.data.images import BadImage, read_image  # noqa: E402
+from pspg.engine.errors import UserError  # noqa: E402
+
+SECRET = "Doe^Jane^19610214"
+
+
+def dataset(pixels, bits=12, photometric="MONOCHROME2", **attributes):
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3"
+    ds.PatientName = ds.StudyDescription = SECRET
+    ds.Rows, ds.Columns = pixels.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, photometric
+    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = pixels.dtype.itemsize * 8, bits, bits - 1
+    ds.PixelData = pixels.tobytes()
+    for name, value in attributes.items():
+        setattr(ds, name, value)
+    return ds
+
+
+def saved(path, ds):
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def read(tmp_path, *args, **attributes):
+    return read_dicom(saved(tmp_path / "a.dcm", dataset(*args, **attributes)))
+
+
+RAMP = np.array([[0, 1024, 2048, 3072, 4095]], np.uint16)
+
+
+def test_window_clips_and_monochrome1_is_inverted(tmp_path):
+    window = {"WindowCenter": 2048, "WindowWidth": 2048}
+    plain = read(tmp_path, RAMP, **window)
+    assert plain.dtype == np.uint8
+    assert plain.tolist() == [[0, 0, 128, 255, 255]]
+    assert read(tmp_path, RAMP, photometric="MONOCHROME1", **window).tolist() == [[255, 255, 127, 0, 0]]
+
+
+def test_without_a_window_the_range_of_the_pixels_is_used(tmp_path):
+    assert read(tmp_path, RAMP // 2 + 100).tolist() == [[0, 64, 128, 191, 255]]
+    assert read(tmp_path, RAMP // 16, bits=8).tolist() == [[0, 64, 128, 192, 255]]
+    assert read(tmp_path, np.full((2, 2), 7, np.uint16)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_first_of_several_windows_and_other_functions(tmp_path):
+    assert read(tmp_path, RAMP, WindowCenter=[2048, 9], WindowWidth=[2048, 2]).tolist() == [[0, 0, 128, 255, 255]]
+    exact = read(tmp_path, RAMP, WindowCenter=2048, WindowWidth=4096, VOILUTFunction="LINEAR_EXACT")
+    assert exact.tolist() == [[0, 64, 128, 191, 255]]
+    sigmoid = read(tmp_path, RAMP, WindowCenter=2048, WindowWidth=2048, VOILUTFunction="SIGMOID")
+    assert sigmoid.tolist() == [[5, 30, 128, 225, 250]]
+
+
+def test_rescale_comes_before_the_window(tmp_path):
+    grey = read(tmp_path, RAMP, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=1048.5, WindowWidth=4097)
+    assert grey.tolist() == [[0, 128, 255, 255, 255]]
+
+
+def test_signed_pixels(tmp_path):
+    grey = read(tmp_path, np.array([[-2048, 0, 2047]], np.int16), WindowCenter=0, WindowWidth=4096)
+    assert grey.tolist() == [[0, 128, 255]]
+
+
+def lut(entries, first, bits, data):
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [entries, first, bits], data
+    return Sequence([item])
+
+
+def test_modality_and_voi_luts_with_8_bit_entries(tmp_path):
+    # 4096 inputs onto 8-bit entries: an index kept in 8 bits would wrap
+    voi = lut(4096, 0, 8, (np.arange(4096) // 16).astype("<u2").tobytes())
+    voi[0]["LUTData"].VR = "OW"
+    grey = read(tmp_path, RAMP, VOILUTSequence=voi, WindowCenter=1, WindowWidth=1)
+    assert grey.tolist() == [[0, 64, 128, 192, 255]]
+    modality = lut(4, 1024, 12, [4095, 2048, 100, 0])
+    modality[0]["LUTData"].VR = "US"
+    grey = read(tmp_path, np.array([[0, 1025, 4000]], np.uint16), ModalityLUTSequence=modality)
+    assert grey.tolist() == [[255, 128, 0]]
+
+
+def test_padding_is_black_and_does_not_stretch_the_range(tmp_path):
+    pixels = np.array([[4095, 1000, 1500, 2000]], np.uint16)
+    assert read(tmp_path, pixels, PixelPaddingValue=4095).tolist() == [[0, 0, 128, 255]]
+    inverted = read(tmp_path, pixels, photometric="MONOCHROME1", PixelPaddingValue=4095)
+    assert inverted.tolist() == [[0, 255, 128, 0]]
+
+
+def real_film(name):
+    pytest.importorskip("data_store", reason="pydicom-data holds the real film")
+    return get_testdata_file(name, download=False)
+
+
+def test_real_chest_film(tmp_path):
+    path = real_film("RG1_UNCR.dcm")
+    film = np.asarray(read_image(path))
+    ds = pydicom.dcmread(path)
+    expected = 255 * (1 - apply_voi_lut(ds.pixel_array, ds) / (2**ds.BitsStored - 1))
+    assert np.abs(film - expected).max() <= 0.51
+    h, w = film.shape
+    lung, spine, air = (
+        film[h // 4 : h // 3, w // 4 : w // 3],
+        film[h // 2, w // 2 - 40 : w // 2 + 40],
+        film[40:80, 60],
+    )
+    assert air.mean() + 20 < lung.mean() < spine.mean() - 20
+    assert len(np.unique(film)) > 200
+    # the lossless JPEG 2000 encoding, without suffix, is the same film
+    copy = tmp_path / "film"
+    with open(real_film("RG1_J2KR.dcm"), "rb") as file:
+        copy.write_bytes(file.read())
+    np.testing.assert_array_equal(np.asarray(read_image(copy)), film)
+
+
+def without(ds, name):
+    delattr(ds, name)
+    return ds
+
+
+BAD = {
+    "truncated": lambda: dataset(RAMP, Rows=500),
+    "no pixels": lambda: without(dataset(RAMP), "PixelData"),
+    "colour": lambda: dataset(RAMP, photometric="RGB"),
+    "no photometric": lambda: without(dataset(RAMP), "PhotometricInterpretation"),
+    "frames": lambda: dataset(RAMP, NumberOfFrames=2),
+    "window": lambda: dataset(RAMP, WindowCenter=5, WindowWidth=0),
+    "large": lambda: dataset(RAMP, Rows=60000, Columns=60000),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_named_and_nothing_of_them_is_printed(tmp_path, kind, capfd, recwarn):
+    ds = BAD[kind]()
+    with pytest.raises(BadImage) as caught:
+        read_image(saved(tmp_path / "a.dcm", ds))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'a.dcm'}: ")
+    assert "\n" not in message
+    assert caught.value.__cause__ is None
+    assert SECRET not in message + "".join(capfd.readouterr())
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["RG1_J2KR.dcm", "JPEG-LL.dcm"])
+def test_cut_streams(tmp_path, name, recwarn):
+    with open(real_film(name), "rb") as file:
+        data = file.read()
+    (tmp_path / name).write_bytes(data[: len(data) // 2] + bytes(1000))
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.raises(BadImage, match=r"\.dcm: .*cut short"):
+            read_image(tmp_path / name)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert not logged
+    assert not recwarn.list
+
+
+def test_not_dicom_and_not_installed(tmp_path, monkeypatch):
+    (tmp_path / "a.dcm").write_bytes(b"text" * 100)
+    with pytest.raises(BadImage, match="not a DICOM file"):
+        read_image(tmp_path / "a.dcm")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    module._pydicom.cache_clear()
+    with pytest.raises(UserError, match="pip install") as caught:
+        read_image(tmp_path / "a.dcm")
+    assert not isinstance(caught.value, BadImage)

@@ -1,0 +1,108 @@
+"""The demo: phantoms, both training phases, evaluation, a real film, a report. Every step is a `pspg-engine` command.
+
+Run it with `make demo`, or `python -m tools.demo --seed 1 --output runs/demo1` for another draw of everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from pspg.engine.data.images import read_image
+from pspg.engine.data.phantom import contact_sheet
+
+ROOT = Path(__file__).parents[1]
+NOTE = "Phantoms are drawings, no clinical data: these numbers show that the engine learns, and nothing about patients."
+
+
+def main() -> int:
+    """Run all steps; returns the exit status of the first that fails, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of everything the demo writes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of phantoms and training")
+    arguments = parser.parse_args()
+    out, seed = arguments.output, str(arguments.seed)
+    phantoms, phase1, phase2, report = out / "phantoms", out / "phase1", out / "phase2", out / "report"
+    film, predictions = out / "real_film.png", out / "real_film.csv"
+    start = time.perf_counter()
+
+    def command(title: str, *words: object) -> None:
+        print(f"\n── {title}  ({time.perf_counter() - start:.0f} s)", flush=True)
+        print("$ pspg-engine " + " ".join(map(str, words)), flush=True)
+        subprocess.run([sys.executable, "-m", "pspg.engine", *map(str, words)], check=True)
+
+    data = ("--data.train", phantoms / "train.jsonl", "--data.val", phantoms / "val.jsonl")
+    try:
+        command("draw phantom films", "phantom", "--output", phantoms, "--seed", seed)
+        command(
+            "phase 1: contrastive training of a small CLIP on films and reports",
+            "train", "--config", ROOT / "configs/demo_phase1.yaml", *data,
+            "--output", phase1, "--seed", seed, "--resume", "latest",
+        )  # fmt: skip
+        command(
+            "phase 2: prompt learning on the frozen CLIP",
+            "train", "--config", ROOT / "configs/demo.yaml", *data, "--data.class_names", phantoms / "seen.txt",
+            "--model.pretrained", phase1, "--output", phase2, "--seed", seed, "--resume", "latest",
+        )  # fmt: skip
+        source = get_testdata_file("RG1_UNCR.dcm", download=False)
+        command(
+            "predict on a real radiograph",
+            "predict",
+            "--checkpoint",
+            phase2,
+            "--input",
+            source,
+            "--output",
+            predictions,
+        )
+        save_film(Path(str(source)), film)
+        contact_sheet(phantoms, out / "phantoms.png")
+        pictures = {
+            "Phantom films of the test split": str(out / "phantoms.png"),
+            f"A real film (pydicom-data), scored by a model that has only seen drawings: {top(predictions)}": str(film),
+        }
+        command(
+            "evaluate",
+            "evaluate", "--checkpoint", phase2, "--manifest", phantoms / "test.jsonl", "--output", report,
+            "--class_lists", json.dumps({
+                "seen": str(phantoms / "seen.txt"),
+                "unseen compositions": str(phantoms / "unseen.txt"),
+                "unseen types": str(phantoms / "unseen_types.txt"),
+            }),
+            "--probe", phantoms / "train.jsonl", "--pictures", json.dumps(pictures), "--notes", json.dumps([NOTE]),
+            "--title", "PsPG demo on phantom radiographs", "--evaluation.batch_size", "128",
+        )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    print_table(json.loads((report / "metrics.json").read_text()))
+    print(f"real film: {top(predictions)}\n{NOTE}")
+    print(f"report: {report / 'report.html'}   ({time.perf_counter() - start:.0f} s in all)")
+    return 0
+
+
+def save_film(source: Path, target: Path) -> None:
+    """Write the film as a PNG small enough for a page."""
+    image = read_image(source)
+    image.thumbnail((512, 512), Image.Resampling.LANCZOS)
+    image.save(target)
+
+
+def top(predictions: Path, count: int = 3) -> str:
+    """The most probable classes of the first row of a predictions table."""
+    with predictions.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    row.pop("id")
+    best = sorted(row.items(), key=lambda item: -float(item[1]))[:count]
+    return ", ".join(f"{name} {float(value):.2f}" for name, value in best)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
