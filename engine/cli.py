@@ -54,7 +54,6 @@ def make_parser() -> ArgumentParser:
     for name, command in COMMANDS.items():
         settings = command.load(command.settings)
         parser = ArgumentParser(
-            prog=f"pspg-engine {name}",
             description=(settings.__doc__ or "").strip(),
             epilog="Nested settings are given as --group.key VALUE or in a YAML file; later ones win.",
             exit_on_error=False,
@@ -63,6 +62,8 @@ def make_parser() -> ArgumentParser:
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
         parser.add_class_arguments(settings)
         subcommands.add_subcommand(name, parser, help=command.help)
+        parser.prog = f"pspg-engine {name}"
+        parser.usage = "%(prog)s [--config FILE] [--key VALUE ...]"
     return root
 
 

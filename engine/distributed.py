@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import logging
 import os
 from dataclasses import dataclass
@@ -48,21 +50,21 @@ def start(device: str) -> World:
     os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
     if use_cuda:
         torch.cuda.set_device(local_rank)
-    backend = "nccl" if use_cuda else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        # A group of one needs no port, and with these DeepSpeed does not look for MPI.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    if not dist.is_initialized():
+        # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
+        _join("nccl" if use_cuda else "gloo")
     torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), torch_device)
 
 
-def stop() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _join(backend: str) -> None:
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        # No launcher. A group of one needs no port, and with these set DeepSpeed does not look for MPI.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    atexit.register(dist.destroy_process_group)
 
 
 class Engine:
@@ -124,6 +126,8 @@ class Engine:
         )
         self._partitioned = bool(self._engine.zero_optimization())
         self._optimizer = self._engine.optimizer.optimizer if self._partitioned else self._engine.optimizer
+        if self._partitioned:
+            self._link_state()
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
@@ -190,18 +194,34 @@ class Engine:
                     key: value if key == "step" else value.to(device) for key, value in values.items()
                 }
             return
-        template = next(iter(entries.values()))
-        for group in self._optimizer.param_groups:
-            for flat in group["params"]:
-                self._optimizer.state[flat] = {
-                    key: value.clone() if key == "step" else torch.zeros_like(flat) for key, value in template.items()
-                }
-        # Links each parameter to its slice of the flat state; DeepSpeed itself does so at the first step.
-        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, values in entries.items():
             for key, value in values.items():
                 if key != "step":
                     safe_set_full_optimizer_state(parameters[name], value.to(parameters[name].device), key)
+        for state_of_group in self._optimizer.state.values():
+            if "step" in state_of_group:
+                state_of_group["step"].copy_(next(iter(entries.values()))["step"])
+
+    def _link_state(self) -> None:
+        """Create the zero state of every flat group and tie each parameter to its slice of it.
+
+        DeepSpeed ties them after the first group's first step, when the other groups have no state yet, and then never
+        again; their state could be neither read nor set.
+        """
+        probe = nn.Parameter(torch.zeros(1))
+        probe.grad = torch.zeros(1)
+        kind = type(self._optimizer)
+        known = inspect.signature(kind).parameters
+        trial = kind([probe], **{key: value for key, value in self._optimizer.defaults.items() if key in known})
+        trial.step()
+        for group in self._optimizer.param_groups:
+            for flat in group["params"]:
+                self._optimizer.state[flat] = {
+                    key: torch.zeros_like(value if key == "step" else flat)
+                    for key, value in trial.state[probe].items()
+                    if torch.is_tensor(value)
+                }
+        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def broadcast_buffers(module: nn.Module) -> None:

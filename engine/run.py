@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .config import TrainConfig, check_train
 from .data.labels import label_matrix, select_classes
 from .data.manifest import Manifest, load_label_names, load_manifest
 from .data.torch_loader import ImageDataset, make_eval_loader, make_train_loader, pixel_statistics
-from .distributed import World, barrier, start, stop
+from .distributed import World, barrier, start
 from .errors import UserError
 from .inference import CachedBatches, cache_features
 from .model_folder import Pixels, describe, load_clip_folder, write_model
@@ -56,21 +57,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_train(config)
     config = replace(config, loss=config.loss.resolved())
     world = start(config.device)
-    try:
-        run = Path(config.output)
-        if last_checkpoint(run) is not None and config.resume is None:
-            raise UserError(
-                f"output: {run} already holds a run; continue it with --resume latest, or choose another folder"
-            )
-        torch.manual_seed(config.seed)
-        build = _build_contrastive if config.task == "contrastive" else _build_prompt
-        trainer = build(config, world)
-        result = trainer.fit()
-        if world.is_main:
-            say(f"finished at step {result['step']}: {run}")
-        return result
-    finally:
-        stop()
+    run = Path(config.output)
+    if last_checkpoint(run) is not None and config.resume is None:
+        raise UserError(
+            f"output: {run} already holds a run; continue it with --resume latest, or choose another folder"
+        )
+    torch.manual_seed(config.seed)
+    build = _build_contrastive if config.task == "contrastive" else _build_prompt
+    result = build(config, world).fit()
+    if world.is_main:
+        say(f"finished at step {result['step']}: {run}")
+    return result
 
 
 def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
@@ -78,11 +75,8 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
     manifest = load_manifest(data.train, image_root=data.image_root, need="text")
     clip, pixels = _backbone(config, manifest)
     clip.train()
-    context_length = clip.context_length
-
-    def words(texts: list[str]) -> Tensor:
-        return tokenize(texts, context_length)
-
+    # A partial of a module's function: loader processes that are not forked must be able to import it.
+    words = partial(tokenize, context_length=clip.context_length)
     dataset = _dataset(config, manifest, pixels, tokenize=words, augment=True)
     validation = None
     if data.val:

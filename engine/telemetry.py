@@ -36,6 +36,7 @@ class Telemetry:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= step]
         temporary = path.with_suffix(".jsonl.tmp")
@@ -54,6 +55,7 @@ class Telemetry:
                 unit="batch",
                 leave=False,
                 dynamic_ncols=True,
+                disable=None,
             )
         self._since = time.perf_counter()
         self._images = 0

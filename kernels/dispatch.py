@@ -47,10 +47,8 @@ def check_shapes(operator: str, **tensors: tuple[Tensor, str]) -> dict[str, int]
         letters = dimensions.split()
         expected = [int(letter) if letter.isdigit() else sizes.get(letter) for letter in letters]
         shape = tuple(tensor.shape)
-        fits = len(shape) == len(letters) and all(
-            want in (None, got) for want, got in zip(expected, shape, strict=True)
-        )
-        if not fits:
+        same_rank = len(shape) == len(letters)
+        if not same_rank or any(want not in (None, got) for want, got in zip(expected, shape, strict=True)):
             known = ", ".join(f"{letter}={size}" for letter, size in sizes.items()) or "none"
             raise ValueError(f"{operator}: {name} must be ({', '.join(letters)}), got {shape}; known: {known}")
         if tensor.device != device:

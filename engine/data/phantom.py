@@ -3,8 +3,8 @@
 It never passes as clinical. Sides are the patient's: the patient's right is on the image's left, so a horizontal flip
 makes labels wrong; train with `data.flip: 0`.
 
-*Unseen* is said of class lists: `unseen.txt` and `unseen_types.txt` name classes that phase 2 never trains on. The films
-and their reports show and mention everything in every split, as image–report pairs in the wild do.
+*Unseen* is said of class lists: `unseen.txt` and `unseen_types.txt` name classes that phase 2 never trains on. Films
+and reports show and mention everything in every split, as image–report pairs in the wild do.
 """
 
 from __future__ import annotations
@@ -135,9 +135,7 @@ def _write(config: PhantomConfig, folder: Path, workers: int | None) -> None:
             stem: stack.enter_context((folder / f"{stem}.jsonl").open("w", encoding="utf-8"))
             for stem in (*SPLITS, "findings")
         }
-        drawn = tqdm(
-            _map(config, folder, films, workers), total=len(films), desc="phantoms", unit="film", disable=None
-        )
+        drawn = tqdm(_map(config, folder, films, workers), total=len(films), desc="phantoms", unit="film", disable=None)
         for (split, _), (row, findings) in zip(films, drawn, strict=True):
             files[split].write(json.dumps(row) + "\n")
             shown = {"id": row["id"], "findings": [asdict(finding) for finding in findings]}

@@ -65,9 +65,7 @@ def write_report(findings: Sequence[Finding], kinds: Sequence[Kind], rng: np.ran
 
 
 def _phrase(finding: Finding, rng: np.random.Generator) -> str:
-    side, zone, size = (
-        None if rng.random() < DROP else value for value in (finding.side, finding.zone, finding.size)
-    )
+    side, zone, size = (None if rng.random() < DROP else value for value in (finding.side, finding.zone, finding.size))
     wording = rng.random()
     if zone is not None and wording < 0.25:
         return " ".join(filter(None, (size, side, zone, "zone", finding.kind)))

@@ -9,6 +9,7 @@ drawn from.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -398,18 +399,20 @@ def _data_loader(
 ) -> DataLoader[Any]:
     """Workers load whole batches; the sampler is iterated in this process, anew each epoch.
 
-    Workers are forked (cheap, no copy of the dataset), but where there is a GPU they come from a fork
-    server: a fork of a process that holds CUDA, NCCL threads and pinned memory is not safe. DataLoader
-        limits each to one torch thread.
+    Workers are forked (cheap, no copy of the dataset), but where there is a GPU they come from a fork server: a fork of
+    a process that holds CUDA and NCCL threads is not safe. DataLoader gives each worker one torch thread.
     """
     cuda = torch.cuda.is_available()
+    context = multiprocessing.get_context("forkserver" if cuda else "fork") if workers else None
+    if cuda and context:
+        context.set_forkserver_preload([__name__])  # import torch once, not once a worker
     return DataLoader(
         _Guarded(dataset),
         batch_sampler=batches,
         collate_fn=_same,
         num_workers=workers,
         persistent_workers=workers > 0,
-        multiprocessing_context=("forkserver" if cuda else "fork") if workers else None,
+        multiprocessing_context=context,
         pin_memory=cuda,
         # DataLoader draws a seed at every start; from the global generator that would break exact resuming.
         generator=torch.Generator().manual_seed(0),
@@ -423,7 +426,7 @@ def _results(loader: DataLoader[Any]) -> Iterator[Batch]:
                 raise UserError(result.message)
             yield result
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise UserError(
             "a loader process was killed, for want of memory (lower data.workers or batch_size) or by a decoder that"

@@ -81,6 +81,9 @@ def bootstrap(
 ) -> Intervals:
     """Percentile intervals of the macro, micro and per-class metrics.
 
+    Images drawn twice lift average precision a little, so where positives are few its interval lies high, and
+    may even leave the point estimate out: a property of this bootstrap, which is the paper's.
+
     Args:
         labels: (N,C) in {1, 0, −1}; −1 masks the entry.
         probabilities: (N,C) in [0, 1].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -78,8 +79,9 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         train = scores_of(_manifest(config, config.probe), "features for the probe", lists)
         assert train.labels is not None
         methods["ridge probe (ceiling)"] = ridge_probe(train.features, train.labels, scores.features)
+    bars = sys.stderr.isatty()
     metrics = {
-        name: evaluate_groups(scores.labels, values, names, groups, threshold=settings.threshold)
+        name: evaluate_groups(scores.labels, values, names, groups, threshold=settings.threshold, progress=bars)
         for name, values in methods.items()
     }
     intervals = {
@@ -102,6 +104,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         pictures=[(caption, Path(path)) for caption, path in config.pictures.items()],
         training=read_metrics(loaded.source / "metrics.jsonl"),
         notes=config.notes,
+        progress=bars,
     )
     say(f"{len(scores.ids)} images, {len(names)} classes: {report}")
     return report

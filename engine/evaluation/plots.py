@@ -29,7 +29,7 @@ COLOURS = (
     "#6b7280",
 )  # of groups; told apart by colour-blind eyes
 INK = "#1f2937"
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # keys of matplotlib's rcParams, which only newer versions type
     "font.size": 9,
     "text.parse_math": False,  # a class name may hold a dollar sign
     "text.color": INK,
@@ -151,7 +151,7 @@ def class_bars(
             Patch(color=COLOURS[g % len(COLOURS)], alpha=0.85, label=_label(name)) for g, name in enumerate(order)
         ]
         if baseline:
-            mark = {"ls": "", "marker": "D", "ms": 3.5, "mfc": "white", "mec": INK}
+            mark: dict[str, Any] = {"ls": "", "marker": "D", "ms": 3.5, "mfc": "white", "mec": INK}
             handles.append(Line2D([], [], label=_label(baseline[0]), **mark))
         if intervals is not None:
             handles.append(Line2D([], [], color=INK, lw=1, label=f"{intervals.level:.0%} interval"))
@@ -194,7 +194,7 @@ def cooccurrence(labels: ArrayLike, class_names: Sequence[str]) -> bytes:
         title = "Share of the row's images that have the column's class" + ("; numbers: images" if few else "")
         axes.set_title(title, loc="left")
         bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return out.getvalue()
 
 
@@ -225,7 +225,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         for axes in cells[len(panels) :]:
             axes.set_visible(False)
         for axes, (title, keys) in zip(cells, panels.items(), strict=False):
-            for key, colour in zip(keys, cycle(mpl.colormaps["tab10"].colors), strict=False):
+            for key, colour in zip(keys, cycle(mpl.color_sequences["tab10"]), strict=False):
                 points = np.array(series[key])
                 marker = "o" if len(points) <= 40 else None
                 axes.plot(points[:, 0], points[:, 1], color=colour, lw=1.4, marker=marker, ms=2.5, label=_label(key))

@@ -161,13 +161,16 @@ def safe_cell(text: str) -> str:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file whole or not at all. Text cells, the header's too, go through `safe_cell`; numbers stay as
-    they are; NaN and None become empty cells."""
+    """Write a CSV file whole or not at all.
+
+    Numbers stay as they are, NaN and None become empty cells, all other cells, and the header's, go through
+    `safe_cell`.
+    """
 
     def cell(value: object) -> object:
-        if isinstance(value, str):
-            return safe_cell(value)
-        return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+        if isinstance(value, int | float | np.number):
+            return "" if np.isnan(value) else value
+        return "" if value is None else safe_cell(str(value))
 
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")

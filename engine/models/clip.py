@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from open_clip.model import resize_pos_embed
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU
-from torch import Tensor, nn
+from torch import Tensor
 
 from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.text_tower import TextLayer, TextTower
@@ -67,7 +67,7 @@ def clip_config(source: str | open_clip.CLIP) -> dict[str, Any]:
     Raises:
         UserError: unknown name, unreadable file, or a tower that PsPG cannot drive.
     """
-    if isinstance(source, nn.Module):
+    if not isinstance(source, str):
         return deepcopy(source.model_config)
     config = _read_config(Path(source)) if source.endswith(".json") else _named_config(source)
     _check_config(config, source)

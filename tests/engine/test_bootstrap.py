@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pspg.engine.evaluation.bootstrap as module
 import pytest
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+
+import pspg.engine.evaluation.bootstrap as module
 from pspg.engine.errors import UserError
 from pspg.engine.evaluation.bootstrap import bootstrap, bootstrap_groups, draws, interval, resample
 from pspg.engine.evaluation.metrics import evaluate
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 NAMES = ["Edema", "Mass", "Nodule", "Pneumonia", "Hernia"]
 

@@ -38,11 +38,15 @@ def test_without_a_score_the_newest_is_best(tmp_path: Path) -> None:
     assert step_of(best_checkpoint(tmp_path)) == 2
 
 
+OPERATIONS = 13
+"""file operations of a save that replaces both last and best"""
+
+
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("survives", range(12))
+@pytest.mark.parametrize("survives", range(OPERATIONS + 1))
 def test_killed_at_any_file_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives: int) -> None:
     """Let `survives` file operations of a save happen, then die: the run still names complete checkpoints."""
     save(tmp_path, 1, 1)
@@ -65,7 +69,9 @@ def test_killed_at_any_file_operation(tmp_path: Path, monkeypatch: pytest.Monkey
         try:
             save(tmp_path, 3, 3)
         except Killed:
-            assert survives < 11
+            assert survives < OPERATIONS
+        else:
+            assert survives == OPERATIONS
     last, best = last_checkpoint(tmp_path), best_checkpoint(tmp_path)
     assert last is not None
     assert step_of(last) == read_json(last / "state.json")["step"] in (2, 3)

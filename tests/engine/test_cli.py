@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -130,5 +131,8 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
         main([command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: pspg-engine {command}")
-    assert "null" not in [line.strip() for line in text.splitlines()]
+    assert text.startswith(f"usage: pspg-engine {command} [--config FILE]")
+    settings = COMMANDS[command].load(COMMANDS[command].settings)
+    for field in dataclasses.fields(settings):
+        assert f"--{field.name}" in text
+    assert "(type:" in text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, f1_score, matthews_corrcoef, roc_auc_score
+
 from pspg.engine.errors import UserError
 from pspg.engine.evaluation.metrics import evaluate, evaluate_groups, macro_auc
-from sklearn.metrics import average_precision_score, f1_score, matthews_corrcoef, roc_auc_score
 
 NAMES = ["Edema", "Mass", "Nodule", "Pneumonia"]
 

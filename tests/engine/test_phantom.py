@@ -85,8 +85,8 @@ def test_manifest_format(phantoms: Path) -> None:
         with Image.open(manifest.samples[0].path) as film:
             assert (film.mode, film.size, film.format) == ("L", (32, 32), "PNG")
     assert len(set(ids)) == len(ids) == 94
-    groups = [lines(phantoms / f"{stem}.txt") for stem in ("seen", "unseen", "unseen_types")]
-    assert sorted(sum(groups, [])) == sorted(names)
+    groups = [name for stem in ("seen", "unseen", "unseen_types") for name in lines(phantoms / f"{stem}.txt")]
+    assert sorted(groups) == sorted(names)
 
 
 def test_labels_say_what_the_findings_are(phantoms: Path) -> None:

@@ -157,7 +157,7 @@ def test_bad_pictures_and_scores_leave_no_file(arguments: dict[str, Any], tmp_pa
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    write_csv(path, ["a"], [[1.5], [float("nan")]])
+    write_csv(path, ["a"], [[-1.5], [np.float32("nan")], [Path("=x")]])
 
     def rows() -> Any:
         yield [1]
@@ -167,7 +167,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_csv(path, ["a"], rows())
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half \ud800")
-    assert path.read_text().split("\n") == ["a", "1.5", '""', ""]
+    assert path.read_text().split("\n") == ["a", "-1.5", '""', "'=x", ""]
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -217,6 +217,17 @@ def test_a_killed_worker_is_one_line(samples):
         next(make_train_loader(dataset, batch_size=2, workers=1).batches(0))
 
 
+def test_a_bug_in_a_worker_keeps_its_traceback(samples):
+    dataset = make(samples)
+    dataset.tokenize = fail
+    with pytest.raises(RuntimeError, match="Original Traceback"):
+        next(make_train_loader(dataset, batch_size=2, workers=1).batches(0))
+
+
+def fail(texts):
+    raise RuntimeError("a bug")
+
+
 def kill(texts):
     os.kill(os.getpid(), signal.SIGKILL)
 
