@@ -43,10 +43,10 @@ def write_json(path: Path, value: Any) -> None:
     _replace(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write safetensors so that the file is either the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     _sync(temporary)
     os.replace(temporary, path)
 

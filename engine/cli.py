@@ -42,8 +42,8 @@ COMMANDS = {
 }
 
 
-def make_parser() -> ArgumentParser:
-    """The parser of all subcommands."""
+def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The whole parser, and those of the subcommands."""
     root = ArgumentParser(
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
@@ -51,9 +51,10 @@ def make_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     subcommands = root.add_subcommands(required=True, dest="command")
+    parsers: dict[str, ArgumentParser] = {}
     for name, command in COMMANDS.items():
         settings = command.load(command.settings)
-        parser = ArgumentParser(
+        parser = parsers[name] = ArgumentParser(
             description=(settings.__doc__ or "").strip(),
             epilog="Nested settings are given as --group.key VALUE or in a YAML file; later ones win.",
             exit_on_error=False,
@@ -64,7 +65,7 @@ def make_parser() -> ArgumentParser:
         subcommands.add_subcommand(name, parser, help=command.help)
         parser.prog = f"pspg-engine {name}"
         parser.usage = "%(prog)s [--config FILE] [--key VALUE ...]"
-    return root
+    return root, parsers
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
@@ -73,25 +74,19 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     Raises:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
-    parser = make_parser()
+    root, parsers = make_parser()
     try:
-        namespace = parser.parse_args(list(arguments))
+        namespace = root.parse_args(list(arguments))
         name = namespace.command
-        fields = namespace[name]
-        fields.pop("config", None)
+        values = namespace[name]
+        values.pop("config", None)
         settings = COMMANDS[name].load(COMMANDS[name].settings)
         for field in dataclasses.fields(settings):
-            if field.name in _groups(settings) and not hasattr(fields[field.name], "keys"):
-                raise UserError(f"{field.name}: is a group of settings, got {fields[field.name]!r}")
-        subparser = parser._subcommands_action._name_parser_map[name]
-        return name, settings(**vars(subparser.instantiate(fields)))
+            if dataclasses.is_dataclass(field.default_factory) and not hasattr(values[field.name], "keys"):
+                raise UserError(f"{field.name}: is a group of settings, got {values[field.name]!r}")
+        return name, settings(**vars(parsers[name].instantiate(values)))
     except ArgumentError as error:
         raise UserError(one_line(error)) from None
-
-
-def _groups(settings: type) -> set[str]:
-    """Names of the fields that are groups of settings themselves."""
-    return {field.name for field in dataclasses.fields(settings) if dataclasses.is_dataclass(field.default_factory)}
 
 
 def one_line(error: Exception) -> str:

@@ -43,7 +43,7 @@ class DataConfig:
     image_root: str | None = None
     """folder that `filepath` is relative to; null: the manifest's own folder"""
     label_names: str | None = None
-    """text file, one class name a line, in the order of the manifests' label lists; null: classes.txt beside the manifest"""
+    """text file, one class name a line, in the order of the label lists; null: classes.txt beside the manifest"""
     class_names: str | list[str] | None = None
     """classes to train on, a subset of label_names: a list or a text file; null: all"""
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
@@ -72,7 +72,7 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Phase 2's loss. The preset fills what is null: paper = ASL + SPCL, sums; published = 0.1 ASL (sum) + SPCL (mean)."""
+    """Phase 2's loss. The preset fills nulls: paper = ASL + SPCL, sums; published = 0.1 ASL (sum) + SPCL (mean)."""
 
     preset: Literal["paper", "published"] = "paper"
     classification: Literal["asl", "bce"] = "asl"
@@ -325,9 +325,9 @@ def check_train(config: TrainConfig) -> None:
         "optim.ema_decay": optim.ema_decay,
         "evaluation.threshold": config.evaluation.threshold,
     }
-    for key, value in positive.items():
-        if value < 1:
-            raise UserError(f"{key}: must be at least 1, got {value}")
+    for key, count in positive.items():
+        if count < 1:
+            raise UserError(f"{key}: must be at least 1, got {count}")
     if not optim.lr > 0:
         raise UserError(f"optim.lr: must be positive, got {optim.lr}")
     for key, value in not_negative.items():

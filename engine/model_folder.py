@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from .checkpoint import best_checkpoint, load_tensors, read_json, write_json, write_tensors
@@ -19,6 +20,7 @@ from .errors import UserError
 from .models.clip import build_clip, clip_config
 from .models.pspg import PsPG
 from .models.weights import load_strictly
+from .published import class_encoder
 
 FORMAT = "pspg-engine/1"
 
@@ -137,11 +139,10 @@ def load_model(folder: str | Path) -> LoadedModel:
         raise UserError(f"{folder}: holds a CLIP of phase 1; give the folder of a phase-2 run")
     clip, pixels = load_clip_folder(folder)
     names = description["class_names"]
-    model = PsPG(clip, ModelConfig(**description["head"]), names)
-    constants = folder / "vocabulary.safetensors"
-    if constants.is_file():
-        # Imported with the class features of another CLIP, which this folder does not hold.
-        model.vocabulary.load(load_tensors(constants))
+    # Imported with the class features of another CLIP, whose text tower lies beside.
+    other = folder / "class_text.safetensors"
+    encoder = class_encoder(load_tensors(other), torch.float32, clip) if other.is_file() else None
+    model = PsPG(clip, ModelConfig(**description["head"]), names, class_encoder=encoder)
     weights = weights_of(folder)
     load_strictly(model.head, load_tensors(weights), weights)
     bank = folder / "bank.safetensors"

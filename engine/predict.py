@@ -50,7 +50,9 @@ def predict(config: PredictConfig) -> Scores:
     scores = score(model, model.head, [model.vocabulary], batches, device, autocast, context=bank)
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    rows = ([name, *(round(float(p), 6) for p in row)] for name, row in zip(scores.ids, scores.probabilities, strict=True))
+    rows = (
+        [name, *(round(float(p), 6) for p in row)] for name, row in zip(scores.ids, scores.probabilities, strict=True)
+    )
     write_csv(output, ["id", *model.vocabulary.names], rows)
     say(f"{len(scores.ids)} images, {len(model.vocabulary.names)} classes: {config.output}")
     report_bad(loader.bad)

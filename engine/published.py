@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import open_clip
 import torch
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from .config import LossConfig, ModelConfig
 from .errors import UserError
-from .models.clip import TextEncoder, build_clip, count_blocks, text_tower, tower_from_state
-from .models.pspg import PsPG
-from .models.weights import load_strictly, plain_state, read_weights
+from .models.clip import TextEncoder, build_clip, clip_config, count_blocks, text_tower, tower_from_state
+from .models.pspg import PromptHead, PsPG
+from .models.spatial_fusion import Fusion
+from .models.weights import check_fit, plain_state, read_weights
 
 _TOKENS = 49408
 """Size of CLIP's vocabulary."""
 _TEXT = "text_encoder."
 _IMAGE = "image_encoder."
-_HEAD = ("prompt_learner.", "channel_attention.", "logit_scale")
+_TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
 def import_published(
@@ -36,9 +37,10 @@ def import_published(
 ) -> PsPG:
     """PsPG with published weights, on the CPU, in eval mode, fusing as the published code does (`gate_before_norm`).
 
-    Architecture and widths come from the tensors, and so does the dtype: the widest of them, at least float32. Metadata
-    of a safetensors file overrides the keywords. Such a file may hold the token embedding's used rows only
-    (`token_embedding.rows`, `.values`); other class lists than its own then lack embeddings and are refused.
+    Architecture and widths come from the tensors (heads by OpenAI's rule, width / 64), and so does the dtype: the
+    widest of them, at least float32. Metadata of a safetensors file overrides this and the keywords. Such a file may
+    hold the token embedding's used rows only (`token_embedding.rows`, `.values`); other class lists than its own then
+    lack embeddings and are refused.
 
     Args:
         path_or_state_dict: `.pth` (read with weights_only), `.safetensors`, or a state dict.
@@ -58,50 +60,45 @@ def import_published(
     prompt_length = _setting(metadata, "prompt_length", prompt_length, source)
     decoder_heads = _setting(metadata, "decoder_heads", decoder_heads, source)
     if class_names is None:
-        class_names = json.loads(metadata["names"]) if "names" in metadata else None
+        class_names = _json(metadata, "names", source)
     if class_names is None:
         raise UserError(f"{source}: give class_names, the file does not say which classes it was trained on")
     _check_decoder(state, metadata, source)
     state = _with_whole_embedding(state)
-    dtype = _widest(state)
-    config = _clip_config(state, source)
-    head_state = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD)}
     hidden = _size(state, "prompt_learner.pos_decoder.gru.weight_hh", 1, source)
     if decoder_heads < 1 or hidden % decoder_heads:
         raise UserError(f"decoder_heads: {decoder_heads} heads do not divide the hidden width {hidden} of {source}")
-    clip_state = {name.replace(_IMAGE, "visual.", 1): t for name, t in state.items() if name.startswith(_IMAGE)}
-    clip_state |= {name.removeprefix(_TEXT): t for name, t in state.items() if name.startswith(_TEXT)}
-    if "logit_scale" in state:
-        clip_state["logit_scale"] = state["logit_scale"]
-    stray = state.keys() - head_state.keys() - {n for n in state if n.startswith((_IMAGE, _TEXT))}
-    clip_state |= {name: state[name] for name in stray}  # so that load_strictly names them
-    clip = build_clip(config).to(dtype)
-    load_strictly(clip, clip_state, source)
+    fusion = metadata.get("fusion", "gate_before_norm")
+    if fusion not in get_args(Fusion):
+        raise UserError(f"{source}: metadata fusion is {fusion!r}, not one of {', '.join(get_args(Fusion))}")
     settings = ModelConfig(
         backbone="imported",
-        quick_gelu=True,
         prompt_length=prompt_length,
         hidden_size=hidden,
         decoder_heads=decoder_heads,
         prefix=prefix,
-        fusion=metadata.get("fusion", "gate_before_norm"),  # type: ignore[arg-type]
+        fusion=cast(Fusion, fusion),
     )
-    encoder = None if class_feature_weights is None else _class_encoder(class_feature_weights, dtype, clip)
+    clip = build_clip(_json(metadata, "clip", source) or _clip_config(state, source))
+    text_width, width = clip.text_projection.shape
+    with torch.device("meta"):
+        head = PromptHead(width, text_width, settings)
+    check_fit({**_published_names(clip.state_dict()), **head.state_dict()}, state, source)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in state.values()) else torch.float32
+    clip.to(dtype).load_state_dict(_clip_names(state))
+    encoder = None if class_feature_weights is None else class_encoder(class_feature_weights, dtype, clip)
     model = PsPG(clip, settings, class_names, class_encoder=encoder)
-    load_strictly(model.head, head_state, source)
+    model.head.load_state_dict({name: state[name] for name in head.state_dict()})
     model.loss_config = LossConfig(preset="published")
     return model.eval()
 
 
 def published_state(model: PsPG) -> dict[str, Tensor]:
-    """The model's weights under the published names: image and text tower, prompt learner, fusion, temperature."""
-    state = {}
-    for name, tensor in model.clip.state_dict().items():
-        if name.startswith("visual."):
-            state[_IMAGE + name.removeprefix("visual.")] = tensor
-        elif name != "logit_scale":
-            state[_TEXT + name] = tensor
-    return {**state, **model.head.state_dict()}
+    """The model's weights under the published names: image and text tower, prompt learner, fusion, temperature.
+
+    CLIP's own temperature, which phase 2 does not use, has no place there.
+    """
+    return {**_published_names(model.clip.state_dict()), **model.head.state_dict()}
 
 
 def published_metadata(model: PsPG) -> dict[str, str]:
@@ -114,6 +111,7 @@ def published_metadata(model: PsPG) -> dict[str, str]:
         "prompt_length": str(config.prompt_length),
         "decoder_heads": str(config.decoder_heads),
         "fusion": config.fusion,
+        "clip": json.dumps(clip_config(model.clip)),
     }
 
 
@@ -141,6 +139,14 @@ def _setting(metadata: Mapping[str, str], key: str, default: Any, source: str) -
     return value
 
 
+def _json(metadata: Mapping[str, str], key: str, source: str) -> Any:
+    """Metadata's JSON value; None where there is none."""
+    try:
+        return json.loads(metadata.get(key, "null"))
+    except ValueError:
+        raise UserError(f"{source}: metadata {key} is not JSON") from None
+
+
 def _check_decoder(state: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
     for side in ("pos", "neg"):
         names = [name for name in state if name.startswith(f"prompt_learner.{side}_decoder.")]
@@ -165,9 +171,20 @@ def _with_whole_embedding(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _widest(state: Mapping[str, Tensor]) -> torch.dtype:
-    wide = any(tensor.dtype == torch.float64 for tensor in state.values())
-    return torch.float64 if wide else torch.float32
+def _published_names(clip_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's names to published ones."""
+    return {
+        _IMAGE + name.removeprefix("visual.") if name.startswith("visual.") else _TEXT + name: tensor
+        for name, tensor in clip_state.items()
+        if name != "logit_scale"
+    }
+
+
+def _clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published names to open_clip's, towers and temperature only."""
+    image = {"visual." + name.removeprefix(_IMAGE): t for name, t in state.items() if name.startswith(_IMAGE)}
+    text = {name.removeprefix(_TEXT): t for name, t in state.items() if name.startswith(_TEXT)}
+    return {**image, **text, "logit_scale": state["logit_scale"]}
 
 
 def _size(state: Mapping[str, Tensor], name: str, dimension: int, source: str) -> int:
@@ -208,11 +225,25 @@ def _clip_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     }
 
 
-def _class_encoder(source: str | Path | Mapping[str, Tensor], dtype: torch.dtype, clip: open_clip.CLIP) -> TextEncoder:
-    """Text encoder of CLIP weights under OpenAI's names, or of a published checkpoint, as wide as `clip`'s."""
-    state, _, name = _read(source)
-    state = _with_whole_embedding(state)
-    state = {re.sub(f"^{re.escape(_TEXT)}", "", key): tensor.to(dtype) for key, tensor in state.items()}
+def read_text_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Text tower of CLIP weights or of a published checkpoint, under OpenAI's names; the rest is left out.
+
+    Raises:
+        UserError: unreadable file.
+    """
+    state = _with_whole_embedding(_read(source)[0])
+    bare = {re.sub(f"^{re.escape(_TEXT)}", "", key): tensor for key, tensor in state.items()}
+    return {key: tensor for key, tensor in bare.items() if key.startswith(_TEXT_PARTS)}
+
+
+def class_encoder(source: str | Path | Mapping[str, Tensor], dtype: torch.dtype, clip: open_clip.CLIP) -> TextEncoder:
+    """Text encoder of CLIP weights under OpenAI's names, or of a published checkpoint, as wide as `clip`'s.
+
+    Raises:
+        UserError: unreadable file, or not the text tower of such a CLIP.
+    """
+    name = "state dict" if isinstance(source, Mapping) else str(source)
+    state = {key: tensor.to(dtype) for key, tensor in read_text_weights(source).items()}
     width = _size(state, "ln_final.weight", 0, name)
     try:
         encoder = TextEncoder(tower_from_state(state, heads=max(width // 64, 1)), state["token_embedding.weight"])

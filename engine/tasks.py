@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from .trainer import autocast_dtype
 class ContrastiveModel(nn.Module):
     """A CLIP called with images and tokens."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: open_clip.CLIP) -> None:
         super().__init__()
         self.clip = clip
 
@@ -40,7 +41,7 @@ class ContrastiveTask:
         precision: fp32, bf16, fp16 or auto.
     """
 
-    def __init__(self, clip: nn.Module, world: World, validation: Iterable[Batch] | None, precision: str) -> None:
+    def __init__(self, clip: open_clip.CLIP, world: World, validation: Iterable[Batch] | None, precision: str) -> None:
         self.module = ContrastiveModel(clip)
         self.score_name = None if validation is None else "val_score"
         self._world, self._validation = world, validation
@@ -109,7 +110,7 @@ class PromptTask:
         labels = batch.labels.to(self._world.device, non_blocking=True)
         return prompt_loss(output, labels, self._model.tower, self._model.vocabulary, self._loss)
 
-    def validate(self, module: PromptHead) -> dict[str, float]:  # type: ignore[override]
+    def validate(self, module: PromptHead) -> dict[str, float]:
         """Macro AUC over classes with both label values."""
         if self._validation is None:
             return {}
@@ -132,4 +133,5 @@ class PromptTask:
         ]
         every: list[tuple[int, Scores]] = sorted((pair for part in gather(mine) for pair in part), key=lambda p: p[0])
         scores = Scores.join([part for _, part in every])
+        assert scores.labels is not None
         return {"val_macro_auc": macro_auc(scores.labels, scores.probabilities)}

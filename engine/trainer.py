@@ -30,8 +30,8 @@ class Batches(Protocol):
 class Task(Protocol):
     """One training objective."""
 
-    module: nn.Module
-    """what trains; called with `inputs(batch)`"""
+    module: Any
+    """nn.Module that trains; called with `inputs(batch)`"""
     score_name: str | None
     """key of `validate` that picks the best epoch, higher is better; None: the last epoch is the best"""
 
@@ -41,8 +41,8 @@ class Task(Protocol):
     def loss(self, output: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss to minimise and detached scalars to log."""
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
-        """Metrics of the validation split; every rank calls it and gets the same."""
+    def validate(self, module: Any) -> dict[str, float]:
+        """Metrics of the validation split with the weights of `module`; every rank calls it and gets the same."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -160,7 +160,7 @@ class Trainer:
         return {"step": self.step, **self.best, **metrics}
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> Any:
         """The weights that are validated and published: the average if there is one."""
         return self.task.module if self.average is None else self.average.module
 
@@ -209,8 +209,7 @@ class Trainer:
             last = last_checkpoint(self.run)
             raise UserError(
                 f"training diverged: the loss is {row['loss']} at step {self.step}; "
-                "lower optim.lr or set optim.clip_norm"
-                + (f" (last good checkpoint: {last})" if last else "")
+                "lower optim.lr or set optim.clip_norm" + (f" (last good checkpoint: {last})" if last else "")
             )
 
     def _validate(self) -> dict[str, float]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoint import import_published, write_json, write_tensors
+from .checkpoint import import_published, load_tensors, write_json, write_tensors
 from .config import ExportConfig, ImportConfig, require
 from .data.manifest import load_label_names
 from .errors import UserError
 from .model_folder import Pixels, describe, load_clip_folder, load_model, read_description, write_model
 from .models.clip import clip_config
 from .models.pspg import PsPG
-from .published import published_state
+from .published import published_metadata, published_state, read_text_weights
 from .telemetry import say
 
 
@@ -36,15 +36,11 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     ).float()
     size = clip_config(model.clip)["vision_cfg"]["image_size"]
     pixels = Pixels(size=size, resize="stretch", mean=config.mean, std=config.std)
-    write_model(
-        folder,
-        describe("pspg", model.clip, pixels, head=model.config, class_names=model.vocabulary.names),
-        {
-            "clip": dict(model.clip.state_dict()),
-            "model": dict(model.head.state_dict()),
-            "vocabulary": model.vocabulary.tensors(),
-        },
-    )
+    tensors = {"clip": dict(model.clip.state_dict()), "model": dict(model.head.state_dict())}
+    if config.class_feature_weights is not None:
+        tensors["class_text"] = read_text_weights(config.class_feature_weights)
+    description = describe("pspg", model.clip, pixels, head=model.config, class_names=model.vocabulary.names)
+    write_model(folder, description, tensors)
     say(f"imported {config.source} with {len(model.vocabulary.names)} classes: {folder}")
     return model
 
@@ -68,15 +64,17 @@ def export_checkpoint(config: ExportConfig) -> None:
         loaded = load_model(source)
         if config.layout == "published":
             folder.mkdir(parents=True)
-            write_tensors(folder / "model.safetensors", published_state(loaded.model))
+            metadata = published_metadata(loaded.model)
+            write_tensors(folder / "model.safetensors", published_state(loaded.model), metadata)
             write_json(folder / "export.json", {**description, "layout": "published"})
         else:
             tensors = {
                 "clip": dict(loaded.model.clip.state_dict()),
                 "model": dict(loaded.model.head.state_dict()),
             }
-            if loaded.bank is not None:
-                tensors["bank"] = {"bank": loaded.bank}
+            for extra in ("bank", "class_text"):
+                if (source / f"{extra}.safetensors").is_file():
+                    tensors[extra] = load_tensors(source / f"{extra}.safetensors")
             write_model(folder, description, tensors)
     say(f"exported {source}: {folder}")
 

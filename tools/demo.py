@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -86,6 +87,16 @@ def main() -> int:
     print(f"real film: {top(predictions)}\n{NOTE}")
     print(f"report: {report / 'report.html'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
+
+
+def print_table(document: dict[str, Any]) -> None:
+    """Macro AUC of every method on every class list."""
+    results = document["results"]
+    groups = [group for group in next(iter(results.values())) if group != "all"]
+    print(f"\n{'Macro AUC on test phantoms':<30}" + "".join(f"{group:>22}" for group in groups))
+    for method, found in results.items():
+        print(f"{method:<30}" + "".join(f"{found[group]['macro_auc']:>22.3f}" for group in groups))
+    print()
 
 
 def save_film(source: Path, target: Path) -> None:

@@ -21,7 +21,6 @@ from ..errors import UserError
 from ..inference import Scores, score
 from ..model_folder import LoadedModel, load_model
 from ..models.baselines import ridge_probe, template_probabilities
-from ..models.prompts import make_vocabulary
 from ..predict import pick_device, report_bad
 from ..telemetry import read_metrics, say
 from ..trainer import autocast_dtype
@@ -55,10 +54,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
             _dataset(config, loaded, source, labels), batch_size=settings.batch_size, workers=config.workers
         )
         vocabularies = [
-            model.vocabulary
-            if group == loaded.class_names
-            else make_vocabulary(model.clip, group, model.config.prefix, prompt_length=model.config.prompt_length)
-            for group in groups.values()
+            model.vocabulary if group == loaded.class_names else model.vocabulary_of(group) for group in groups.values()
         ]
         bank = loaded.bank.to(device) if settings.context == "bank" and loaded.bank is not None else None
         batches = tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import open_clip
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
@@ -19,7 +20,7 @@ NEGATIVE = "No evidence of {}."
 
 @torch.inference_mode()
 def template_probabilities(
-    clip: nn.Module, image_globals: Tensor, names: Sequence[str], device: torch.device
+    clip: open_clip.CLIP, image_globals: Tensor, names: Sequence[str], device: torch.device
 ) -> dict[str, NDArray[np.float64]]:
     """Zero-shot probabilities (N,C) of a CLIP with fixed templates (paper 3.1, eq. 2; templates of footnote 3).
 

@@ -187,8 +187,15 @@ class PsPG(nn.Module):
         Raises:
             UserError: names that the text tower cannot take.
         """
-        place = self.vocabulary.class_features
-        self.vocabulary = self._make_vocabulary(names).to(place.device, place.dtype)
+        self.vocabulary = self.vocabulary_of(names)
+
+    def vocabulary_of(self, names: Sequence[str]) -> Vocabulary:
+        """Constants of another class list, where the model is.
+
+        Raises:
+            UserError: names that the text tower cannot take.
+        """
+        return self._make_vocabulary(names).to(self.logit_scale.device, self.tower.projection.dtype)
 
     def _make_vocabulary(self, names: Sequence[str]) -> Vocabulary:
         source = self.clip if self._class_encoder is None else self._class_encoder

@@ -70,16 +70,25 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
     Raises:
         UserError: listing missing and unexpected keys and keys of another shape.
     """
-    own = module.state_dict()
+    check_fit(module.state_dict(), tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Check that two state dicts agree in keys and shapes.
+
+    Raises:
+        UserError: listing missing and unexpected keys and keys of another shape.
+    """
+    common = expected.keys() & tensors.keys()
     faults = {
-        "missing": own.keys() - tensors.keys(),
-        "unexpected": tensors.keys() - own.keys(),
-        "other shape": {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape},
+        "missing": expected.keys() - common,
+        "unexpected": tensors.keys() - common,
+        "other shape": {name for name in common if expected[name].shape != tensors[name].shape},
     }
     if any(faults.values()):
         listing = "; ".join(f"{what}: {_first(names)}" for what, names in faults.items() if names)
         raise UserError(f"{source}: the weights do not fit the model; {listing}")
-    module.load_state_dict(dict(tensors))
 
 
 def _first(names: set[str], limit: int = 5) -> str:

@@ -83,10 +83,10 @@ def test_text_tower_follows_the_module(make_clip: MakeClip) -> None:
 
 def test_config_rebuilds_the_same_architecture(make_clip: MakeClip) -> None:
     clip = make_clip(vit=True)
-    again = build_clip(clip_config(clip))
+    again = build_clip(clip_config(clip)).double().eval()
     again.load_state_dict(clip.state_dict())
-    images = torch.randn(1, 3, 32, 32)
-    close(again.double().eval().encode_image(images.double()), clip.encode_image(images.double()))
+    images = torch.randn(1, 3, 32, 32).double()
+    close(again.encode_image(images), clip.encode_image(images))
 
 
 def test_named_backbone_has_openai_activations_and_the_asked_size() -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.errors import UserError
 from pspg.engine.losses import prompt_loss
-from pspg.engine.models.clip import image_features
+from pspg.engine.models.clip import image_features, tokenize
 from pspg.engine.models.prompts import PromptLearner, make_vocabulary
 from pspg.engine.models.pspg import PromptHead, PsPG, probabilities
 from pspg.engine.models.spatial_fusion import Fusion, SpatialFusion
@@ -27,8 +27,7 @@ def make(clip: Any, names: list[str], **config: Any) -> PsPG:
 
 
 def images(count: int = 3) -> Tensor:
-    torch.manual_seed(4)
-    return torch.randn(count, 3, 32, 32).double()
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(4)).double()
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -245,8 +244,6 @@ def test_prompts_must_fit_the_context(make_clip: MakeClip, names: list[str]) -> 
 def test_vocabulary_is_cut_exactly_and_kept(make_clip: MakeClip, names: list[str]) -> None:
     clip = make_clip()
     vocabulary = make_vocabulary(clip, names)
-    from pspg.engine.models.clip import tokenize
-
     close(vocabulary.class_features, clip.encode_text(tokenize(names)))
     other = make_vocabulary(make_clip(), names)
     other.class_features.zero_()

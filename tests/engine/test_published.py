@@ -61,6 +61,16 @@ def test_metadata_overrides_the_keywords(names: list[str], tmp_path: Path) -> No
     assert torch.equal(score(loaded, 64), score(model, 64))
 
 
+def test_metadata_tells_what_the_tensors_do_not(make_clip: Any, names: list[str], tmp_path: Path) -> None:
+    """Heads that are not width / 64, and plain GELU."""
+    clip = make_clip(quick_gelu=False)
+    model = PsPG(clip, ModelConfig(hidden_size=8, **SETTINGS), names).eval()
+    save_file(published_state(model), tmp_path / "model.safetensors", published_metadata(model))
+    loaded = import_published(tmp_path / "model.safetensors")
+    pixels = torch.randn(2, 3, 32, 32).double()
+    assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+
+
 def test_half_precision_weights_are_widened(names: list[str]) -> None:
     state = {name: t.half() if t.is_floating_point() else t for name, t in published_state(make(names)).items()}
     assert {p.dtype for p in import_published(state, names, **SETTINGS).parameters()} == {torch.float32}
@@ -105,9 +115,10 @@ def rename(state: dict[str, Tensor], old: str, new: str) -> None:
     ("change", "said"),
     [
         (lambda s: s.pop("prompt_learner.pos_decoder.fc.bias"), "missing: prompt_learner.pos_decoder.fc.bias"),
-        (lambda s: s.pop("text_encoder.ln_final.bias"), "missing: ln_final.bias"),
+        (lambda s: s.pop("text_encoder.ln_final.bias"), "missing: text_encoder.ln_final.bias"),
         (lambda s: s.pop("text_encoder.text_projection"), "missing: text_encoder.text_projection"),
         (lambda s: s.pop("logit_scale"), "missing: logit_scale"),
+        (lambda s: s.pop("image_encoder.bn2.weight"), "missing: image_encoder.bn2.weight"),
         (lambda s: s.update({"odd.key": torch.zeros(1)}), "unexpected: odd.key"),
         (lambda s: s.update({"prompt_learner.odd": torch.zeros(1)}), "unexpected: prompt_learner.odd"),
         (lambda s: s.update({"channel_attention.conv.weight": torch.zeros(1, 1, 5)}), "other shape: channel_attention"),
@@ -141,8 +152,14 @@ def test_mistakes(names: list[str], tmp_path: Path) -> None:
     save_file(state, tmp_path / "odd.safetensors", {"prompt_length": "many"})
     with pytest.raises(UserError, match="metadata prompt_length is 'many'"):
         import_published(tmp_path / "odd.safetensors", names)
+    save_file(state, tmp_path / "odd.safetensors", {"names": "edema"})
+    with pytest.raises(UserError, match="metadata names is not JSON"):
+        import_published(tmp_path / "odd.safetensors", **SETTINGS)
+    save_file(state, tmp_path / "odd.safetensors", {"fusion": "sideways"})
+    with pytest.raises(UserError, match="metadata fusion is 'sideways'"):
+        import_published(tmp_path / "odd.safetensors", names, **SETTINGS)
 
 
 def test_embeddings_that_the_file_does_not_hold() -> None:
-    with pytest.raises(UserError, match="no .* token embedding for 'pneumothorax'"):
+    with pytest.raises(UserError, match=r"no .* token embedding for 'pneumothorax'"):
         import_published(GOLDEN, ["Edema", "pneumothorax"])

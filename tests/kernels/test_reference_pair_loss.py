@@ -28,6 +28,7 @@ def inputs(classes: int = 4, images: int = 3) -> tuple[Tensor, Tensor, Tensor, T
 def literal(features: Tensor, images: Tensor, scale: Tensor, labels: Tensor, target: str, reduction: str) -> float:
     """Paper eqs. 5 to 8, one number at a time."""
     terms = []
+    features, images, scale = (tensor.detach() for tensor in (features, images, scale))
     for feature, (i, j) in zip(features, combinations(range(labels.shape[1]), 2), strict=True):
         p = [1 / (1 + math.exp(-float(scale.exp() * image @ feature / feature.norm()))) for image in images]
         q = [float(row[i] == 1 and row[j] == 1) for row in labels]

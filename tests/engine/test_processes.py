@@ -1,0 +1,92 @@
+"""Both phases on two gloo processes under every ZeRO stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pspg.engine.checkpoint import last_checkpoint, load_tensors
+from pspg.engine.telemetry import read_metrics
+
+
+def finish(process) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    folder = last_checkpoint(run)
+    assert folder is not None
+    return load_tensors(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_image(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training rows with their labels, all showing the same film.
+
+    Then every rank's context is the same, and the loss of phase 2 with BCE is a mean over samples.
+    """
+    rows = [json.loads(line) for line in (phantoms / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["filepath"] = rows[0]["filepath"]
+    path = phantoms / "one_image.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+BCE = ["--loss.classification", "bce", "--loss.classification_reduction", "mean", "--loss.pair", "none"]
+
+
+@pytest.fixture(scope="module")
+def alone(one_image: Path, settings, engine_command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    same = ["--data.train", one_image, "--data.augment", "false", "--data.flip", "0", "--model.dropout", "0"]
+    finish(engine_command([*settings("prompt"), *BCE, *same, "--output", run]))
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_phase_2_equals_one_process_for_a_mean_over_samples(
+    tmp_path: Path, one_image: Path, alone: Path, settings, engine_command, stage: int
+) -> None:
+    run = tmp_path / "run"
+    same = ["--data.train", one_image, "--data.augment", "false", "--data.flip", "0", "--model.dropout", "0"]
+    arguments = [*settings("prompt"), *BCE, *same, "--output", run, "--zero_stage", stage]
+    finish(engine_command(arguments, processes=2))
+    expected, got = weights(alone), weights(run)
+    assert expected.keys() == got.keys()
+    # AdamW moves a weight by about lr however small its gradient, so rounding can show where gradients vanish.
+    moved = max((value - got[key]).abs().max().item() for key, value in expected.items())
+    assert moved < 2e-5
+    one, two = (read_metrics(folder / "metrics.jsonl") for folder in (alone, run))
+    assert [row["loss"] for row in one if "loss" in row] == pytest.approx(
+        [row["loss"] for row in two if "loss" in row], rel=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("task", ["contrastive", "prompt"])
+def test_phases_run_and_resume(tmp_path: Path, settings, engine_command, task: str, stage: int) -> None:
+    """Interrupted by ending after one epoch's worth of steps is not possible (the schedule would differ), so resume a
+    finished run: it must find its checkpoint on both ranks and have nothing left to do."""
+    arguments = [*settings(task), "--output", tmp_path / "run", "--zero_stage", stage, "--optim.ema_decay", "0.9"]
+    finish(engine_command(arguments, processes=2))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert "resuming from" in finish(engine_command([*arguments, "--resume", "latest"], processes=2))
+
+
+@pytest.mark.slow
+def test_batch_that_does_not_split_is_one_line(tmp_path: Path, settings, engine_command) -> None:
+    process = engine_command([*settings("prompt"), "--batch_size", "9", "--output", tmp_path / "run"], processes=2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    lines = [line for line in output.splitlines() if line.startswith("pspg-engine")]
+    assert lines == ["pspg-engine train: error: batch_size: 9 images cannot be split over 2 processes"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
