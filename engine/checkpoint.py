@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import UserError
+from .files import sync, write_text
 from .published import import_published
 
 __all__ = [
@@ -40,14 +41,14 @@ __all__ = [
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old or the new one."""
-    _replace(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write safetensors so that the file is either the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
 
 
@@ -95,12 +96,12 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     for name, values in tensors.items():
         write_tensors(temporary / f"{name}.safetensors", values)
     write_json(temporary / "state.json", state)
-    _sync(temporary)
+    sync(temporary)
     # A folder of this name is what a killed process wrote before `last` could name it.
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)
-    _sync(root)
-    _replace(root / "last", folder.name + "\n")
+    sync(root)
+    write_text(root / "last", folder.name + "\n")
     keep = {folder, best_checkpoint(run)}
     for other in root.iterdir():
         if other.is_dir() and other not in keep:
@@ -124,19 +125,3 @@ def best_checkpoint(run: Path) -> Path | None:
 
 def _folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, path)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that the disk holds a file or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -260,10 +260,10 @@ class ImportConfig:
     """attention heads, where the file does not say them"""
     prefix: bool = False
     """the checkpoint generates prefixes"""
-    mean: float = 0.5
-    """pixel mean in [0, 1] of the training images"""
-    std: float = 0.25
-    """pixel standard deviation of the training images"""
+    mean: float | None = None
+    """pixel mean in [0, 1] of the training images; null: what the file says, else 0.5"""
+    std: float | None = None
+    """pixel standard deviation of the training images; null: what the file says, else 0.25"""
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from .data.torch_loader import Batch, EpochSampler
+from .data.torch_loader import Batch, EpochSampler, EvalLoader
 from .errors import UserError
 from .models.clip import ImageFeatures, image_features
 from .models.prompts import Vocabulary
@@ -86,7 +86,7 @@ def score(
     Args:
         model: frozen towers.
         head: the prompt head to use (the model's own, or a running average of it).
-        vocabularies: class lists.
+        vocabularies: class lists; none: only labels and features.
         context: (M,D) context bank; None: each batch is its own context.
 
     Raises:
@@ -103,10 +103,11 @@ def score(
                 for vocabulary, text in zip(vocabularies, texts, strict=True)
             ]
             pooled = torch.cat([features.global_, features.tokens[:, 1:].mean(1)], dim=1)
+            scored = [probabilities(output.logits).double() for output in outputs]
             parts.append(
                 Scores(
                     batch.ids,
-                    torch.cat([probabilities(output.logits) for output in outputs], 1).double().cpu().numpy(),
+                    torch.cat(scored, 1).cpu().numpy() if scored else np.empty((len(batch.ids), 0)),
                     None if batch.labels is None else batch.labels.double().cpu().numpy(),
                     pooled.float().cpu().numpy(),
                 )
@@ -121,10 +122,11 @@ class CachedBatches:
         ids: N image ids.
         features: global (N,D) and tokens (N,S,D), on the CPU.
         labels: (N,C) or None.
+        bad: id → reason of the images left out.
     """
 
-    def __init__(self, ids: list[str], features: ImageFeatures, labels: Tensor | None) -> None:
-        self.ids, self.features, self.labels = ids, features, labels
+    def __init__(self, ids: list[str], features: ImageFeatures, labels: Tensor | None, bad: dict[str, str]) -> None:
+        self.ids, self.features, self.labels, self.bad = ids, features, labels, bad
 
     def batch(self, index: Sequence[int]) -> FeatureBatch:
         """The batch of these rows."""
@@ -153,6 +155,7 @@ class CachedTrainLoader:
     def __init__(self, cached: CachedBatches, sampler: EpochSampler) -> None:
         self._cached, self._sampler = cached, sampler
         self.batches_per_epoch = sampler.batches_per_epoch
+        self.bad = cached.bad
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[FeatureBatch]:
         self._sampler.epoch, self._sampler.start_batch = epoch, start_batch
@@ -161,7 +164,7 @@ class CachedTrainLoader:
 
 
 def cache_features(
-    model: PsPG, batches: Iterable[Batch], device: torch.device, autocast: torch.dtype | None, *, title: str
+    model: PsPG, loader: EvalLoader, device: torch.device, autocast: torch.dtype | None, *, title: str
 ) -> CachedBatches:
     """Run the frozen image tower over a data set once and keep the features in memory, N·(S+1)·D floats.
 
@@ -171,7 +174,7 @@ def cache_features(
     ids: list[str] = []
     parts: list[ImageFeatures] = []
     labels: list[Tensor] = []
-    for batch in tqdm(batches, title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
+    for batch in tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
         features = frozen_features(model, batch, device, autocast)
         parts.append(ImageFeatures(*(tensor.float().cpu().clone() for tensor in features)))
         ids += batch.ids
@@ -180,4 +183,4 @@ def cache_features(
     if not parts:
         raise UserError("no image could be read")
     joined = ImageFeatures(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    return CachedBatches(ids, joined, torch.cat(labels) if labels else None)
+    return CachedBatches(ids, joined, torch.cat(labels) if labels else None, loader.bad)

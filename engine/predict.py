@@ -14,7 +14,7 @@ from .errors import UserError
 from .evaluation.report import write_csv
 from .inference import Scores, score
 from .model_folder import load_model
-from .telemetry import say
+from .telemetry import report_bad, say
 from .trainer import autocast_dtype
 
 
@@ -97,13 +97,3 @@ def pick_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for but torch sees no GPU; use device cpu or auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def report_bad(bad: dict[str, str]) -> None:
-    """Count and list the images that were left out."""
-    if bad:
-        say(f"{len(bad)} unreadable images were left out:")
-        for reason in list(bad.values())[:20]:
-            say(f"  {reason}")
-        if len(bad) > 20:
-            say(f"  … and {len(bad) - 20} more")

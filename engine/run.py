@@ -18,14 +18,15 @@ from .config import TrainConfig, check_train
 from .data.labels import label_matrix, select_classes
 from .data.manifest import Manifest, load_label_names, load_manifest
 from .data.torch_loader import ImageDataset, make_eval_loader, make_train_loader, pixel_statistics
-from .distributed import World, barrier, start
+from .distributed import World, barrier, gather, start
 from .errors import UserError
+from .files import write_text
 from .inference import CachedBatches, cache_features
 from .model_folder import Pixels, describe, load_clip_folder, write_model
 from .models.clip import load_clip, tokenize
 from .models.pspg import PsPG
 from .tasks import ContrastiveTask, PromptTask
-from .telemetry import say
+from .telemetry import report_bad, say
 from .trainer import Trainer, autocast_dtype
 
 # Settings that a run may change when it is resumed: where and how fast, not what is computed.
@@ -64,9 +65,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         )
     torch.manual_seed(config.seed)
     build = _build_contrastive if config.task == "contrastive" else _build_prompt
-    result = build(config, world).fit()
+    trainer = build(config, world)
+    result = trainer.fit()
+    bad = {name: reason for part in gather(trainer.loader.bad) for name, reason in part.items()}
     if world.is_main:
         say(f"finished at step {result['step']}: {run}")
+        report_bad(bad)
     return result
 
 
@@ -252,7 +256,7 @@ def _write_start(
     run = Path(config.output)
     if world.is_main and last_checkpoint(run) is None:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(yaml.safe_dump(asdict(replace(config, resume=None)), sort_keys=False))
+        write_text(run / "config.yaml", yaml.safe_dump(asdict(replace(config, resume=None)), sort_keys=False))
         write_model(run, description, tensors)
     barrier()
 

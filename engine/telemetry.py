@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from .files import write_text
 
 
 def say(message: str) -> None:
@@ -39,9 +40,7 @@ class Telemetry:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= step]
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", buffering=1)
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -118,3 +117,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 if number < len(lines) - 1:
                     say(f"{path}:{number + 1}: not JSON, ignored")
     return rows
+
+
+def report_bad(bad: dict[str, str]) -> None:
+    """Count and list the images that were left out."""
+    if bad:
+        say(f"{len(bad)} unreadable images were left out:")
+        for reason in list(bad.values())[:20]:
+            say(f"  {reason}")
+        if len(bad) > 20:
+            say(f"  … and {len(bad) - 20} more")

@@ -23,6 +23,8 @@ class Batches(Protocol):
     """Training batches whose order and pixels are a function of (seed, epoch) alone."""
 
     batches_per_epoch: int
+    bad: dict[str, str]
+    """id → reason of the samples left out so far on this rank"""
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Any]: ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from .checkpoint import import_published, load_tensors, write_json, write_tensors
@@ -11,6 +13,7 @@ from .errors import UserError
 from .model_folder import Pixels, describe, load_clip_folder, load_model, read_description, write_model
 from .models.clip import clip_config
 from .models.pspg import PsPG
+from .models.weights import read_metadata
 from .published import published_metadata, published_state, read_text_weights
 from .telemetry import say
 
@@ -35,7 +38,9 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
         class_feature_weights=config.class_feature_weights,
     ).float()
     size = clip_config(model.clip)["vision_cfg"]["image_size"]
-    pixels = Pixels(size=size, resize="stretch", mean=config.mean, std=config.std)
+    given = {key: value for key, value in (("mean", config.mean), ("std", config.std)) if value is not None}
+    carried = json.loads(read_metadata(config.source).get("pixels", "{}"))
+    pixels = Pixels(**{"size": size, "resize": "stretch", "mean": 0.5, "std": 0.25, **carried, **given})
     tensors = {"clip": dict(model.clip.state_dict()), "model": dict(model.head.state_dict())}
     if config.class_feature_weights is not None:
         tensors["class_text"] = read_text_weights(config.class_feature_weights)
@@ -64,7 +69,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         loaded = load_model(source)
         if config.layout == "published":
             folder.mkdir(parents=True)
-            metadata = published_metadata(loaded.model)
+            metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
             write_tensors(folder / "model.safetensors", published_state(loaded.model), metadata)
             write_json(folder / "export.json", {**description, "layout": "published"})
         else:

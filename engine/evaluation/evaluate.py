@@ -21,8 +21,8 @@ from ..errors import UserError
 from ..inference import Scores, score
 from ..model_folder import LoadedModel, load_model
 from ..models.baselines import ridge_probe, template_probabilities
-from ..predict import pick_device, report_bad
-from ..telemetry import read_metrics, say
+from ..predict import pick_device
+from ..telemetry import read_metrics, report_bad, say
 from ..trainer import autocast_dtype
 from .bootstrap import bootstrap_groups
 from .metrics import evaluate_groups
@@ -48,7 +48,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     model = loaded.model.to(device)
 
     def scores_of(source: Manifest, title: str, groups: dict[str, list[str]]) -> Scores:
-        columns = select_classes(source.label_names or [], [name for group in groups.values() for name in group])[1]
+        columns = select_classes(source.label_names or [], names)[1]
         labels = label_matrix(source.samples, columns, uncertain=config.uncertain, blank=config.blank)
         loader = make_eval_loader(
             _dataset(config, loaded, source, labels), batch_size=settings.batch_size, workers=config.workers
@@ -72,7 +72,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         found = template_probabilities(model.clip, torch.from_numpy(scores.features[:, :width]), names, device)
         methods.update({f"template, {name}": values for name, values in found.items()})
     if config.probe:
-        train = scores_of(_manifest(config, config.probe), "features for the probe", lists)
+        train = scores_of(_manifest(config, config.probe), "features for the probe", {})
         assert train.labels is not None
         methods["ridge probe (ceiling)"] = ridge_probe(train.features, train.labels, scores.features)
     bars = sys.stderr.isatty()
@@ -81,7 +81,15 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         for name, values in methods.items()
     }
     intervals = {
-        name: bootstrap_groups(scores.labels, values, names, groups, resamples=settings.bootstrap, seed=settings.seed)
+        name: bootstrap_groups(
+            scores.labels,
+            values,
+            names,
+            groups,
+            resamples=settings.bootstrap,
+            seed=settings.seed,
+            progress=bars,
+        )
         for name, values in methods.items()
         if settings.bootstrap
     }

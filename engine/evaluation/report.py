@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import write_text
 from . import plots
 from .bootstrap import Interval, Intervals
 from .metrics import ClassMetrics, Metrics, check_scores
@@ -177,17 +178,6 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     writer.writerow([cell(name) for name in header])
     writer.writerows([cell(value) for value in row] for row in rows)
     write_text(path, out.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all."""
-    content = text.encode("utf-8")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _check(

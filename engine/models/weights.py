@@ -43,6 +43,14 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not readable as weights ({reason})") from error
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Metadata of a safetensors file that `read_weights` can read; empty for other files."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def plain_state(value: object, source: str | Path) -> dict[str, Tensor]:
     """State dict in `value`: the mapping itself or its `state_dict`, without the prefix `module.`.
 

@@ -26,7 +26,7 @@ class ToyLoader:
     """Batches of this rank's share, a function of the epoch alone; `stop_at` raises in the middle of an epoch."""
 
     def __init__(self, rank: int = 0, size: int = 1, stop_at: tuple[int, int] | None = None, nan_at: int = -1) -> None:
-        self.batches_per_epoch = STEPS
+        self.batches_per_epoch, self.bad = STEPS, {}
         self._rank, self._share, self._stop_at, self._nan_at = rank, BATCH // size, stop_at, nan_at
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[torch.Tensor]:
