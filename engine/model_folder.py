@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -109,7 +110,7 @@ def weights_of(folder: Path) -> Path:
     return average if average.is_file() else best / "model.safetensors"
 
 
-def load_clip_folder(folder: Path) -> tuple[nn.Module, Pixels]:
+def load_clip_folder(folder: Path) -> tuple[open_clip.CLIP, Pixels]:
     """CLIP of a folder of either kind, with its trained weights.
 
     Raises:

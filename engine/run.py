@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 import yaml
 from torch import Tensor
@@ -159,8 +160,14 @@ def _labelled(config: TrainConfig, path: str) -> Manifest:
     return load_manifest(path, image_root=data.image_root, label_names=names, need="labels")
 
 
-def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[Any, Pixels]:
-    """CLIP to start from and the pixel rule: settings first, then what the backbone carries, then the data's own."""
+def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, Pixels]:
+    """CLIP to start from, channels last, and the pixel rule of the run."""
+    clip, pixels = _load_backbone(config, manifest)
+    return clip.to(memory_format=torch.channels_last), pixels
+
+
+def _load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, Pixels]:
+    """The pixel rule follows the settings, else what the backbone carries, else the training images."""
     data, run = config.data, Path(config.output)
     pretrained = config.model.pretrained
     carried: Pixels | None = None

@@ -63,8 +63,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     for group in groups:
         group["initial_lr"] = config.lr
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:

@@ -7,17 +7,24 @@ from typing import Literal
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve
-from ..text_tower import Frame, TextTower
+from ..pair_loss import pair_loss
+from ..text_tower import Frame, TextTower, encode_pairs
 from . import reference
 
 
 def pair_features(tower: TextTower, frame: Frame, prompts: Tensor, *, impl: str = "auto") -> Tensor:
     """(P,D) text features, not normalised, of the pair prompts of `prompts` (C,n,W), pairs i < j row-major.
 
+    Args:
+        impl: eager (shared prefixes; not in prefix mode), reference, or auto, the first that can run.
+
     Raises:
         ValueError: an `impl` that cannot run.
     """
-    return resolve(impl, {"reference": reference.pair_features})(tower, frame, prompts)
+    available = {"eager": encode_pairs, "reference": reference.pair_features}
+    if frame.named:
+        del available["eager"]
+    return resolve(impl, available)(tower, frame, prompts)
 
 
 def spcl(
@@ -43,7 +50,7 @@ def spcl(
         labels: (B,C) in {1, 0, -1}; -1 counts as 0.
         target: batch (SPCL) or sample (PCL).
         reduction: sum or mean. No pairs (C < 2): 0, with zero gradients.
-        impl: auto or reference.
+        impl: as `pair_features`.
 
     Returns:
         Scalar, float32 or better.
@@ -51,7 +58,6 @@ def spcl(
     Raises:
         ValueError: shapes that do not fit, or an `impl` that cannot run.
     """
-    run = resolve(impl, {"reference": reference.spcl})
     check_shapes(
         "spcl",
         prompts=(prompts, "C n W"),
@@ -60,4 +66,5 @@ def spcl(
         image_vectors=(image_vectors, "B D"),
         labels=(labels, "B C"),
     )
-    return run(tower, frame, prompts, image_vectors, logit_scale, labels, target=target, reduction=reduction)
+    features = pair_features(tower, frame, prompts, impl=impl)
+    return pair_loss(features, image_vectors, logit_scale, labels, target=target, reduction=reduction)

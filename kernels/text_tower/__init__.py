@@ -3,5 +3,15 @@
 from .op import encode
 from .reference import TextLayer, TextTower
 from .sequences import Frame, pair_indices, pair_prompts, single_prompts
+from .shared_prefix import encode_pairs
 
-__all__ = ["Frame", "TextLayer", "TextTower", "encode", "pair_indices", "pair_prompts", "single_prompts"]
+__all__ = [
+    "Frame",
+    "TextLayer",
+    "TextTower",
+    "encode",
+    "encode_pairs",
+    "pair_indices",
+    "pair_prompts",
+    "single_prompts",
+]

@@ -66,10 +66,10 @@ def encode(tower: TextTower, embeddings: Tensor, pooled: Tensor) -> Tensor:
     """Text features at one position of each sequence; arguments and result as `op.encode`."""
     x = embeddings + tower.positional_embedding[: embeddings.shape[1]]
     for layer in tower.layers:
-        x = x + _attention(layer, _layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias), tower.heads)
-        x = x + _mlp(tower, layer, _layer_norm(tower, x, layer.ln_2_weight, layer.ln_2_bias))
+        x = x + _attention(layer, layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias), tower.heads)
+        x = x + mlp(tower, layer, layer_norm(tower, x, layer.ln_2_weight, layer.ln_2_bias))
     x = x[torch.arange(len(x), device=x.device), pooled]
-    return _layer_norm(tower, x, tower.ln_final_weight, tower.ln_final_bias) @ tower.projection
+    return layer_norm(tower, x, tower.ln_final_weight, tower.ln_final_bias) @ tower.projection
 
 
 def _attention(layer: TextLayer, x: Tensor, heads: int) -> Tensor:
@@ -83,11 +83,13 @@ def _attention(layer: TextLayer, x: Tensor, heads: int) -> Tensor:
     return F.linear((weights @ v).transpose(1, 2).flatten(2), layer.out_proj_weight, layer.out_proj_bias)
 
 
-def _mlp(tower: TextTower, layer: TextLayer, x: Tensor) -> Tensor:
+def mlp(tower: TextTower, layer: TextLayer, x: Tensor) -> Tensor:
+    """MLP of a block, on any (…,W)."""
     x = F.linear(x, layer.fc_weight, layer.fc_bias)
     x = x * torch.sigmoid(1.702 * x) if tower.activation == "quick_gelu" else F.gelu(x)
     return F.linear(x, layer.proj_weight, layer.proj_bias)
 
 
-def _layer_norm(tower: TextTower, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def layer_norm(tower: TextTower, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm with the tower's eps, on any (…,W)."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, tower.eps)
