@@ -190,9 +190,7 @@ class Engine:
         if not self._partitioned:
             for name, values in entries.items():
                 device = parameters[name].device
-                self._optimizer.state[parameters[name]] = {
-                    key: value if key == "step" else value.to(device) for key, value in values.items()
-                }
+                self._optimizer.state[parameters[name]] = {key: value.to(device) for key, value in values.items()}
             return
         for name, values in entries.items():
             for key, value in values.items():
@@ -208,8 +206,8 @@ class Engine:
         DeepSpeed ties them after the first group's first step, when the other groups have no state yet, and then never
         again; their state could be neither read nor set.
         """
-        probe = nn.Parameter(torch.zeros(1))
-        probe.grad = torch.zeros(1)
+        probe = nn.Parameter(torch.zeros(1, device=self._optimizer.param_groups[0]["params"][0].device))
+        probe.grad = torch.zeros_like(probe)
         kind = type(self._optimizer)
         known = inspect.signature(kind).parameters
         trial = kind([probe], **{key: value for key, value in self._optimizer.defaults.items() if key in known})

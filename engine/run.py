@@ -110,6 +110,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
     description = describe("pspg", clip, pixels, head=config.model, class_names=names)
     towers = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
     model.to(world.device)
+    model.clip.to(memory_format=torch.channels_last)
     autocast = autocast_dtype(config.precision, world.device)
 
     def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
@@ -161,13 +162,7 @@ def _labelled(config: TrainConfig, path: str) -> Manifest:
 
 
 def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, Pixels]:
-    """CLIP to start from, channels last, and the pixel rule of the run."""
-    clip, pixels = _load_backbone(config, manifest)
-    return clip.to(memory_format=torch.channels_last), pixels
-
-
-def _load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, Pixels]:
-    """The pixel rule follows the settings, else what the backbone carries, else the training images."""
+    """CLIP to start from, and the pixel rule: of the settings, else of the backbone, else of the training images."""
     data, run = config.data, Path(config.output)
     pretrained = config.model.pretrained
     carried: Pixels | None = None

@@ -15,6 +15,7 @@ from .distributed import World, gather
 from .evaluation.metrics import macro_auc
 from .inference import Scores, frozen_features, score
 from .losses import contrastive_loss, prompt_loss
+from .models.clip import encode_tokens
 from .models.pspg import PromptHead, PsPG, PsPGOutput
 from .trainer import autocast_dtype
 
@@ -28,7 +29,9 @@ class ContrastiveModel(nn.Module):
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image features (B,D), text features (B,D), both raw, and the log temperature."""
-        return self.clip.encode_image(images), self.clip.encode_text(tokens), self.clip.logit_scale
+        # Channels last is the faster layout of convolutions; DeepSpeed does not take such weights, the images suffice.
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.clip.encode_image(images), encode_tokens(self.clip, tokens), self.clip.logit_scale
 
 
 class ContrastiveTask:
@@ -43,14 +46,14 @@ class ContrastiveTask:
 
     def __init__(self, clip: open_clip.CLIP, world: World, validation: Iterable[Batch] | None, precision: str) -> None:
         self.module = ContrastiveModel(clip)
-        self.score_name = None if validation is None else "val_score"
         self._world, self._validation = world, validation
         self._autocast = autocast_dtype(precision, world.device)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        batch = batch.to(self._world.device, non_blocking=True)
         assert batch.tokens is not None
-        return batch.images, batch.tokens
+        longest = int(batch.tokens.argmax(dim=-1).max()) + 1  # EOS is the largest id; the tokens are still on the CPU
+        tokens = batch.tokens[:, :longest].to(self._world.device, non_blocking=True)
+        return batch.to(self._world.device, non_blocking=True).images, tokens
 
     def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = contrastive_loss(*output)
@@ -58,7 +61,7 @@ class ContrastiveTask:
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """Mean contrastive loss of the validation batches; the score is its negative."""
+        """Mean contrastive loss of the validation batches."""
         if self._validation is None:
             return {}
         module.eval()
@@ -71,7 +74,11 @@ class ContrastiveTask:
                 images += len(batch.ids)
         parts = gather((total.item(), images))
         loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
-        return {"val_loss": loss, "val_score": -loss}
+        return {"val_loss": loss}
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        """The smaller the loss, the better."""
+        return -metrics["val_loss"] if metrics else None
 
 
 class PromptTask:
@@ -97,7 +104,6 @@ class PromptTask:
         precision: str,
     ) -> None:
         self.module = model.head
-        self.score_name = None if validation is None else "val_macro_auc"
         self._model, self._loss, self._world = model, loss, world
         self._validation, self._bank = validation, bank
         self._autocast = autocast_dtype(precision, world.device)
@@ -135,3 +141,7 @@ class PromptTask:
         scores = Scores.join([part for _, part in every])
         assert scores.labels is not None
         return {"val_macro_auc": macro_auc(scores.labels, scores.probabilities)}
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        """Validation Macro AUC."""
+        return metrics["val_macro_auc"] if metrics else None

@@ -44,14 +44,14 @@ class Telemetry:
         self._file = path.open("a", buffering=1)
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
-        """Start the progress bar of an epoch, `done` batches of which an earlier process trained."""
+    def epoch(self, epoch: int, epochs: int, images: int, done: int) -> None:
+        """Start the progress bar of an epoch of `images` images, `done` of which an earlier process trained on."""
         if self._active:
             self._bar = tqdm(
-                total=batches,
+                total=images,
                 initial=done,
                 desc=f"epoch {epoch + 1}/{epochs}",
-                unit="batch",
+                unit="img",
                 leave=False,
                 dynamic_ncols=True,
                 disable=None,
@@ -63,7 +63,7 @@ class Telemetry:
         """Count one batch of `images` images over all ranks."""
         self._images += images
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(images)
 
     def end_epoch(self) -> None:
         """Remove the progress bar."""
@@ -91,7 +91,7 @@ class Telemetry:
                 self._tensorboard.add_scalar(key, value, row["step"])
         if self._bar is not None:
             self._bar.set_postfix(
-                {key: f"{row[key]:.4g}" for key in ("loss", "lr", "images_per_s") if key in row},
+                {key: f"{row[key]:.4g}" for key in ("loss", "lr") if key in row},
                 refresh=False,
             )
 

@@ -34,8 +34,6 @@ class Task(Protocol):
 
     module: Any
     """nn.Module that trains; called with `inputs(batch)`"""
-    score_name: str | None
-    """key of `validate` that picks the best epoch, higher is better; None: the last epoch is the best"""
 
     def inputs(self, batch: Any) -> tuple[Any, ...]:
         """What the module is called with: moves the batch to the device and runs what is frozen."""
@@ -45,6 +43,9 @@ class Task(Protocol):
 
     def validate(self, module: Any) -> dict[str, float]:
         """Metrics of the validation split with the weights of `module`; every rank calls it and gets the same."""
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        """What the best epoch has most of; None: no validation, the last epoch is the best."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -173,7 +174,12 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         pending = 0
         self.task.module.train()
-        self.telemetry.epoch(self.epoch, self.config.optim.epochs, last, start)
+        self.telemetry.epoch(
+            self.epoch,
+            self.config.optim.epochs,
+            last * self.config.batch_size,
+            start * self.config.batch_size,
+        )
         for number, batch in enumerate(self.loader.batches(self.epoch, start), start + 1):
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, self.world.rank))
             output = self.engine(*self.task.inputs(batch))
@@ -217,12 +223,9 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Validate, remember the best epoch, log and save."""
         metrics = self.task.validate(self.evaluated)
-        name = self.task.score_name
-        if name is not None:
-            score = metrics[name]
-            best = self.best["best_score"]
-            if math.isfinite(score) and (best is None or score > best):
-                self.best = {"best_step": self.step, "best_score": score}
+        score, best = self.task.score(metrics), self.best["best_score"]
+        if score is not None and math.isfinite(score) and (best is None or score > best):
+            self.best = {"best_step": self.step, "best_score": score}
         self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics})
         if self.world.is_main:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from pydicom.data import get_testdata_file
 from pspg.engine.data.images import read_image
 from pspg.engine.data.phantom import contact_sheet
 
-ROOT = Path(__file__).parents[1]
+CONFIGS = Path(os.path.relpath(Path(__file__).parents[1] / "configs"))
 NOTE = "Phantoms are drawings, no clinical data: these numbers show that the engine learns, and nothing about patients."
 
 
@@ -45,12 +46,12 @@ def main() -> int:
         command("draw phantom films", "phantom", "--output", phantoms, "--seed", seed)
         command(
             "phase 1: contrastive training of a small CLIP on films and reports",
-            "train", "--config", ROOT / "configs/demo_phase1.yaml", *data,
+            "train", "--config", CONFIGS / "demo_phase1.yaml", *data,
             "--output", phase1, "--seed", seed, "--resume", "latest",
         )  # fmt: skip
         command(
             "phase 2: prompt learning on the frozen CLIP",
-            "train", "--config", ROOT / "configs/demo.yaml", *data, "--data.class_names", phantoms / "seen.txt",
+            "train", "--config", CONFIGS / "demo.yaml", *data, "--data.class_names", phantoms / "seen.txt",
             "--model.pretrained", phase1, "--output", phase2, "--seed", seed, "--resume", "latest",
         )  # fmt: skip
         source = get_testdata_file("RG1_UNCR.dcm", download=False)

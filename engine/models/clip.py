@@ -19,7 +19,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from pspg.kernels.precision import at_least_fp32, no_autocast
-from pspg.kernels.text_tower import TextLayer, TextTower
+from pspg.kernels.text_tower import TextLayer, TextTower, encode
 
 from ..errors import UserError
 from .weights import load_strictly, read_weights
@@ -167,6 +167,16 @@ def text_tower(clip: open_clip.CLIP) -> TextTower:
 def text_encoder(clip: open_clip.CLIP) -> TextEncoder:
     """Text tower of a CLIP with its token embedding."""
     return TextEncoder(text_tower(clip), clip.token_embedding.weight)
+
+
+def encode_tokens(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """Text features (N,D), not normalised, of token ids (N,T), T up to the context length; as `clip.encode_text`.
+
+    The tower is causal, so padding behind the longest text may be cut off before: it costs time and changes nothing.
+    Gradients flow to all text weights.
+    """
+    encoder = text_encoder(clip)
+    return encode(encoder.tower, F.embedding(tokens, encoder.token_embedding), tokens.argmax(dim=-1))
 
 
 def tower_from_state(

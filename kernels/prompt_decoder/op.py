@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve
-from . import reference
+from . import folded, reference
 from .reference import Decoder
 
 
@@ -29,7 +29,7 @@ def decode(
         context: (B,D), global image features that the classes attend to.
         prompt_length: n.
         heads: attention heads; they divide H.
-        impl: auto or reference.
+        impl: eager (exact algebra), reference, or auto, which is eager.
 
     Returns:
         (G,C,n,D), the outputs o_i before dropout and `output_proj`.
@@ -37,7 +37,7 @@ def decode(
     Raises:
         ValueError: shapes that do not fit, or an `impl` that cannot run.
     """
-    run = resolve(impl, {"reference": reference.decode})
+    run = resolve(impl, {"eager": folded.decode, "reference": reference.decode})
     check_shapes("decode", class_features=(class_features, "C D"), context=(context, "B D"))
     for p in decoders:
         hidden = p["gru.weight_hh"].shape[-1]

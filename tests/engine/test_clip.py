@@ -15,6 +15,7 @@ from pspg.engine.errors import UserError
 from pspg.engine.models.clip import (
     build_clip,
     clip_config,
+    encode_tokens,
     image_features,
     load_clip,
     text_encoder,
@@ -221,3 +222,12 @@ def test_torchscript_archives_as_openai_ships_them(tmp_path: Path) -> None:
     torch.jit.trace(module, torch.zeros(1, 2)).save(str(tmp_path / "archive.pt"))
     state, _ = read_weights(tmp_path / "archive.pt")
     assert torch.equal(state["weight"], module.weight)
+
+
+@pytest.mark.parametrize("length", [77, 7])
+def test_tokens_without_their_padding_encode_the_same(make_clip: MakeClip, length: int) -> None:
+    clip = make_clip()
+    tokens = tokenize(["edema", "no pleural effusion"])
+    assert int(tokens.argmax(-1).max()) < 7
+    expected = clip.encode_text(tokens)
+    torch.testing.assert_close(encode_tokens(clip, tokens[:, :length]), expected, rtol=1e-12, atol=1e-12)

@@ -40,8 +40,6 @@ class ToyLoader:
 
 
 class ToyTask:
-    score_name = "val_score"
-
     def __init__(self, dropout: float = 0.0) -> None:
         torch.manual_seed(0)
         self.module = nn.Sequential(nn.Linear(3, 5), nn.Dropout(dropout), nn.LayerNorm(5), nn.Linear(5, 1))
@@ -59,6 +57,9 @@ class ToyTask:
         module.eval()
         with torch.no_grad():
             return {"val_score": -module(torch.ones(1, 3)).sub(3).abs().item()}
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        return metrics["val_score"]
 
 
 def config(folder: Path, **optim: object) -> TrainConfig:

@@ -45,7 +45,7 @@ def make(classes: int, images: int, *, width: int = 3, hidden: int = 4) -> tuple
 def test_equals_torch_modules(classes: int, images: int, steps: int) -> None:
     decoders, features, context = make(classes, images)
     weights = [dict(decoder.named_parameters()) for decoder in decoders]
-    outputs = decode(weights, features, context, prompt_length=steps, heads=2)
+    outputs = decode(weights, features, context, prompt_length=steps, heads=2, impl="reference")
     assert outputs.shape == (2, classes, steps, 3)
     for decoder, output in zip(decoders, outputs, strict=True):
         torch.testing.assert_close(output, decoder(features, context, steps), rtol=1e-12, atol=1e-12)
@@ -57,7 +57,9 @@ def test_gradcheck_of_every_input() -> None:
     weights = [p.detach().requires_grad_() for p in decoders[0].parameters()]
 
     def run(features: Tensor, context: Tensor, *weights: Tensor) -> Tensor:
-        return decode([dict(zip(names, weights, strict=True))], features, context, prompt_length=2, heads=1)
+        return decode(
+            [dict(zip(names, weights, strict=True))], features, context, prompt_length=2, heads=1, impl="reference"
+        )
 
     assert torch.autograd.gradcheck(run, (features.requires_grad_(), context.requires_grad_(), *weights))
 
