@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from pspg.engine.data.phantom import PhantomConfig, write_phantoms
+from pspg.engine.telemetry import read_metrics
 
 CLIP = {
     "embed_dim": 32,
@@ -78,3 +81,19 @@ def engine_command() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def kill_after() -> Callable[..., None]:
+    """SIGKILL a training process and its loader workers once `rows` rows of metrics are written."""
+
+    def kill(process: subprocess.Popen[str], run: Path, rows: int) -> None:
+        deadline = time.monotonic() + 120
+        while len(read_metrics(run / "metrics.jsonl")) < rows:
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    return kill

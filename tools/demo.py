@@ -9,10 +9,12 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from PIL import Image
@@ -38,7 +40,7 @@ def main() -> int:
 
     def command(title: str, *words: object) -> None:
         print(f"\n── {title}  ({time.perf_counter() - start:.0f} s)", flush=True)
-        print("$ pspg-engine " + " ".join(map(str, words)), flush=True)
+        print("$ " + shorten(shlex.join(["pspg-engine", *map(str, words)]), 400), flush=True)
         subprocess.run([sys.executable, "-m", "pspg.engine", *map(str, words)], check=True)
 
     data = ("--data.train", phantoms / "train.jsonl", "--data.val", phantoms / "val.jsonl")

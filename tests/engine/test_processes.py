@@ -72,14 +72,28 @@ def test_phase_2_equals_one_process_for_a_mean_over_samples(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("task", ["contrastive", "prompt"])
-def test_phases_run_and_resume(tmp_path: Path, settings, engine_command, task: str, stage: int) -> None:
-    """Interrupted by ending after one epoch's worth of steps is not possible (the schedule would differ), so resume a
-    finished run: it must find its checkpoint on both ranks and have nothing left to do."""
-    arguments = [*settings(task), "--output", tmp_path / "run", "--zero_stage", stage, "--optim.ema_decay", "0.9"]
-    finish(engine_command(arguments, processes=2))
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
-    assert "resuming from" in finish(engine_command([*arguments, "--resume", "latest"], processes=2))
+def test_run_of_one_process_goes_on_with_two(
+    tmp_path: Path, settings, engine_command, kill_after, task: str, stage: int
+) -> None:
+    """A checkpoint does not know how many ranks wrote it, nor under which ZeRO stage."""
+    run = tmp_path / "run"
+    arguments = [
+        *settings(task),
+        "--output",
+        run,
+        "--optim.ema_decay",
+        "0.9",
+        "--save_every",
+        "1",
+        "--resume",
+        "latest",
+    ]
+    kill_after(engine_command(arguments), run, rows=3)
+    done = int(json.loads((last_checkpoint(run) / "state.json").read_text())["step"])
+    output = finish(engine_command([*arguments, "--zero_stage", stage], processes=2))
+    assert f"resuming from {run}" in output
+    assert 0 < done < 12
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row] == list(range(1, 13))
 
 
 @pytest.mark.slow

@@ -26,24 +26,13 @@ def finish(process) -> str:
     return output
 
 
-def kill_after(process, folder: Path, rows: int) -> None:
-    """SIGKILL the process and its loader workers once `rows` metrics rows are written."""
-    deadline = time.monotonic() + 120
-    while len(read_metrics(folder / "metrics.jsonl")) < rows:
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
 def rows_of(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k != "images_per_s"} for row in read_metrics(folder / "metrics.jsonl")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["contrastive", "prompt"])
-def test_sigkill_and_resume(tmp_path: Path, settings, engine_command, task: str) -> None:
+def test_sigkill_and_resume(tmp_path: Path, settings, engine_command, kill_after, task: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = [*settings(task), *STATEFUL]
     finish(engine_command([*arguments, "--output", whole]))
