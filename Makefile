@@ -53,4 +53,4 @@ format: $(TEST_STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info runs
+	rm -rf build dist *.egg-info

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .errors import UserError
@@ -47,7 +48,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write safetensors so that the file is either the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    # Not save_file, which makes the file readable by its owner alone.
+    temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
     sync(temporary)
     os.replace(temporary, path)
 
@@ -111,7 +113,12 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
 def last_checkpoint(run: Path) -> Path | None:
     """Newest complete checkpoint of a run; None if it has none."""
     pointer = run / "checkpoints" / "last"
-    return pointer.parent / pointer.read_text().strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    name = pointer.read_bytes().strip().decode("ascii", "replace")
+    if not re.fullmatch(r"step-\d{8,}", name) or not (pointer.parent / name).is_dir():
+        raise UserError(f"{pointer}: names no checkpoint folder; write the name of a complete step-… folder into it")
+    return pointer.parent / name
 
 
 def best_checkpoint(run: Path) -> Path | None:
@@ -119,7 +126,10 @@ def best_checkpoint(run: Path) -> Path | None:
     last = last_checkpoint(run)
     if last is None:
         return None
-    best_step = read_json(last / "state.json")["best_step"]
+    state = read_json(last / "state.json")
+    best_step = state.get("best_step", "") if isinstance(state, dict) else ""
+    if not isinstance(best_step, int | None):
+        raise UserError(f"{last / 'state.json'}: is not the state of a training run")
     return last if best_step is None else _folder(run, best_step)
 
 

@@ -84,9 +84,22 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         for field in dataclasses.fields(settings):
             if dataclasses.is_dataclass(field.default_factory) and not hasattr(values[field.name], "keys"):
                 raise UserError(f"{field.name}: is a group of settings, got {values[field.name]!r}")
+        _refuse_null(settings, values)
         return name, settings(**vars(parsers[name].instantiate(values)))
     except ArgumentError as error:
         raise UserError(one_line(error)) from None
+    except UnicodeDecodeError:
+        raise UserError("config: is not a UTF-8 text file") from None
+
+
+def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
+    """The parser lets null pass for every type."""
+    for field in dataclasses.fields(settings):
+        value = values[field.name]
+        if dataclasses.is_dataclass(field.default_factory):
+            _refuse_null(field.default_factory, value, f"{prefix}{field.name}.")
+        elif value is None and "None" not in str(field.type):
+            raise UserError(f"{prefix}{field.name}: must not be null")
 
 
 def one_line(error: Exception) -> str:
@@ -97,19 +110,23 @@ def one_line(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    name = "pspg-engine"
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    program = "pspg-engine" + (f" {arguments[0]}" if arguments and arguments[0] in COMMANDS else "")
     try:
         name, config = parse(arguments)
         function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
-        name = f"pspg-engine {name}"
         function(config)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or "rank" in str(error):
-            print(f"{name}: error: {error}", file=sys.stderr)
+        rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if error.local or rank == "0":
+            where = f"rank {rank}: " if error.local and ranks != "1" else ""
+            print(f"{program}: error: {where}{error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{program}: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -247,7 +247,7 @@ class ImportConfig:
     """Turn a checkpoint of the authors' code (.pth, .safetensors) into a model folder."""
 
     source: str = ""
-    """weights in the published layout; nothing in them is ever executed"""
+    """weights in the published layout; nothing in them is executed"""
     class_names: str | list[str] = ""
     """the classes it was trained on, in order: a list or a text file"""
     output: str = ""
@@ -289,6 +289,42 @@ def require(**values: str) -> None:
             raise UserError(f"{key}: is required; give --{key}")
 
 
+def check_evaluation(prefix: str, evaluation: EvaluationConfig) -> None:
+    """Refuse impossible evaluation settings; `prefix` stands before the key's name.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key in ("batch_size", "bank_size"):
+        if getattr(evaluation, key) < 1:
+            raise UserError(f"{prefix}{key}: must be at least 1, got {getattr(evaluation, key)}")
+    if evaluation.bootstrap < 0:
+        raise UserError(f"{prefix}bootstrap: must not be negative, got {evaluation.bootstrap}")
+    if not 0 <= evaluation.threshold <= 1:
+        raise UserError(f"{prefix}threshold: must lie between 0 and 1, got {evaluation.threshold}")
+    check_seed(f"{prefix}seed", evaluation.seed)
+
+
+def check_workers(key: str, workers: int) -> None:
+    """Refuse a negative number of loader processes.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if workers < 0:
+        raise UserError(f"{key}: must not be negative, got {workers}")
+
+
+def check_seed(key: str, seed: int) -> None:
+    """Refuse seeds that random generators do not take.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"{key}: must lie between 0 and 2^63 - 1, got {seed}")
+
+
 def check_train(config: TrainConfig) -> None:
     """Refuse values and combinations that cannot run.
 
@@ -305,11 +341,8 @@ def check_train(config: TrainConfig) -> None:
         "optim.accumulate": optim.accumulate,
         "batch_size": config.batch_size,
         "log_every": config.log_every,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "evaluation.bank_size": config.evaluation.bank_size,
     }
     not_negative = {
-        "data.workers": data.workers,
         "optim.weight_decay": optim.weight_decay,
         "optim.momentum": optim.momentum,
         "optim.warmup_epochs": optim.warmup_epochs,
@@ -317,14 +350,24 @@ def check_train(config: TrainConfig) -> None:
         "optim.min_lr": optim.min_lr,
         "optim.clip_norm": optim.clip_norm,
         "save_every": config.save_every,
-        "evaluation.bootstrap": config.evaluation.bootstrap,
+        "loss.gamma_positive": config.loss.gamma_positive,
+        "loss.gamma_negative": config.loss.gamma_negative,
+        "loss.classification_weight": config.loss.classification_weight or 0.0,
+        "loss.pair_weight": config.loss.pair_weight or 0.0,
     }
     fractions = {
-        "model.dropout": model.dropout,
         "data.flip": data.flip,
-        "optim.ema_decay": optim.ema_decay,
-        "evaluation.threshold": config.evaluation.threshold,
+        "data.mean": data.mean or 0.0,
+        "loss.clip": config.loss.clip,
     }
+    below_one = {
+        "model.dropout": model.dropout,
+        "optim.momentum": optim.momentum,
+        "optim.ema_decay": optim.ema_decay,
+    }
+    check_evaluation("evaluation.", config.evaluation)
+    check_workers("data.workers", data.workers)
+    check_seed("seed", config.seed)
     for key, count in positive.items():
         if count < 1:
             raise UserError(f"{key}: must be at least 1, got {count}")
@@ -336,6 +379,9 @@ def check_train(config: TrainConfig) -> None:
     for key, value in fractions.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key}: must lie between 0 and 1, got {value}")
+    for key, value in below_one.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{key}: must be at least 0 and below 1, got {value}")
     if not data.train:
         raise UserError("data.train: name the training manifest (a JSONL file)")
     if model.hidden_size % model.decoder_heads:

@@ -6,6 +6,7 @@ import atexit
 import inspect
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .device import pick_device
 from .errors import UserError
 
 
@@ -38,27 +40,18 @@ def start(device: str) -> World:
     Raises:
         UserError: no GPU for a rank that was asked to use one.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for but torch sees no GPU; use device cpu or auto")
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if use_cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"device: local rank {local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
-            "start fewer processes or use device cpu"
-        )
-    os.environ["DS_ACCELERATOR"] = "cuda" if use_cuda else "cpu"
-    if use_cuda:
-        torch.cuda.set_device(local_rank)
+    torch_device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    os.environ["DS_ACCELERATOR"] = torch_device.type
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     if not dist.is_initialized():
         # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
-        _join("nccl" if use_cuda else "gloo")
-    torch_device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+        _join("nccl" if torch_device.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), torch_device)
 
 
 def _join(backend: str) -> None:
-    if "MASTER_ADDR" in os.environ:
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         dist.init_process_group(backend)
     else:
         # No launcher. A group of one needs no port, and with these set DeepSpeed does not look for MPI.
@@ -159,7 +152,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state: dict[str, Tensor] = {}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained():
             if self._partitioned:
                 entries = next(iter(self._optimizer.state.values()))
             else:
@@ -180,13 +173,22 @@ class Engine:
         """
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        parameters = dict(self.module.named_parameters())
+        parameters = dict(self._trained())
+        keys = {f"{name}/{key}": name for name in parameters for key in self._state_keys()}
+        unfit = sorted(
+            {*(keys.keys() ^ state.keys())}
+            | {
+                path
+                for path, name in keys.items()
+                if path in state and not path.endswith("/step") and state[path].shape != parameters[name].shape
+            }
+        )
+        if unfit:
+            listing = ", ".join(unfit[:5]) + (f" and {len(unfit) - 5} more" if len(unfit) > 5 else "")
+            raise UserError(f"optimizer.safetensors: missing, unexpected or of another shape: {listing}")
         entries: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
-        for path, value in state.items():
-            name, _, key = path.rpartition("/")
-            if name not in entries:
-                raise UserError(f"optimizer.safetensors: holds the state of an unknown parameter, {name}")
-            entries[name][key] = value
+        for path, name in keys.items():
+            entries[name][path.rpartition("/")[2]] = state[path]
         if not self._partitioned:
             for name, values in entries.items():
                 device = parameters[name].device
@@ -200,24 +202,49 @@ class Engine:
             if "step" in state_of_group:
                 state_of_group["step"].copy_(next(iter(entries.values()))["step"])
 
+    def scaler_state(self) -> dict[str, Any] | None:
+        """State of the loss scaler of fp16; None without one."""
+        scaler = self._scaler()
+        return None if scaler is None else scaler.state_dict()
+
+    def load_scaler(self, state: dict[str, Any] | None) -> None:
+        """Take what `scaler_state` returned; a run in another precision than before starts its own."""
+        scaler = self._scaler()
+        if scaler is not None and state is not None:
+            scaler.load_state_dict(state)
+
+    def _scaler(self) -> Any:
+        if self._partitioned:
+            return getattr(self._engine.optimizer, "torch_autocast_gradscaler", None)
+        return self._engine.torch_autocast_z0_gradscaler
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+
+    def _state_keys(self) -> list[str]:
+        return list(self._trial_state(torch.device("cpu")))
+
+    def _trial_state(self, device: torch.device) -> dict[str, Tensor]:
+        """State that this kind of optimizer gives one element."""
+        probe = nn.Parameter(torch.zeros(1, device=device))
+        probe.grad = torch.zeros_like(probe)
+        kind = type(self._optimizer)
+        known = inspect.signature(kind).parameters
+        trial = kind([probe], **{key: value for key, value in self._optimizer.defaults.items() if key in known})
+        trial.step()
+        return {key: value for key, value in trial.state[probe].items() if torch.is_tensor(value)}
+
     def _link_state(self) -> None:
         """Create the zero state of every flat group and tie each parameter to its slice of it.
 
         DeepSpeed ties them after the first group's first step, when the other groups have no state yet, and then never
         again; their state could be neither read nor set.
         """
-        probe = nn.Parameter(torch.zeros(1, device=self._optimizer.param_groups[0]["params"][0].device))
-        probe.grad = torch.zeros_like(probe)
-        kind = type(self._optimizer)
-        known = inspect.signature(kind).parameters
-        trial = kind([probe], **{key: value for key, value in self._optimizer.defaults.items() if key in known})
-        trial.step()
         for group in self._optimizer.param_groups:
             for flat in group["params"]:
                 self._optimizer.state[flat] = {
                     key: torch.zeros_like(value if key == "step" else flat)
-                    for key, value in trial.state[probe].items()
-                    if torch.is_tensor(value)
+                    for key, value in self._trial_state(flat.device).items()
                 }
         self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from .config import require
 from .data.phantom import PhantomConfig, write_phantoms
+from .files import check_output
 
 
 @dataclass(kw_only=True)
@@ -23,5 +24,6 @@ def draw(config: DrawConfig) -> None:
         UserError: impossible settings, or a folder that holds anything else.
     """
     require(output=config.output)
+    check_output(config.output)
     settings = asdict(config)
     write_phantoms(PhantomConfig(**{k: v for k, v in settings.items() if k != "output"}), settings["output"])

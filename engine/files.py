@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .errors import UserError
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a UTF-8 file in one step; line ends stay as they are."""
@@ -22,3 +24,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_output(path: str | Path, *, folder: bool = True) -> None:
+    """Refuse, before any work is done, an output that could not be written.
+
+    Raises:
+        UserError: it is a file where a folder is needed (or the reverse), lies below a file, or is not writable.
+    """
+    path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(f"output: {path} is a {'file' if folder else 'folder'}; choose another name")
+    place = path if path.exists() else path.parent
+    while not place.exists():
+        place = place.parent
+    if not path.exists() and not place.is_dir():
+        raise UserError(f"output: {path} lies below {place}, which is a file; choose another name")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"output: {place} is not writable; choose another place")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,7 @@ class Scores:
 
     @classmethod
     def join(cls, parts: Sequence[Scores]) -> Scores:
-        """One after the other.
-
-        Raises:
-            UserError: no images at all.
-        """
-        if not parts:
-            raise UserError("no image could be read")
+        """One after the other; at least one."""
         labels = [part.labels for part in parts if part.labels is not None]
         return cls(
             [name for part in parts for name in part.ids],
@@ -80,6 +74,7 @@ def score(
     autocast: torch.dtype | None,
     *,
     context: Tensor | None,
+    bad: Mapping[str, str] | None = None,
 ) -> Scores:
     """Probabilities of every image for every class list, each list prompted by itself.
 
@@ -88,6 +83,7 @@ def score(
         head: the prompt head to use (the model's own, or a running average of it).
         vocabularies: class lists; none: only labels and features.
         context: (M,D) context bank; None: each batch is its own context.
+        bad: reasons of images left out so far, to tell if none is left.
 
     Raises:
         UserError: no image could be read.
@@ -103,7 +99,7 @@ def score(
                 for vocabulary, text in zip(vocabularies, texts, strict=True)
             ]
             pooled = torch.cat([features.global_, features.tokens[:, 1:].mean(1)], dim=1)
-            scored = [probabilities(output.logits).double() for output in outputs]
+            scored = [probabilities(output.logits.double()) for output in outputs]
             parts.append(
                 Scores(
                     batch.ids,
@@ -112,6 +108,8 @@ def score(
                     pooled.float().cpu().numpy(),
                 )
             )
+    if not parts:
+        raise UserError(next(iter((bad or {}).values()), "there are no images"))
     return Scores.join(parts)
 
 
@@ -181,6 +179,6 @@ def cache_features(
         if batch.labels is not None:
             labels.append(batch.labels)
     if not parts:
-        raise UserError("no image could be read")
+        raise UserError(next(iter(loader.bad.values()), "there are no images"))
     joined = ImageFeatures(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     return CachedBatches(ids, joined, torch.cat(labels) if labels else None, loader.bad)

@@ -92,18 +92,29 @@ def read_description(folder: Path) -> dict[str, Any]:
     description = read_json(folder / "model.json")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{folder / 'model.json'}: not of the format {FORMAT}")
+    try:
+        pixels = Pixels(**description["pixels"])
+        assert pixels.std > 0
+        assert pixels.size == description["clip"]["vision_cfg"]["image_size"]
+        assert description["kind"] in ("pspg", "clip")
+        if description["kind"] == "pspg":
+            head = ModelConfig(**description["head"])
+            assert head.hidden_size % head.decoder_heads == 0
+            assert all(isinstance(name, str) for name in description["class_names"])
+    except (KeyError, TypeError, AssertionError, ZeroDivisionError):
+        raise UserError(f"{folder / 'model.json'}: is damaged; export or train the model again") from None
     return description
 
 
 def weights_of(folder: Path) -> Path:
-    """File of the weights to use: model.safetensors, or of a run's best checkpoint its average, else its model.
+    """File of the weights to use: of a run's best checkpoint its average, else its model; else model.safetensors.
 
     Raises:
         UserError: a run that has not saved anything yet.
     """
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
     best = best_checkpoint(folder)
+    if best is None and (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
     if best is None:
         raise UserError(f"{folder}: the run has no checkpoint yet")
     average = best / "ema.safetensors"
@@ -151,7 +162,19 @@ def load_model(folder: str | Path) -> LoadedModel:
         model=model.eval(),
         pixels=pixels,
         class_names=names,
-        bank=load_tensors(bank)["bank"] if bank.is_file() else None,
+        bank=load_bank(bank, model) if bank.is_file() else None,
         source=folder,
         weights=weights,
     )
+
+
+def load_bank(file: Path, model: PsPG) -> Tensor:
+    """Context bank (M,D) of a folder.
+
+    Raises:
+        UserError: unreadable, or it does not belong to this model.
+    """
+    bank = load_tensors(file).get("bank")
+    if bank is None or bank.ndim != 2 or bank.shape[1] != model.tower.projection.shape[1]:
+        raise UserError(f"{file}: is not the context bank of this model")
+    return bank

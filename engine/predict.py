@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
-from .config import PredictConfig, require
+from .config import PredictConfig, check_workers, require
 from .data.manifest import Sample, load_label_names, load_manifest
 from .data.torch_loader import ImageDataset, make_eval_loader
+from .device import autocast_dtype, pick_device
 from .errors import UserError
 from .evaluation.report import write_csv
+from .files import check_output
 from .inference import Scores, score
 from .model_folder import load_model
 from .telemetry import report_bad, say
-from .trainer import autocast_dtype
 
 
 def predict(config: PredictConfig) -> Scores:
@@ -25,6 +27,10 @@ def predict(config: PredictConfig) -> Scores:
         UserError: wrong settings, an unusable model, or (on_bad_image = error) an unreadable image.
     """
     require(checkpoint=config.checkpoint, input=config.input, output=config.output)
+    check_workers("workers", config.workers)
+    if config.batch_size < 1:
+        raise UserError(f"batch_size: must be at least 1, got {config.batch_size}")
+    check_output(config.output, folder=False)
     samples = find_images(config)
     loaded = load_model(config.checkpoint)
     names = config.class_names
@@ -47,11 +53,13 @@ def predict(config: PredictConfig) -> Scores:
     loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers)
     bank = loaded.bank.to(device) if config.context == "bank" and loaded.bank is not None else None
     batches = tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None)
-    scores = score(model, model.head, [model.vocabulary], batches, device, autocast, context=bank)
+    scores = score(model, model.head, [model.vocabulary], batches, device, autocast, context=bank, bad=loader.bad)
+    if not np.isfinite(scores.probabilities).all():
+        raise UserError(f"{loaded.weights}: gives scores that are not finite; its training diverged")
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     rows = (
-        [name, *(round(float(p), 6) for p in row)] for name, row in zip(scores.ids, scores.probabilities, strict=True)
+        [name, *(float(f"{p:.9g}") for p in row)] for name, row in zip(scores.ids, scores.probabilities, strict=True)
     )
     write_csv(output, ["id", *model.vocabulary.names], rows)
     say(f"{len(scores.ids)} images, {len(model.vocabulary.names)} classes: {config.output}")
@@ -72,10 +80,10 @@ def find_images(config: PredictConfig) -> list[Sample]:
         files = sorted(path for path in source.rglob("*") if path.is_file() and _looks_like_image(path))
         if not files:
             raise UserError(f"input: {source} holds no images (png, jpg, jpeg, dcm or files without a suffix)")
-        return [Sample(id=str(path.relative_to(source)), path=path) for path in files]
+        return [Sample(id=_printable(path.relative_to(source)), path=path) for path in files]
     if not source.exists():
         raise UserError(f"input: {source}: no such file or folder")
-    return [Sample(id=source.name, path=source)]
+    return [Sample(id=_printable(Path(source.name)), path=source)]
 
 
 def _looks_like_image(path: Path) -> bool:
@@ -88,12 +96,7 @@ def _looks_like_image(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def pick_device(device: str) -> torch.device:
-    """Device of a one-process command.
-
-    Raises:
-        UserError: a GPU was asked for and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for but torch sees no GPU; use device cpu or auto")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+def _printable(path: Path) -> str:
+    """A file name as an id: bytes that are not UTF-8 and control characters escaped."""
+    name = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

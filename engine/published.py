@@ -115,12 +115,14 @@ def published_metadata(model: PsPG) -> dict[str, str]:
     }
 
 
-def _read(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], str]:
+def _read(
+    source: str | Path | Mapping[str, Tensor], *, scripted: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str], str]:
     metadata: dict[str, str] = {}
     if isinstance(source, Mapping):
         state, name = plain_state(source, "state dict"), "state dict"
     else:
-        (state, metadata), name = read_weights(source), str(source)
+        (state, metadata), name = read_weights(source, scripted=scripted), str(source)
     # A file of reference results keeps its weights apart from them.
     weights = {key.removeprefix("state."): tensor for key, tensor in state.items() if key.startswith("state.")}
     return weights or state, metadata, name
@@ -231,7 +233,7 @@ def read_text_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Te
     Raises:
         UserError: unreadable file.
     """
-    state = _with_whole_embedding(_read(source)[0])
+    state = _with_whole_embedding(_read(source, scripted=True)[0])
     bare = {re.sub(f"^{re.escape(_TEXT)}", "", key): tensor for key, tensor in state.items()}
     return {key: tensor for key, tensor in bare.items() if key.startswith(_TEXT_PARTS)}
 

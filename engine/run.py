@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,21 +16,22 @@ import torch
 import yaml
 from torch import Tensor
 
-from .checkpoint import last_checkpoint, load_tensors
+from .checkpoint import last_checkpoint
 from .config import TrainConfig, check_train
 from .data.labels import label_matrix, select_classes
 from .data.manifest import Manifest, load_label_names, load_manifest
 from .data.torch_loader import ImageDataset, make_eval_loader, make_train_loader, pixel_statistics
-from .distributed import World, barrier, gather, start
+from .device import autocast_dtype
+from .distributed import World, barrier, start
 from .errors import UserError
-from .files import write_text
+from .files import check_output, write_text
 from .inference import CachedBatches, cache_features
-from .model_folder import Pixels, describe, load_clip_folder, write_model
+from .model_folder import Pixels, describe, load_bank, load_clip_folder, write_model
 from .models.clip import load_clip, tokenize
 from .models.pspg import PsPG
 from .tasks import ContrastiveTask, PromptTask
 from .telemetry import report_bad, say
-from .trainer import Trainer, autocast_dtype
+from .trainer import Trainer, check_fresh
 
 # Settings that a run may change when it is resumed: where and how fast, not what is computed.
 FREE = {
@@ -60,15 +63,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config = replace(config, loss=config.loss.resolved())
     world = start(config.device)
     run = Path(config.output)
-    if last_checkpoint(run) is not None and config.resume is None:
-        raise UserError(
-            f"output: {run} already holds a run; continue it with --resume latest, or choose another folder"
-        )
+    check_output(run)
+    check_fresh(config)
+    if (run / "model.safetensors").exists():
+        raise UserError(f"output: {run} holds an exported or imported model; choose another folder")
     torch.manual_seed(config.seed)
     build = _build_contrastive if config.task == "contrastive" else _build_prompt
     trainer = build(config, world)
-    result = trainer.fit()
-    bad = {name: reason for part in gather(trainer.loader.bad) for name, reason in part.items()}
+    try:
+        result = trainer.fit()
+    except UserError as error:
+        error.local = True
+        raise
+    bad = trainer.bad()
     if world.is_main:
         say(f"finished at step {result['step']}: {run}")
         report_bad(bad)
@@ -94,7 +101,8 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
     loader = _loader(config, dataset, world)
     _write_start(config, world, describe("clip", clip, pixels), {})
     task = ContrastiveTask(clip.to(world.device), world, validation, config.precision)
-    return Trainer(config, task, loader, world, _contract(config, {"data.train": len(dataset)}))
+    contract = _contract(config, {"data.train": fingerprint(manifest)})
+    return Trainer(config, task, loader, world, contract)
 
 
 def _build_prompt(config: TrainConfig, world: World) -> Trainer:
@@ -119,7 +127,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
 
     dataset = _dataset(config, manifest, pixels, labels=labels, augment=True)
     resumed = last_checkpoint(run) is not None
-    bank = load_tensors(run / "bank.safetensors")["bank"] if resumed else _bank(config, manifest, pixels, features_of)
+    bank = load_bank(run / "bank.safetensors", model) if resumed else _bank(config, manifest, pixels, features_of)
     loader: Any
     if data.cache_features:
         loader = features_of(dataset, "caching features").train_loader(
@@ -151,7 +159,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
         bank=bank.to(world.device) if config.evaluation.context == "bank" else None,
         precision=config.precision,
     )
-    contract = _contract(config, {"data.train": len(manifest.samples), "data.class_names": names})
+    contract = _contract(config, {"data.train": fingerprint(manifest, labels), "data.class_names": names})
     return Trainer(config, task, loader, world, contract)
 
 
@@ -175,6 +183,10 @@ def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, 
         if carried.size != data.image_size:
             raise UserError(
                 f"data.image_size: {data.image_size}, but the backbone in {pretrained} was trained at {carried.size}"
+            )
+        if carried.resize != data.resize:
+            raise UserError(
+                f"data.resize: {data.resize}, but the backbone in {pretrained} was trained with {carried.resize}"
             )
     elif pretrained and Path(pretrained).is_dir():
         raise UserError(f"model.pretrained: {pretrained} is a folder without model.json; give a run folder or a file")
@@ -240,6 +252,16 @@ def _bank(
     chosen = np.random.default_rng(config.seed).choice(len(manifest.samples), count, replace=False)
     subset = replace(manifest, samples=[manifest.samples[i] for i in sorted(chosen)])
     return features_of(_dataset(config, subset, pixels, augment=False), "context bank").features.global_
+
+
+def fingerprint(manifest: Manifest, labels: np.ndarray | None = None) -> str:
+    """Digest of what is trained on: ids in order, with the label matrix or the texts."""
+    digest = hashlib.sha256()
+    for sample in manifest.samples:
+        digest.update(json.dumps([sample.id, sample.text if labels is None else None]).encode())
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels).tobytes())
+    return digest.hexdigest()
 
 
 def _report_classes(names: list[str], labels: np.ndarray) -> None:

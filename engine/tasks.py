@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from .config import LossConfig
 from .data.torch_loader import Batch
+from .device import autocast_dtype
 from .distributed import World, gather
+from .errors import UserError
 from .evaluation.metrics import macro_auc
 from .inference import Scores, frozen_features, score
 from .losses import contrastive_loss, prompt_loss
 from .models.clip import encode_tokens
 from .models.pspg import PromptHead, PsPG, PsPGOutput
-from .trainer import autocast_dtype
 
 
 class ContrastiveModel(nn.Module):
@@ -59,6 +61,9 @@ class ContrastiveTask:
         loss = contrastive_loss(*output)
         return loss, {"temperature": output[2].detach().exp().reciprocal().mean()}
 
+    def bad(self) -> dict[str, str]:
+        return bad_images(self._validation)
+
     @torch.no_grad()
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Mean contrastive loss of the validation batches."""
@@ -73,7 +78,12 @@ class ContrastiveTask:
                 total += contrastive_loss(*output) * len(batch.ids)
                 images += len(batch.ids)
         parts = gather((total.item(), images))
-        loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+        count = sum(part[1] for part in parts)
+        if not count:
+            raise UserError("data.val: no image could be read")
+        loss = sum(part[0] for part in parts) / count
+        if not math.isfinite(loss):
+            raise UserError(f"training diverged: the validation loss is {loss}; lower optim.lr or set optim.clip_norm")
         return {"val_loss": loss}
 
     def score(self, metrics: dict[str, float]) -> float | None:
@@ -114,7 +124,12 @@ class PromptTask:
 
     def loss(self, output: PsPGOutput, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         labels = batch.labels.to(self._world.device, non_blocking=True)
-        return prompt_loss(output, labels, self._model.tower, self._model.vocabulary, self._loss)
+        # DeepSpeed's autocast ends with the forward, but the pair prompts are encoded here.
+        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+            return prompt_loss(output, labels, self._model.tower, self._model.vocabulary, self._loss)
+
+    def bad(self) -> dict[str, str]:
+        return bad_images(self._validation)
 
     def validate(self, module: PromptHead) -> dict[str, float]:
         """Macro AUC over classes with both label values."""
@@ -145,3 +160,8 @@ class PromptTask:
     def score(self, metrics: dict[str, float]) -> float | None:
         """Validation Macro AUC."""
         return metrics["val_macro_auc"] if metrics else None
+
+
+def bad_images(batches: object) -> dict[str, str]:
+    """id → reason of the images that a loader has left out; empty for anything else."""
+    return dict(getattr(batches, "bad", {}))

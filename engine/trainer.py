@@ -14,8 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import last_checkpoint, load_tensors, read_json, save_checkpoint
 from .config import OptimConfig, TrainConfig
+from .device import autocast_dtype
 from .distributed import Engine, World, barrier, broadcast_buffers, gather
 from .errors import UserError
+from .models.weights import check_fit
 from .telemetry import Telemetry, say
 
 
@@ -40,6 +42,9 @@ class Task(Protocol):
 
     def loss(self, output: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss to minimise and detached scalars to log."""
+
+    def bad(self) -> dict[str, str]:
+        """id → reason of the validation samples left out on this rank."""
 
     def validate(self, module: Any) -> dict[str, float]:
         """Metrics of the validation split with the weights of `module`; every rank calls it and gets the same."""
@@ -84,6 +89,18 @@ def step_seed(seed: int, batch: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{batch}/{rank}".encode()).digest()[:8]) >> 1
 
 
+def check_fresh(config: TrainConfig) -> None:
+    """Refuse to start a run over another one.
+
+    Raises:
+        UserError: the folder holds a run and `resume` was not asked for.
+    """
+    if config.resume is None and last_checkpoint(Path(config.output)) is not None:
+        raise UserError(
+            f"output: {config.output} already holds a run; continue it with --resume latest, or choose another folder"
+        )
+
+
 class Trainer:
     """Trains a task's module and keeps the run folder.
 
@@ -92,21 +109,22 @@ class Trainer:
         task: the objective.
         loader: training batches.
         world: this process.
-        contract: settings that a checkpoint must have been made with to be continued, `key → value`.
+        contract: what a checkpoint must have been made with to be continued, `key → JSON value`.
     """
 
     def __init__(
         self, config: TrainConfig, task: Task, loader: Batches, world: World, contract: dict[str, Any]
     ) -> None:
-        self.config, self.task, self.loader, self.world, self.contract = config, task, loader, world, contract
+        self.config, self.task, self.loader, self.world = config, task, loader, world
         self.run = Path(config.output)
         self.steps_per_epoch = loader.batches_per_epoch // config.optim.accumulate
+        self.contract = {**contract, "optimizer steps an epoch": self.steps_per_epoch}
         self.epoch, self.step = 0, 0
         self.best: dict[str, Any] = {"best_step": None, "best_score": None}
         checkpoint = self._resume_from()
         state = self._read_state(checkpoint) if checkpoint else {}
         if checkpoint:
-            task.module.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
+            load_into(task.module, checkpoint / "model.safetensors")
         optimizer = make_optimizer(task.module, config.optim)
         if state:
             self.epoch, self.step = state["epoch"], state["step"]
@@ -140,14 +158,15 @@ class Trainer:
         if checkpoint:
             self.engine.load_optimizer_state(load_tensors(checkpoint / "optimizer.safetensors"))
             if self.average is not None:
-                load_into(self.average.module, load_tensors(checkpoint / "ema.safetensors"))
+                load_into(self.average.module, checkpoint / "ema.safetensors")
+            self.engine.load_scaler(state["scaler"])
         self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
 
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch.
 
         Returns:
-            `step`, `best_step`, `best_score` and the last validation metrics.
+            `step`, `best_step`, `best_score`, and the metrics of the last validation this call made.
 
         Raises:
             UserError: the loss is no longer finite.
@@ -156,11 +175,15 @@ class Trainer:
         try:
             while self.epoch < self.config.optim.epochs:
                 self._train_epoch()
-                broadcast_buffers(self.task.module)
+                broadcast_buffers(self.evaluated)
                 metrics = self._validate()
         finally:
             self.telemetry.close()
         return {"step": self.step, **self.best, **metrics}
+
+    def bad(self) -> dict[str, str]:
+        """id → reason of the samples left out, in training and validation, on every rank."""
+        return {name: why for part in gather({**self.loader.bad, **self.task.bad()}) for name, why in part.items()}
 
     @property
     def evaluated(self) -> Any:
@@ -214,11 +237,11 @@ class Trainer:
         row["images_per_s"] = self.telemetry.images_per_second()
         self.telemetry.log(row)
         if not math.isfinite(row["loss"]):
-            last = last_checkpoint(self.run)
-            raise UserError(
-                f"training diverged: the loss is {row['loss']} at step {self.step}; "
-                "lower optim.lr or set optim.clip_norm" + (f" (last good checkpoint: {last})" if last else "")
-            )
+            raise UserError(f"training diverged: the loss is {row['loss']} at step {self.step}; {self._advice()}")
+
+    def _advice(self) -> str:
+        last = last_checkpoint(self.run)
+        return "lower optim.lr or set optim.clip_norm" + (f" (last good checkpoint: {last})" if last else "")
 
     def _validate(self) -> dict[str, float]:
         """Validate, remember the best epoch, log and save."""
@@ -236,28 +259,34 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {"model": self.engine.state(), "optimizer": self.engine.optimizer_state()}
+        if not all(tensor.isfinite().all() for tensor in tensors["model"].values()):
+            raise UserError(f"training diverged: weights are not finite after step {self.step}; {self._advice()}")
         if self.average is not None:
             tensors["ema"] = self.engine.state(self.average.module)
         if self.world.is_main:
-            state = {"step": self.step, "epoch": self.epoch, **self.best, "contract": self.contract}
+            state = {
+                "step": self.step,
+                "epoch": self.epoch,
+                **self.best,
+                "scaler": self.engine.scaler_state(),
+                "contract": self.contract,
+            }
             save_checkpoint(self.run, self.step, tensors, state)
         barrier()
 
     def _resume_from(self) -> Path | None:
-        last = last_checkpoint(self.run)
+        check_fresh(self.config)
         if self.config.resume is None:
-            if last is not None:
-                raise UserError(
-                    f"output: {self.run} already holds a run; "
-                    "continue it with --resume latest, or choose another folder"
-                )
             return None
+        last = last_checkpoint(self.run)
         if self.world.is_main:
             say(f"resuming from {last}" if last else f"{self.run} holds no checkpoint yet: starting fresh")
         return last
 
     def _read_state(self, checkpoint: Path) -> dict[str, Any]:
         state = read_json(checkpoint / "state.json")
+        if not isinstance(state, dict) or not {"step", "epoch", "scaler", "contract", *self.best} <= state.keys():
+            raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
         for key, value in self.contract.items():
             if state["contract"].get(key) != value:
                 raise UserError(
@@ -267,15 +296,15 @@ class Trainer:
         return state
 
 
-def load_into(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy tensors into parameters and buffers of the same names, whatever 1-element shape they have there."""
+def load_into(module: nn.Module, file: Path) -> None:
+    """Load a checkpoint's weights, also into scalars that DeepSpeed holds as one-element vectors.
+
+    Raises:
+        UserError: unreadable, or keys or shapes do not fit.
+    """
+    own, tensors = module.state_dict(), load_tensors(file)
+    scalars = {name: tensor.view(()) for name, tensor in own.items() if tensor.shape == (1,) and name in tensors}
+    check_fit({**own, **{name: t for name, t in scalars.items() if tensors[name].ndim == 0}}, tensors, file)
     with torch.no_grad():
-        for name, target in module.state_dict().items():
+        for name, target in own.items():
             target.copy_(tensors[name].view(target.shape))
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Dtype of torch autocast for a `precision` setting; None: full precision."""
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

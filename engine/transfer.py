@@ -10,6 +10,7 @@ from .checkpoint import import_published, load_tensors, write_json, write_tensor
 from .config import ExportConfig, ImportConfig, require
 from .data.manifest import load_label_names
 from .errors import UserError
+from .files import check_output
 from .model_folder import Pixels, describe, load_clip_folder, load_model, read_description, write_model
 from .models.clip import clip_config
 from .models.pspg import PsPG
@@ -39,8 +40,16 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     ).float()
     size = clip_config(model.clip)["vision_cfg"]["image_size"]
     given = {key: value for key, value in (("mean", config.mean), ("std", config.std)) if value is not None}
-    carried = json.loads(read_metadata(config.source).get("pixels", "{}"))
-    pixels = Pixels(**{"size": size, "resize": "stretch", "mean": 0.5, "std": 0.25, **carried, **given})
+    try:
+        carried = json.loads(read_metadata(config.source).get("pixels", "{}"))
+        pixels = Pixels(**{"size": size, "resize": "stretch", "mean": 0.5, "std": 0.25, **carried, **given})
+        usable = 0 <= pixels.mean <= 1 and pixels.std > 0 and pixels.size == size
+    except (ValueError, TypeError):
+        usable = False
+    if not usable:
+        raise UserError(
+            f"{config.source}: its pixel statistics are unusable; give --mean within [0, 1] and --std above 0"
+        )
     tensors = {"clip": dict(model.clip.state_dict()), "model": dict(model.head.state_dict())}
     if config.class_feature_weights is not None:
         tensors["class_text"] = read_text_weights(config.class_feature_weights)
@@ -71,6 +80,8 @@ def export_checkpoint(config: ExportConfig) -> None:
             folder.mkdir(parents=True)
             metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
             write_tensors(folder / "model.safetensors", published_state(loaded.model), metadata)
+            if (source / "class_text.safetensors").is_file():
+                write_tensors(folder / "class_text.safetensors", load_tensors(source / "class_text.safetensors"))
             write_json(folder / "export.json", {**description, "layout": "published"})
         else:
             tensors = {
@@ -90,6 +101,7 @@ def new_folder(path: str) -> Path:
     Raises:
         UserError: it holds something.
     """
+    check_output(path)
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output: {folder} already exists and is not empty; choose another folder")

@@ -97,13 +97,15 @@ def load_manifest(
     root = Path(image_root) if image_root is not None else path.parent
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data.image_root must be the folder of the images")
+    if not path.exists():
+        raise UserError(f"{path}: no such file (manifest)")
     names: list[str] | None = None
     if label_names is not None:
         names = [name.strip() for name in label_names]
     elif need == "labels":
         sidecar = path.parent / "classes.txt"
         if not sidecar.is_file():
-            raise UserError(f"{sidecar}: no such file; name the file of class names in data.label_names")
+            raise UserError(f"{sidecar}: no such file; name the file of class names with label_names")
         names = load_label_names(sidecar)
 
     locate = _Locator(root)

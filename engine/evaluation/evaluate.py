@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..config import EvaluateConfig, require
+from ..config import EvaluateConfig, check_evaluation, check_workers, require
 from ..data.labels import label_matrix, select_classes
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..data.torch_loader import ImageDataset, make_eval_loader
+from ..device import autocast_dtype, pick_device
 from ..errors import UserError
+from ..files import check_output
 from ..inference import Scores, score
 from ..model_folder import LoadedModel, load_model
 from ..models.baselines import ridge_probe, template_probabilities
-from ..predict import pick_device
 from ..telemetry import read_metrics, report_bad, say
-from ..trainer import autocast_dtype
 from .bootstrap import bootstrap_groups
 from .metrics import evaluate_groups
 from .report import write_report
@@ -37,6 +37,9 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     """
     require(checkpoint=config.checkpoint, manifest=config.manifest, output=config.output)
     settings = config.evaluation
+    check_evaluation("evaluation.", settings)
+    check_workers("workers", config.workers)
+    check_output(config.output)
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
@@ -58,7 +61,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         ]
         bank = loaded.bank.to(device) if settings.context == "bank" and loaded.bank is not None else None
         batches = tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
-        scores = score(model, model.head, vocabularies, batches, device, autocast, context=bank)
+        scores = score(model, model.head, vocabularies, batches, device, autocast, context=bank, bad=loader.bad)
         report_bad(loader.bad)
         return scores
 

@@ -25,7 +25,7 @@ def template_probabilities(
     """Zero-shot probabilities (N,C) of a CLIP with fixed templates (paper 3.1, eq. 2; templates of footnote 3).
 
     `positive–negative` is the softmax over both templates; `positive only` and `plain name` have no second prompt,
-    so theirs is the sigmoid of the scaled cosine: a ranking, not calibrated.
+    so theirs is (1 + cosine) / 2: a ranking, not calibrated.
 
     Args:
         image_globals: (N,D) raw global image features.
@@ -38,12 +38,17 @@ def template_probabilities(
         return torch.cat(parts).float()
 
     images = nn.functional.normalize(image_globals.to(device).float(), dim=-1)
-    scale = clip.logit_scale.exp().float()
-    positive = scale * images @ encode([POSITIVE.format(name) for name in names]).T
-    negative = scale * images @ encode([NEGATIVE.format(name) for name in names]).T
-    plain = scale * images @ encode(list(names)).T
-    logits = {"positive–negative": positive - negative, "positive only": positive, "plain name": plain}
-    return {name: torch.sigmoid(value.double()).cpu().numpy() for name, value in logits.items()}
+    scale = clip.logit_scale.exp().double()
+    positive, negative, plain = (
+        (images @ encode(texts).T).double()
+        for texts in ([POSITIVE.format(name) for name in names], [NEGATIVE.format(name) for name in names], list(names))
+    )
+    found = {
+        "positive–negative": torch.sigmoid(scale * (positive - negative)),
+        "positive only": ((1 + positive) / 2).clamp(0, 1),
+        "plain name": ((1 + plain) / 2).clamp(0, 1),
+    }
+    return {name: value.cpu().numpy() for name, value in found.items()}
 
 
 def ridge_probe(

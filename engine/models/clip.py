@@ -83,7 +83,7 @@ def build_clip(config: Mapping[str, Any]) -> open_clip.CLIP:
     arguments = {key: value for key, value in deepcopy(dict(config)).items() if key not in _FOREIGN}
     try:
         clip = open_clip.CLIP(**arguments)
-    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"model.backbone: open_clip cannot build this configuration ({error})") from error
     clip.model_config = deepcopy(dict(config))
     return clip
@@ -115,7 +115,7 @@ def load_clip(
     file = None if pretrained is None else _weights_file(backbone, pretrained, config)
     clip = build_clip(config)
     if file is not None:
-        tensors, _ = read_weights(file)
+        tensors, _ = read_weights(file, scripted=True)
         resize_pos_embed(tensors, clip)
         load_strictly(clip, tensors, file)
     return clip

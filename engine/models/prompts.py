@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import open_clip
 import torch
@@ -61,21 +61,6 @@ class Vocabulary(nn.Module):
     def frame(self) -> Frame:
         """Embeddings around the prompt vectors."""
         return Frame(self.sos, self.padding, self.suffix, self.name_lengths, self._longest_name, self._longest_pair)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The floating-point constants by name."""
-        return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take constants that `tensors` gave for the same class list.
-
-        Raises:
-            UserError: they belong to another one.
-        """
-        for name, own in self.tensors().items():
-            if name not in tensors or tensors[name].shape != own.shape:
-                raise UserError(f"vocabulary: the stored {name} does not belong to these {len(self)} classes")
-            own.copy_(tensors[name])
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +17,12 @@ _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 """Settings that OpenAI's files hold among the weights."""
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_weights(path: str | Path, *, scripted: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata (of safetensors) of a weight file, on the CPU.
 
-    Reads .safetensors, `torch.save` files (tensors only) and OpenAI's TorchScript archives. A `state_dict` entry is
-    opened, and the prefix `module.` of parallel training dropped.
+    Reads .safetensors, `torch.save` files (tensors only) and, where `scripted` allows it, the TorchScript archives that
+    OpenAI publishes: loading one can run code in it, so such a file must come from somebody you trust. An entry
+    `state_dict` is opened, and the prefix `module.` of parallel training dropped.
 
     Raises:
         UserError: missing or unreadable file, or one that holds something else.
@@ -34,12 +36,16 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 names = list(file.keys())
                 return plain_state({name: file.get_tensor(name) for name in names}, path), file.metadata() or {}
         if _is_torchscript(path):
+            if not scripted:
+                raise UserError(f"{path}: is a TorchScript archive, which can hold code; give plain weights")
             return plain_state(torch.jit.load(path, map_location="cpu").state_dict(), path), {}
         return plain_state(torch.load(path, map_location="cpu", weights_only=True), path), {}
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in its parser
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch's own message advises to load the file unsafely.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors" if unsafe else (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not readable as weights ({reason})") from error
 
 

@@ -241,16 +241,10 @@ def test_prompts_must_fit_the_context(make_clip: MakeClip, names: list[str]) -> 
         make(clip, names, prompt_length=36, prefix=True)
 
 
-def test_vocabulary_is_cut_exactly_and_kept(make_clip: MakeClip, names: list[str]) -> None:
+def test_vocabulary_is_cut_exactly_and_not_saved(make_clip: MakeClip, names: list[str]) -> None:
     clip = make_clip()
     vocabulary = make_vocabulary(clip, names)
     close(vocabulary.class_features, clip.encode_text(tokenize(names)))
-    other = make_vocabulary(make_clip(), names)
-    other.class_features.zero_()
-    other.load(vocabulary.tensors())
-    assert torch.equal(other.class_features, vocabulary.class_features)
-    with pytest.raises(UserError, match="4 classes"):
-        other.load(make_vocabulary(clip, names[:3]).tensors())
     assert not vocabulary.state_dict()
 
 

@@ -104,3 +104,19 @@ def test_batch_that_does_not_split_is_one_line(tmp_path: Path, settings, engine_
     lines = [line for line in output.splitlines() if line.startswith("pspg-engine")]
     assert lines == ["pspg-engine train: error: batch_size: 9 images cannot be split over 2 processes"]
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_error_that_one_rank_meets_is_said(tmp_path: Path, phantoms: Path, settings, engine_command) -> None:
+    """One unreadable image is in the share of one rank only, whichever it is."""
+    rows = [json.loads(line) for line in (phantoms / "train.jsonl").read_text().splitlines()]
+    rows[5]["filepath"] = "images/broken.png"
+    (phantoms / "images" / "broken.png").write_bytes(b"")
+    (phantoms / "broken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--data.train", phantoms / "broken.jsonl", "--data.mean", "0.5", "--data.std", "0.25"]
+    process = engine_command([*settings("contrastive"), *arguments, "--output", tmp_path / "run"], processes=2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    (line,) = [line for line in output.splitlines() if line.startswith("pspg-engine")]
+    assert line.startswith("pspg-engine train: error: rank ")
+    assert "broken.png" in line

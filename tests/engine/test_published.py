@@ -90,8 +90,9 @@ def test_class_features_of_the_original_clip(names: list[str], tmp_path: Path, l
         source = tmp_path / "clip.pt"
         torch.save(original.clip.state_dict(), source)
     loaded = import_published(published_state(tuned), names, **SETTINGS, class_feature_weights=source)
-    for name, tensor in original.vocabulary.tensors().items():
-        torch.testing.assert_close(loaded.vocabulary.tensors()[name], tensor, rtol=1e-6, atol=1e-7)
+    buffers = dict(loaded.vocabulary.named_buffers())
+    for name, tensor in original.vocabulary.named_buffers():
+        torch.testing.assert_close(buffers[name], tensor.to(buffers[name].dtype), rtol=1e-6, atol=1e-7)
     assert torch.equal(loaded.tower.projection, tuned.tower.projection)
     plain = import_published(published_state(tuned), names, **SETTINGS)
     assert not torch.allclose(plain.vocabulary.class_features, loaded.vocabulary.class_features)

@@ -1,0 +1,30 @@
+"""Where a command runs, and in what precision."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import UserError
+
+
+def pick_device(device: str, local_rank: int = 0) -> torch.device:
+    """Device for a `device` setting (auto, cpu or cuda) of the process `local_rank` on this machine.
+
+    Raises:
+        UserError: a GPU was asked for and there is none for this process.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"device: process {local_rank} of this machine has no GPU, torch sees {torch.cuda.device_count()}; "
+            "start fewer processes or use device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Dtype of torch autocast for a `precision` setting; None: full precision."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
