@@ -65,6 +65,8 @@ def import_published(
         raise UserError(f"{source}: give class_names, the file does not say which classes it was trained on")
     _check_decoder(state, metadata, source)
     state = _with_whole_embedding(state)
+    if prompt_length < 1:
+        raise UserError(f"prompt_length: must be at least 1, got {prompt_length} for {source}")
     hidden = _size(state, "prompt_learner.pos_decoder.gru.weight_hh", 1, source)
     if decoder_heads < 1 or hidden % decoder_heads:
         raise UserError(f"decoder_heads: {decoder_heads} heads do not divide the hidden width {hidden} of {source}")

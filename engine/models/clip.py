@@ -238,8 +238,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise UserError(f"model.backbone: {path}: not readable as JSON ({error})") from None
     config = config.get("model_cfg", config) if isinstance(config, dict) else config
-    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
-        raise UserError(f"model.backbone: {path}: needs embed_dim, vision_cfg and text_cfg (open_clip's format)")
+    parts = [config.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(config, dict) else [None]
+    if (
+        not isinstance(config, dict)
+        or "embed_dim" not in config
+        or not all(isinstance(part, dict) and "layers" in part for part in parts)
+    ):
+        raise UserError(
+            f"model.backbone: {path}: needs embed_dim, vision_cfg and text_cfg with their layers (open_clip's format)"
+        )
     return config
 
 

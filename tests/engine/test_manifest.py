@@ -127,7 +127,7 @@ def test_mistakes_of_whole_files(write, tmp_path):
     with pytest.raises(UserError, match=":2: not UTF-8"):
         load_manifest(path, need="image")
     (tmp_path / "classes.txt").unlink()
-    with pytest.raises(UserError, match=r"classes\.txt.*data\.label_names"):
+    with pytest.raises(UserError, match=r"classes\.txt.*label_names"):
         load_manifest(write(row()), need="labels")
 
 
