@@ -238,12 +238,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise UserError(f"model.backbone: {path}: not readable as JSON ({error})") from None
     config = config.get("model_cfg", config) if isinstance(config, dict) else config
-    parts = [config.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(config, dict) else [None]
-    if (
-        not isinstance(config, dict)
-        or "embed_dim" not in config
-        or not all(isinstance(part, dict) and "layers" in part for part in parts)
-    ):
+    config = config if isinstance(config, dict) else {}
+    towers = [config.get(key) for key in ("vision_cfg", "text_cfg")]
+    if "embed_dim" not in config or not all(isinstance(tower, dict) and "layers" in tower for tower in towers):
         raise UserError(
             f"model.backbone: {path}: needs embed_dim, vision_cfg and text_cfg with their layers (open_clip's format)"
         )

@@ -220,7 +220,7 @@ def test_a_file_without_a_state_dict(tmp_path: Path) -> None:
 def test_torchscript_archives_as_openai_ships_them(tmp_path: Path) -> None:
     module = nn.Linear(2, 3)
     torch.jit.trace(module, torch.zeros(1, 2)).save(str(tmp_path / "archive.pt"))
-    state, _ = read_weights(tmp_path / "archive.pt")
+    state, _ = read_weights(tmp_path / "archive.pt", scripted=True)
     assert torch.equal(state["weight"], module.weight)
 
 
