@@ -10,6 +10,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -47,6 +48,7 @@ def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     root = ArgumentParser(
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
+        version=version("pspg-engine"),
         exit_on_error=False,
         allow_abbrev=False,
     )

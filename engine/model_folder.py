@@ -46,6 +46,7 @@ class LoadedModel:
     bank: Tensor | None
     source: Path
     weights: Path
+    training: str | None
 
 
 def describe(
@@ -55,8 +56,9 @@ def describe(
     *,
     head: ModelConfig | None = None,
     class_names: list[str] | None = None,
+    training: str | None = None,
 ) -> dict[str, Any]:
-    """What model.json holds."""
+    """What model.json holds; `training` says what the weights were trained on."""
     architecture = clip_config(clip)
     return {
         "format": FORMAT,
@@ -64,6 +66,7 @@ def describe(
         "clip": architecture,
         "head": None if head is None else asdict(head),
         "class_names": class_names,
+        "training": training,
         "pixels": asdict(pixels),
         "tokenizer": {
             "name": "CLIP byte-pair encoding",
@@ -165,6 +168,7 @@ def load_model(folder: str | Path) -> LoadedModel:
         bank=load_bank(bank, model) if bank.is_file() else None,
         source=folder,
         weights=weights,
+        training=description.get("training"),
     )
 
 

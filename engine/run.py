@@ -99,7 +99,8 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
             workers=data.workers,
         )
     loader = _loader(config, dataset, world)
-    _write_start(config, world, describe("clip", clip, pixels), {})
+    training = f"{len(manifest.samples)} image-report pairs ({data.train})"
+    _write_start(config, world, describe("clip", clip, pixels, training=training), {})
     task = ContrastiveTask(clip.to(world.device), world, validation, config.precision)
     contract = _contract(config, {"data.train": fingerprint(manifest)})
     return Trainer(config, task, loader, world, contract)
@@ -115,7 +116,8 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
     clip, pixels = _backbone(config, manifest)
     model = PsPG(clip, config.model, names)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
-    description = describe("pspg", clip, pixels, head=config.model, class_names=names)
+    training = f"{len(manifest.samples)} images labelled with {len(names)} classes ({data.train})"
+    description = describe("pspg", clip, pixels, head=config.model, class_names=names, training=training)
     towers = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
     model.to(world.device)
     model.clip.to(memory_format=torch.channels_last)

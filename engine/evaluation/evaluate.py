@@ -111,6 +111,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         pictures=[(caption, Path(path)) for caption, path in config.pictures.items()],
         training=read_metrics(loaded.source / "metrics.jsonl"),
         notes=config.notes,
+        training_data=loaded.training,
         progress=bars,
     )
     say(f"{len(scores.ids)} images, {len(names)} classes: {report}")
