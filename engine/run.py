@@ -148,7 +148,10 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
         held_labels = label_matrix(held_out.samples, held_columns, uncertain=data.uncertain, blank=data.blank)
         plain = _dataset(config, held_out, pixels, labels=held_labels, augment=False)
         if data.cache_features:
-            validation = features_of(plain, "caching validation features").eval_batches(config.evaluation.batch_size)
+            cached = features_of(plain, "caching validation features")
+            validation = cached.eval_batches(config.evaluation.batch_size)
+            # Batches in memory no longer know what was left out of them.
+            loader.bad.update(cached.bad)
         else:
             validation = make_eval_loader(plain, batch_size=config.evaluation.batch_size, workers=data.workers)
     if not resumed:

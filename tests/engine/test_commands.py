@@ -299,3 +299,19 @@ def test_import_runs_no_code_from_the_file(tmp_path: Path, capsys: pytest.Captur
         assert "weights_only" not in error
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_validation_images_are_listed_also_from_the_cache(
+    runs: Path, phantoms: Path, settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.loads(line) for line in (phantoms / "val.jsonl").read_text().splitlines()]
+    lines[3]["filepath"] = "images/missing.png"
+    (phantoms / "gap.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = [
+        word for word in resume(settings, runs, phantoms, tmp_path / "run") if word not in ("--resume", "latest")
+    ]
+    skipping = ["--data.val", str(phantoms / "gap.jsonl"), "--data.on_bad_image", "skip"]
+    assert main([*arguments, *skipping]) == 0
+    error = capsys.readouterr().err
+    assert "1 unreadable images were left out" in error
+    assert "missing.png" in error
