@@ -78,6 +78,9 @@ class LossConfig:
     classification: Literal["asl", "bce"] = "asl"
     pair: Literal["spcl", "pcl", "ranking", "none"] = "spcl"
     """pair loss: batch-level co-occurrence, sample-level co-occurrence, multi-label margin, or none"""
+    pair_samples: int = 0
+    """spcl, pcl: estimate the loss from all positive pairs and this many others a class, for vocabularies beyond a few
+    hundred classes; unbiased, and the cost grows with C instead of C²; 0: all pairs"""
     classification_weight: float | None = None
     classification_reduction: Literal["sum", "mean"] | None = None
     pair_weight: float | None = None
@@ -173,6 +176,8 @@ class TrainConfig:
     """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
     log_every: int = 10
     """optimizer steps between log lines; the host waits for the device only there"""
+    text_memory: int | None = None
+    """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: int = 0
 
 
@@ -341,6 +346,7 @@ def check_train(config: TrainConfig) -> None:
         "optim.accumulate": optim.accumulate,
         "batch_size": config.batch_size,
         "log_every": config.log_every,
+        "text_memory": 1 if config.text_memory is None else config.text_memory,
     }
     not_negative = {
         "optim.weight_decay": optim.weight_decay,
@@ -350,6 +356,7 @@ def check_train(config: TrainConfig) -> None:
         "optim.min_lr": optim.min_lr,
         "optim.clip_norm": optim.clip_norm,
         "save_every": config.save_every,
+        "loss.pair_samples": config.loss.pair_samples,
         "loss.gamma_positive": config.loss.gamma_positive,
         "loss.gamma_negative": config.loss.gamma_negative,
         "loss.classification_weight": config.loss.classification_weight or 0.0,
@@ -388,6 +395,8 @@ def check_train(config: TrainConfig) -> None:
         raise UserError(
             f"model.decoder_heads: {model.decoder_heads} heads do not divide model.hidden_size {model.hidden_size}"
         )
+    if config.loss.pair_samples and config.loss.pair not in ("spcl", "pcl"):
+        raise UserError(f"loss.pair_samples: loss.pair {config.loss.pair} has no pairs to sample; use spcl or pcl")
     if (data.mean is None) != (data.std is None):
         raise UserError("data.mean: give data.mean and data.std together, or neither")
     if data.std is not None and data.std <= 0:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .data.torch_loader import Batch, EpochSampler, EvalLoader
 from .errors import UserError
-from .models.clip import ImageFeatures, image_features
+from .models.clip import ImageFeatures
 from .models.prompts import Vocabulary
 from .models.pspg import PromptHead, PsPG, probabilities
 
@@ -61,7 +61,7 @@ def frozen_features(
     if isinstance(batch, FeatureBatch):
         return ImageFeatures(*(tensor.to(device, non_blocking=True) for tensor in batch.features))
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        return image_features(model.clip, batch.to(device, non_blocking=True).images)
+        return model.image_features(batch.to(device, non_blocking=True).images)
 
 
 @torch.inference_mode()

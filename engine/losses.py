@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.precision import at_least_fp32, no_autocast
-from pspg.kernels.spcl import spcl
+from pspg.kernels.spcl import PairSample, spcl
 from pspg.kernels.text_tower import TextTower
 
 from .config import LossConfig
@@ -23,7 +23,15 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 def prompt_loss(
-    output: PsPGOutput, labels: Tensor, tower: TextTower, vocabulary: Vocabulary, config: LossConfig
+    output: PsPGOutput,
+    labels: Tensor,
+    tower: TextTower,
+    vocabulary: Vocabulary,
+    config: LossConfig,
+    *,
+    sample: PairSample | None = None,
+    memory: int | None = None,
+    impl: str = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of phase 2: classification part + pair part (paper eq. 9).
 
@@ -31,6 +39,8 @@ def prompt_loss(
         output: of the head, for B images.
         labels: (B,C) in {1, 0, -1}. -1 is left out of classification and ranking, and counts as 0 in label pairs.
         config: losses, weights and reductions; nulls are filled from its preset.
+        sample: pairs that SPCL or PCL is estimated from; None: all.
+        memory, impl: as in `spcl`.
 
     Returns:
         Weighted sum, and the detached unweighted parts `classification` and, if any, `pair`.
@@ -67,6 +77,10 @@ def prompt_loss(
             labels,
             target="batch" if config.pair == "spcl" else "sample",
             reduction=config.pair_reduction,
+            prefixes=output.prefixes,
+            sample=sample,
+            memory=memory,
+            impl=impl,
         )
     return total + config.pair_weight * pair, {**parts, "pair": pair.detach()}
 

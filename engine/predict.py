@@ -40,7 +40,7 @@ def predict(config: PredictConfig) -> Scores:
         raise UserError(f"context: {config.checkpoint} holds no context bank; use --context batch")
     device = pick_device(config.device)
     autocast = autocast_dtype(config.precision, device)
-    model = loaded.model.to(device)
+    model = loaded.model.to(device).freeze(autocast)
     pixels = loaded.pixels
     dataset = ImageDataset(
         samples,

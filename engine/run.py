@@ -41,6 +41,7 @@ FREE = {
     "zero_stage",
     "save_every",
     "log_every",
+    "text_memory",
     "data.workers",
     "data.train",
     "data.val",
@@ -119,9 +120,10 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
     training = f"{len(manifest.samples)} images labelled with {len(names)} classes ({data.train})"
     description = describe("pspg", clip, pixels, head=config.model, class_names=names, training=training)
     towers = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
-    model.to(world.device)
-    model.clip.to(memory_format=torch.channels_last)
     autocast = autocast_dtype(config.precision, world.device)
+    model.to(world.device).freeze(autocast)
+    if config.text_memory is not None:
+        model.head.text_memory = config.text_memory * 2**20
 
     def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
         batches = make_eval_loader(dataset, batch_size=config.evaluation.batch_size, workers=data.workers)

@@ -10,6 +10,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from pspg.kernels.spcl import sample_pairs
+
 from .config import LossConfig
 from .data.torch_loader import Batch
 from .device import autocast_dtype
@@ -124,9 +126,22 @@ class PromptTask:
 
     def loss(self, output: PsPGOutput, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         labels = batch.labels.to(self._world.device, non_blocking=True)
+        model, sample = self._model, None
+        if self._loss.pair_samples and self._loss.pair in ("spcl", "pcl"):
+            # From the labels on the host: nothing waits for the device.
+            sample = sample_pairs(batch.labels, self._loss.pair_samples * len(model.vocabulary))
         # DeepSpeed's autocast ends with the forward, but the pair prompts are encoded here.
         with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
-            return prompt_loss(output, labels, self._model.tower, self._model.vocabulary, self._loss)
+            return prompt_loss(
+                output,
+                labels,
+                model.tower,
+                model.vocabulary,
+                self._loss,
+                sample=sample,
+                memory=self.module.text_memory,
+                impl=self.module.impl,
+            )
 
     def bad(self) -> dict[str, str]:
         return bad_images(self._validation)

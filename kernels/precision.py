@@ -14,3 +14,9 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 def no_autocast(tensor: Tensor) -> torch.autocast:
     """Context in which autocast leaves the tensor's device alone."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Dtype that matrix products are asked for: autocast's where it is on, else the tensor's own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype

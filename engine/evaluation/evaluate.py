@@ -48,7 +48,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
     device = pick_device(config.device)
     autocast = autocast_dtype(config.precision, device)
-    model = loaded.model.to(device)
+    model = loaded.model.to(device).freeze(autocast)
 
     def scores_of(source: Manifest, title: str, groups: dict[str, list[str]]) -> Scores:
         columns = select_classes(source.label_names or [], names)[1]

@@ -129,19 +129,30 @@ def image_features(clip: open_clip.CLIP, images: Tensor) -> ImageFeatures:
     """
     visual = clip.visual
     if isinstance(visual, ModifiedResNet):
-        grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
-        u, tokens = _attention_pool(visual.attnpool, grid)
-    else:
-        output = visual.forward_intermediates(images, indices=1, normalize_intermediates=True, output_fmt="NLC")
-        u, patches = output["image_features"], output["image_intermediates"][-1] @ visual.proj
-        tokens = torch.cat([u[:, None], patches], dim=1)
+        return with_unit_token(*_attention_pool(visual.attnpool, resnet_grid(visual, images)))
+    return with_unit_token(*vit_features(visual, images))
+
+
+def resnet_grid(visual: Any, images: Tensor) -> Tensor:
+    """What a ModifiedResNet's attention pool sees (B,channels,h/32,w/32) of images (B,3,h,w)."""
+    return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+
+
+def vit_features(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Global feature (B,D) and projected patch tokens (B,S-1,D) of images (B,3,h,w)."""
+    output = visual.forward_intermediates(images, indices=1, normalize_intermediates=True, output_fmt="NLC")
+    return output["image_features"], output["image_intermediates"][-1] @ visual.proj
+
+
+def with_unit_token(u: Tensor, local: Tensor) -> ImageFeatures:
+    """Image features of u (B,D) and local tokens (B,S-1,D): û = u/‖u‖, taken in float32 or better, goes first."""
     with no_autocast(u):
-        unit = F.normalize(at_least_fp32(u), dim=-1).to(tokens.dtype)
-    return ImageFeatures(u, torch.cat([unit[:, None], tokens[:, 1:]], dim=1))
+        unit = F.normalize(at_least_fp32(u), dim=-1).to(local.dtype)
+    return ImageFeatures(u, torch.cat([unit[:, None], local], dim=1))
 
 
 def _attention_pool(pool: Any, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled feature (B,D), the mean token as its one query, and the value path of all tokens (B,S,D)."""
+    """Pooled feature (B,D), the mean token as its one query, and the value path of the local tokens (B,S-1,D)."""
     x = grid.flatten(2).transpose(1, 2)  # (B, positions, channels)
     x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + pool.positional_embedding.to(x.dtype)
     values = pool.v_proj(x)
@@ -150,7 +161,7 @@ def _attention_pool(pool: Any, grid: Tensor) -> tuple[Tensor, Tensor]:
         return rows.unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
 
     pooled = F.scaled_dot_product_attention(split(pool.q_proj(x[:, :1])), split(pool.k_proj(x)), split(values))
-    return pool.c_proj(pooled.transpose(1, 2).flatten(1)), pool.c_proj(values)
+    return pool.c_proj(pooled.transpose(1, 2).flatten(1)), pool.c_proj(values[:, 1:])
 
 
 def text_tower(clip: open_clip.CLIP) -> TextTower:

@@ -51,8 +51,7 @@ class Vocabulary(nn.Module):
             ("name_lengths", torch.tensor(lengths, device=suffix.device)),
         ):
             self.register_buffer(name, tensor, persistent=False)
-        self._longest_name = max(lengths)
-        self._longest_pair = sum(sorted(lengths)[-2:])
+        self._lengths = tuple(lengths)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,7 +59,7 @@ class Vocabulary(nn.Module):
     @property
     def frame(self) -> Frame:
         """Embeddings around the prompt vectors."""
-        return Frame(self.sos, self.padding, self.suffix, self.name_lengths, self._longest_name, self._longest_pair)
+        return Frame(self.sos, self.padding, self.suffix, self.name_lengths, self._lengths, max(self._lengths))
 
 
 @torch.no_grad()
@@ -150,12 +149,13 @@ class PromptLearner(nn.Module):
         self.pos_decoder = PromptDecoder(width, hidden_size, text_width, heads)
         self.neg_decoder = PromptDecoder(width, hidden_size, text_width, heads)
 
-    def forward(self, class_features: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive and negative prompts, (C,n,W) each.
+    def forward(self, class_features: Tensor, context: Tensor, *, impl: str = "auto") -> Tensor:
+        """Positive and negative prompts, (2,C,n,W).
 
         Args:
             class_features: (C,D).
             context: (B,D) raw global features of the images that the prompts attend to.
+            impl: form of the decoder, as in `decode`.
         """
         decoders = (self.pos_decoder, self.neg_decoder)
         outputs = decode(
@@ -164,7 +164,7 @@ class PromptLearner(nn.Module):
             context,
             prompt_length=self.prompt_length,
             heads=self.heads,
+            impl=impl,
         )
         outputs = F.dropout(outputs, self.dropout, self.training)
-        positive, negative = (decoder.output_proj(o) for decoder, o in zip(decoders, outputs, strict=True))
-        return positive, negative
+        return torch.stack([decoder.output_proj(o) for decoder, o in zip(decoders, outputs, strict=True)])

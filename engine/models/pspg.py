@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.spcl import pair_features
-from pspg.kernels.text_tower import TextTower, encode, single_prompts
+from pspg.kernels.text_tower import Prefixes, TextTower, encode_prompts
 
 from ..config import LossConfig, ModelConfig
 from .clip import ImageFeatures, TextEncoder, image_features, text_tower
+from .frozen_image import FrozenImageTower
 from .prompts import PromptLearner, Vocabulary, make_vocabulary
 from .spatial_fusion import SpatialFusion
 
@@ -32,6 +33,8 @@ class TextFeatures(NamedTuple):
     """(C,D), unit norm, float32 or better"""
     negative: Tensor
     """(C,D), unit norm, float32 or better"""
+    prefixes: Prefixes | None
+    """states of the positive prompts' prefixes, for the pair loss; None where no gradient is recorded"""
 
 
 @dataclass
@@ -44,6 +47,8 @@ class PsPGOutput:
     """(B,P), pairs i < j row-major, where asked for"""
     positive_prompts: Tensor
     """(C,n,W)"""
+    prefixes: Prefixes | None
+    """as in `TextFeatures`"""
     image_vectors: Tensor
     """(B,D) fused image vectors"""
     logit_scale: Tensor
@@ -66,10 +71,16 @@ class PromptHead(nn.Module):
         width: D, joint embedding width of the CLIP.
         text_width: W, width of its text tower.
         config: prompt_length, hidden_size, decoder_heads, dropout, fusion.
+
+    Attributes:
+        impl: form of the operators, as their `impl`.
+        text_memory: bytes of the text tower's activations to hold at a time; None: the operators' default.
     """
 
     def __init__(self, width: int, text_width: int, config: ModelConfig) -> None:
         super().__init__()
+        self.impl = "auto"
+        self.text_memory: int | None = None
         self.prompt_learner = PromptLearner(
             width,
             config.hidden_size,
@@ -87,13 +98,18 @@ class PromptHead(nn.Module):
         Args:
             context: (M,D) raw global features that the prompts attend to.
         """
-        prompts = self.prompt_learner(vocabulary.class_features, context)
-        singles = [single_prompts(prompt, vocabulary.frame) for prompt in prompts]
-        embeddings, pooled = (torch.cat(parts) for parts in zip(*singles, strict=True))
-        features = encode(tower, embeddings, pooled)
+        prompts = self.prompt_learner(vocabulary.class_features, context, impl=self.impl)
+        features, prefixes = encode_prompts(
+            tower,
+            vocabulary.frame,
+            prompts,
+            prefixes=torch.is_grad_enabled(),
+            memory=self.text_memory,
+            impl=self.impl,
+        )
         with no_autocast(features):
-            positive, negative = F.normalize(at_least_fp32(features), dim=-1).chunk(2)
-        return TextFeatures(prompts[0], positive, negative)
+            positive, negative = F.normalize(at_least_fp32(features), dim=-1)
+        return TextFeatures(prompts[0], positive, negative, prefixes)
 
     def forward(
         self,
@@ -122,12 +138,13 @@ class PromptHead(nn.Module):
         logits = [similarity_logits(vectors, side, self.logit_scale) for side in (text.positive, text.negative)]
         pair_logits = None
         if pairs:
-            pair_texts = pair_features(tower, vocabulary.frame, text.positive_prompts)
+            pair_texts = pair_features(tower, vocabulary.frame, text.positive_prompts, impl=self.impl)
             pair_logits = similarity_logits(vectors, pair_texts, self.logit_scale)
         return PsPGOutput(
             logits=torch.stack(logits, dim=1),
             pair_logits=pair_logits,
             positive_prompts=text.positive_prompts,
+            prefixes=text.prefixes,
             image_vectors=vectors,
             logit_scale=self.logit_scale,
             positive_features=text.positive,
@@ -173,6 +190,7 @@ class PsPG(nn.Module):
         self.logit_scale = head.logit_scale
         # In a tuple, so that it is not registered: its parts already are, under their published names.
         self._head = (head,)
+        self._image_tower: tuple[FrozenImageTower] | None = None
         self.vocabulary = self._make_vocabulary(names)
         self.to(self.tower.projection.dtype)
 
@@ -195,7 +213,25 @@ class PsPG(nn.Module):
         Raises:
             UserError: names that the text tower cannot take.
         """
-        return self._make_vocabulary(names).to(self.logit_scale.device, self.tower.projection.dtype)
+        return self._make_vocabulary(names).to(self.logit_scale.device, self.logit_scale.dtype)
+
+    def freeze(self, dtype: torch.dtype | None = None) -> PsPG:
+        """Put both towers into their inference form, on the device where the model is; call it after `.to(device)`.
+
+        The CLIP itself stays as it is: class features are made with it, and exports hold it.
+
+        Args:
+            dtype: low precision of both towers; None: that of their weights.
+        """
+        self._image_tower = (FrozenImageTower(self.clip, dtype),)
+        if dtype is not None:
+            self.tower = self.tower.to(dtype)
+        return self
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> ImageFeatures:
+        """Features of images (B,3,h,w), without gradients."""
+        return image_features(self.clip, images) if self._image_tower is None else self._image_tower[0](images)
 
     def _make_vocabulary(self, names: Sequence[str]) -> Vocabulary:
         source = self.clip if self._class_encoder is None else self._class_encoder
@@ -209,6 +245,4 @@ class PsPG(nn.Module):
 
     def forward(self, images: Tensor, *, context: Tensor | None = None, pairs: bool = False) -> PsPGOutput:
         """Score images (B,3,h,w); `context` and `pairs` as in `PromptHead.forward`."""
-        with torch.no_grad():
-            features = image_features(self.clip, images)
-        return self.head(features, self.vocabulary, self.tower, context=context, pairs=pairs)
+        return self.head(self.image_features(images), self.vocabulary, self.tower, context=context, pairs=pairs)

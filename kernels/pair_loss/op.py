@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve
+from ..text_tower import number_of_pairs, pair_indices
 from . import reference
 
 
@@ -16,6 +17,8 @@ def pair_loss(
     logit_scale: Tensor,
     labels: Tensor,
     *,
+    pairs: tuple[Tensor, Tensor] | None = None,
+    weights: Tensor | None = None,
     target: Literal["batch", "sample"] = "batch",
     reduction: Literal["sum", "mean"] = "sum",
     impl: str = "auto",
@@ -25,11 +28,16 @@ def pair_loss(
     SPCL: q_ij = 1 if any image carries both labels, the pair's logit is the largest over the batch, and their binary
     cross-entropy is reduced over P pairs. PCL: no pooling; every image's own target and logit, reduced over B·P.
 
+    A pair's loss depends on its own feature alone, so the losses of parts of the pairs add up to the whole one, under
+    either reduction: the mean is always over all P (or B·P).
+
     Args:
-        pair_features: (P,D) text features of the pair prompts, any norm, pairs i < j row-major.
+        pair_features: (R,D) text features of pair prompts, any norm: of `pairs`, or of all P, i < j row-major.
         image_vectors: (B,D) fused image vectors.
         logit_scale: scalar, log of the inverse temperature.
         labels: (B,C) in {1, 0, -1}; -1 counts as 0.
+        pairs: classes i and j of R pairs, int64 (R,) each; None: all pairs.
+        weights: (R,) factors of the pairs' losses; None: ones.
         target: batch (SPCL) or sample (PCL).
         reduction: sum or mean. No pairs (C < 2): 0.
         impl: auto or reference.
@@ -43,13 +51,26 @@ def pair_loss(
     run = resolve(impl, {"reference": reference.pair_loss})
     if target not in ("batch", "sample") or reduction not in ("sum", "mean"):
         raise ValueError(f"pair_loss: no target {target!r} with reduction {reduction!r}")
+    first, second = pair_indices(labels.shape[-1], labels.device) if pairs is None else pairs
+    given = {} if weights is None else {"weights": (weights, "R")}
     sizes = check_shapes(
         "pair_loss",
-        pair_features=(pair_features, "P D"),
+        pair_features=(pair_features, "R D"),
         image_vectors=(image_vectors, "B D"),
         labels=(labels, "B C"),
+        **given,
     )
-    classes = sizes["C"]
-    if sizes["P"] != classes * (classes - 1) // 2:
-        raise ValueError(f"pair_loss: {classes} classes have {classes * (classes - 1) // 2} pairs, got {sizes['P']}")
-    return run(pair_features, image_vectors, logit_scale, labels, target=target, reduction=reduction)
+    if sizes["R"] != len(first):
+        which = f"{sizes['C']} classes have {number_of_pairs(sizes['C'])} pairs" if pairs is None else f"{len(first)} pairs"
+        raise ValueError(f"pair_loss: {which}, got {sizes['R']} features")
+    return run(
+        pair_features,
+        image_vectors,
+        logit_scale,
+        labels,
+        first,
+        second,
+        weights,
+        target=target,
+        reduction=reduction,
+    )

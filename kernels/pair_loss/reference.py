@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..precision import no_autocast
 from ..similarity import similarity_logits
-from ..text_tower.sequences import pair_indices
+from ..text_tower import number_of_pairs
 
 
 def pair_loss(
@@ -15,24 +15,24 @@ def pair_loss(
     image_vectors: Tensor,
     logit_scale: Tensor,
     labels: Tensor,
+    first: Tensor,
+    second: Tensor,
+    weights: Tensor | None,
     *,
     target: str = "batch",
     reduction: str = "sum",
 ) -> Tensor:
-    """Binary cross-entropy of pair logits; arguments and result as `op.pair_loss`."""
-    logits = similarity_logits(image_vectors, pair_features, logit_scale)  # (B,P)
+    """Binary cross-entropy of pair logits; arguments and result as `op.pair_loss`, for the pairs `first`, `second`."""
+    logits = similarity_logits(image_vectors, pair_features, logit_scale)  # (B,R)
     with no_autocast(logits):
-        both = sample_targets(labels).to(logits.dtype)  # (B,P)
+        positive = labels == 1  # uncertain (-1) labels count as absent
+        both = (positive[:, first] & positive[:, second]).to(logits.dtype)  # (B,R): image b carries both labels
         if target == "batch":
             # Eqs. 5 and 7. The sigmoid is monotone, so pooling logits pools probabilities; of equal logits, one is it.
-            logits, both = logits.max(dim=0).values, both.max(dim=0).values  # (P,)
-        total = F.binary_cross_entropy_with_logits(logits, both, reduction="sum")
-        # Without pairs there is no loss: 0, not NaN.
-        return total if reduction == "sum" else total / max(logits.numel(), 1)
-
-
-def sample_targets(labels: Tensor) -> Tensor:
-    """(B,P) bool: image b carries both labels of pair (i,j). Uncertain (-1) labels count as absent."""
-    positive = labels == 1
-    first, second = pair_indices(labels.shape[1], labels.device)
-    return positive[:, first] & positive[:, second]
+            logits, both = logits.max(dim=0).values, both.max(dim=0).values  # (R,)
+        total = F.binary_cross_entropy_with_logits(logits, both, weights, reduction="sum")
+        if reduction == "sum":
+            return total
+        # The mean is over all pairs also where only some are given. Without pairs there is no loss: 0, not NaN.
+        count = number_of_pairs(labels.shape[1]) * (1 if target == "batch" else len(labels))
+        return total / max(count, 1)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve
 from ..pair_loss import pair_loss
-from ..text_tower import Frame, TextTower, encode_pairs
+from ..precision import compute_dtype, no_autocast
+from ..text_tower import Frame, Prefixes, TextTower, default_memory, number_of_pairs, pair_indices
+from ..text_tower.frozen import is_frozen, require_frozen
+from ..text_tower.shared_prefix import Tails, encode_prefixes, encode_tails, pair_rows, pair_tails, token_bytes
 from . import reference
+from .chunked import row_major_chunks, sampled_chunks, sum_of_chunks
+from .sampling import PairSample
 
-
-def pair_features(tower: TextTower, frame: Frame, prompts: Tensor, *, impl: str = "auto") -> Tensor:
-    """(P,D) text features, not normalised, of the pair prompts of `prompts` (C,n,W), pairs i < j row-major.
-
-    Args:
-        impl: eager (shared prefixes; not in prefix mode), reference, or auto, the first that can run.
-
-    Raises:
-        ValueError: an `impl` that cannot run.
-    """
-    available = {"eager": encode_pairs, "reference": reference.pair_features}
-    if frame.named:
-        del available["eager"]
-    return resolve(impl, available)(tower, frame, prompts)
+Target = Literal["batch", "sample"]
+Reduction = Literal["sum", "mean"]
 
 
 def spcl(
@@ -35,11 +30,17 @@ def spcl(
     logit_scale: Tensor,
     labels: Tensor,
     *,
-    target: Literal["batch", "sample"] = "batch",
-    reduction: Literal["sum", "mean"] = "sum",
+    target: Target = "batch",
+    reduction: Reduction = "sum",
+    prefixes: Prefixes | None = None,
+    sample: PairSample | None = None,
+    memory: int | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """SPCL or PCL of generated prompts (paper eqs. 5 to 8): pair prompts, text tower, pair loss.
+
+    The eager form takes the pairs chunk by chunk, forward, loss and backward, and keeps their gradients only: memory
+    does not grow with the number of pairs.
 
     Args:
         tower: frozen text tower.
@@ -50,7 +51,10 @@ def spcl(
         labels: (B,C) in {1, 0, -1}; -1 counts as 0.
         target: batch (SPCL) or sample (PCL).
         reduction: sum or mean. No pairs (C < 2): 0, with zero gradients.
-        impl: as `pair_features`.
+        prefixes: what `encode_prompts` kept of the same prompts; None: they are encoded here.
+        sample: pairs and weights to estimate the loss from; None: all pairs.
+        memory: bytes of activations to hold at a time; None: `default_memory`. A chunk has at least one pair.
+        impl: eager (exact algebra; the tower's weights are frozen), reference, or auto, the first that can run.
 
     Returns:
         Scalar, float32 or better.
@@ -66,5 +70,124 @@ def spcl(
         image_vectors=(image_vectors, "B D"),
         labels=(labels, "B C"),
     )
-    features = pair_features(tower, frame, prompts, impl=impl)
-    return pair_loss(features, image_vectors, logit_scale, labels, target=target, reduction=reduction)
+    run = resolve(impl, _available(tower, impl, _chunked, _whole))
+    tensors = prompts, image_vectors, logit_scale, labels
+    return run(tower, frame, *tensors, target, reduction, prefixes, sample, memory or default_memory(prompts.device))
+
+
+def pair_features(tower: TextTower, frame: Frame, prompts: Tensor, *, impl: str = "auto") -> Tensor:
+    """(P,D) text features, not normalised, of the pair prompts of `prompts` (C,n,W), pairs i < j row-major.
+
+    Args:
+        impl: eager (shared prefixes; the tower's weights are frozen), reference, or auto, the first that can run.
+
+    Raises:
+        ValueError: an `impl` that cannot run.
+    """
+    first, second = pair_indices(len(prompts), prompts.device)
+    run = resolve(impl, _available(tower, impl, _pair_features, reference.pair_features))
+    return run(tower, frame, prompts, first, second)
+
+
+def _available(tower: TextTower, impl: str, eager: Callable, literal: Callable) -> dict[str, Callable]:
+    """Forms of an operator; `auto` skips the one that would drop gradients of a tower that trains."""
+    return {"reference": literal} if impl == "auto" and not is_frozen(tower) else {"eager": eager, "reference": literal}
+
+
+def _whole(
+    tower: TextTower,
+    frame: Frame,
+    prompts: Tensor,
+    image_vectors: Tensor,
+    logit_scale: Tensor,
+    labels: Tensor,
+    target: Target,
+    reduction: Reduction,
+    prefixes: Prefixes | None,
+    sample: PairSample | None,
+    memory: int,
+) -> Tensor:
+    first, second = pair_indices(len(prompts), prompts.device)
+    weights = None
+    if sample is not None:
+        first, second, weights = sample.to(prompts.device)
+    features = reference.pair_features(tower, frame, prompts, first, second)
+    return pair_loss(
+        features,
+        image_vectors,
+        logit_scale,
+        labels,
+        pairs=(first, second),
+        weights=weights,
+        target=target,
+        reduction=reduction,
+        impl="reference",
+    )
+
+
+def _chunked(
+    tower: TextTower,
+    frame: Frame,
+    prompts: Tensor,
+    image_vectors: Tensor,
+    logit_scale: Tensor,
+    labels: Tensor,
+    target: Target,
+    reduction: Reduction,
+    prefixes: Prefixes | None,
+    sample: PairSample | None,
+    memory: int,
+) -> Tensor:
+    require_frozen(tower)
+    classes, n, _ = prompts.shape
+    dtype = compute_dtype(prompts)
+    tower, frame, prompts = tower.to(dtype), frame.to(dtype), prompts.to(dtype)
+    size = max(memory // ((n + 1 + frame.longest_name) * token_bytes(tower)), 1)
+    if sample is None:
+        first, second = pair_indices(classes, prompts.device)
+        weights, chunks = None, list(row_major_chunks(classes, size))
+    else:
+        first, second, weights = sample.to(prompts.device)
+        chunks = sampled_chunks(sample.first, size)
+    with no_autocast(prompts):
+        if prefixes is None:
+            prefixes = encode_prefixes(tower, frame, prompts)
+        tails = pair_tails(tower, frame, prompts)
+        rows = pair_rows(frame, first, second)
+        lengths = 1 + n + frame.name_lengths[first] if frame.named else None
+
+        def loss_of(chunk: tuple[int, int, int, int], states: Prefixes, shared: tuple[Tensor, ...]) -> Tensor:
+            start, stop, low, _ = chunk
+            part = slice(start, stop)
+            x, entry, vectors, scale = shared
+            features = encode_tails(
+                tower,
+                states,
+                Tails(x, entry, tails.pooled),
+                first[part] - low,
+                rows[part],
+                None if lengths is None else lengths[part],
+            )
+            return pair_loss(
+                features,
+                vectors,
+                scale,
+                labels,
+                pairs=(first[part], second[part]),
+                weights=None if weights is None else weights[part],
+                target=target,
+                reduction=reduction,
+            )
+
+        return sum_of_chunks(loss_of, chunks, prefixes, (tails.x, tails.entry, image_vectors, logit_scale))
+
+
+def _pair_features(tower: TextTower, frame: Frame, prompts: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    require_frozen(tower)
+    dtype = compute_dtype(prompts)
+    tower, frame, prompts = tower.to(dtype), frame.to(dtype), prompts.to(dtype)
+    with no_autocast(prompts):
+        prefixes = encode_prefixes(tower, frame, prompts)
+        lengths = 1 + prompts.shape[1] + frame.name_lengths[first] if frame.named else None
+        tails = pair_tails(tower, frame, prompts)
+        return encode_tails(tower, prefixes, tails, first, pair_rows(frame, first, second), lengths)

@@ -1,16 +1,20 @@
 """CLIP's text tower over prompt embeddings, and how prompts become its input sequences."""
 
-from .op import encode
+from .op import PromptFeatures, default_memory, encode, encode_prompts
 from .reference import TextLayer, TextTower
-from .sequences import Frame, pair_indices, pair_prompts, single_prompts
-from .shared_prefix import encode_pairs
+from .sequences import Frame, number_of_pairs, pair_indices, pair_prompts, single_prompts
+from .shared_prefix import Prefixes
 
 __all__ = [
     "Frame",
+    "Prefixes",
+    "PromptFeatures",
     "TextLayer",
     "TextTower",
+    "default_memory",
     "encode",
-    "encode_pairs",
+    "encode_prompts",
+    "number_of_pairs",
     "pair_indices",
     "pair_prompts",
     "single_prompts",

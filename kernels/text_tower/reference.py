@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -60,6 +61,23 @@ class TextTower:
     @property
     def context_length(self) -> int:
         return len(self.positional_embedding)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All weights."""
+        for layer in self.layers:
+            yield from layer
+        yield from (self.positional_embedding, self.ln_final_weight, self.ln_final_bias, self.projection)
+
+    def to(self, dtype: torch.dtype) -> TextTower:
+        """The tower in another dtype; weights that have it already are shared."""
+        return replace(
+            self,
+            layers=tuple(TextLayer(*(weight.to(dtype) for weight in layer)) for layer in self.layers),
+            positional_embedding=self.positional_embedding.to(dtype),
+            ln_final_weight=self.ln_final_weight.to(dtype),
+            ln_final_bias=self.ln_final_bias.to(dtype),
+            projection=self.projection.to(dtype),
+        )
 
 
 def encode(tower: TextTower, embeddings: Tensor, pooled: Tensor) -> Tensor:

@@ -4,13 +4,12 @@
     pair prompt     SOS V_i name_i V_j suffix_j
 
 The suffix is EOS. In prefix mode it is the class name's tokens, ".", EOS; without it name_i is empty. All sequences are
-assembled by one lookup in a table of vectors, so backward is one scatter-add, and they stop at their pooled token: the
-tower is causal, later tokens cannot reach it.
+assembled by one lookup in a table of vectors, so backward is one scatter-add.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +28,30 @@ class Frame:
     """(C,K,W): EOS (K = 1), or in prefix mode the name's tokens, ".", EOS, padding"""
     name_lengths: Tensor
     """(C,) int64: name tokens in the suffix, 0 without prefix mode"""
+    lengths: tuple[int, ...]
+    """name_lengths, known to the host"""
     longest_name: int
-    """largest of name_lengths"""
-    longest_pair: int
-    """largest sum of two classes' name_lengths"""
+    """largest of name_lengths, in the whole class list"""
 
     @property
     def named(self) -> bool:
         return self.longest_name > 0
+
+    @property
+    def longest_pair(self) -> int:
+        """Largest sum of two classes' name lengths."""
+        return sum(sorted(self.lengths)[-2:])
+
+    def rows(self, start: int, stop: int) -> Frame:
+        """The frame of classes start to stop; suffixes keep their width."""
+        part = slice(start, stop)
+        return replace(
+            self, suffix=self.suffix[part], name_lengths=self.name_lengths[part], lengths=self.lengths[part]
+        )
+
+    def to(self, dtype: torch.dtype) -> Frame:
+        """The frame in another dtype."""
+        return replace(self, sos=self.sos.to(dtype), padding=self.padding.to(dtype), suffix=self.suffix.to(dtype))
 
     def single_tokens(self, prompt_length: int) -> int:
         """Tokens of the longest single prompt, EOS included."""
@@ -45,6 +60,11 @@ class Frame:
     def pair_tokens(self, prompt_length: int) -> int:
         """Tokens of the longest pair prompt, up to the pooled one."""
         return 2 + 2 * prompt_length + self.longest_pair
+
+
+def number_of_pairs(classes: int) -> int:
+    """P = C(C-1)/2."""
+    return classes * (classes - 1) // 2
 
 
 def pair_indices(classes: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:

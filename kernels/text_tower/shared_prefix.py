@@ -1,59 +1,151 @@
-"""Pair prompts through the text tower without repeating what pairs share; exact in real arithmetic.
+"""Prompts through a frozen text tower without repeating what they share; exact in real arithmetic.
 
-The tower is causal, so the prefix [SOS, V_i] of pair (i, j) has the same hidden states whatever follows: its keys and
-values are computed once for each i. The tail [V_j, EOS] enters the first layer the same whatever precedes: its queries,
-keys and values there are computed once for each j. In the last layer only EOS is read: it alone has a query and an MLP.
+The tower is causal, so the prefix [SOS, V_i, name_i] has the same hidden states whatever follows: the rest of the single
+prompt of class i, or the tail [V_j, name_j …] of any pair (i, j). SOS sees only itself: one row for all. In the first
+layer a tail has not met its prefix yet: queries, keys and values there depend on j (and its position) alone. In the last
+layer only the pooled token is read. MATH.md, section "Text tower", has the derivations.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import TextLayer, TextTower, layer_norm, mlp
-from .sequences import Frame, pair_indices
+from .frozen import attend, finish, first_norm, last_block, project
+from .reference import TextTower
+from .sequences import Frame
+
+Prefixes = tuple[Tensor, ...]
+"""What the tower keeps of N prefixes of S tokens, a tensor a layer: keys and values (N,S,2W), and for the last layer its
+input after LayerNorm (N,S,W). S counts SOS, n vectors, and the longest name (shorter ones are padded)."""
 
 
-def encode_pairs(tower: TextTower, frame: Frame, prompts: Tensor) -> Tensor:
-    """(P,D) features of the pair prompts of `prompts` (C,n,W), as `spcl.pair_features`; not for prefix mode."""
-    classes, n, _ = prompts.shape
-    first, second = pair_indices(classes, prompts.device)
+class Tails(NamedTuple):
+    """J token sequences that can follow a prefix."""
+
+    x: Tensor
+    """(J,T,W) input of the first layer, positions included"""
+    entry: Tensor
+    """(J,T,3W) their queries, keys and values there; in a tower of one layer (J,T,W), after its LayerNorm"""
+    pooled: Tensor | None
+    """(J,) token that the feature is read from; None: the last"""
+
+
+def encode_prefixes(tower: TextTower, frame: Frame, prompts: Tensor) -> Prefixes:
+    """States of the prefixes [SOS, V_c, name_c].
+
+    Args:
+        prompts: (N,n,W); N is a multiple of C, and row r belongs to class r mod C.
+    """
+    names = frame.suffix[:, : frame.longest_name].repeat(len(prompts) // len(frame.lengths), 1, 1)
+    tokens = torch.cat([prompts, names], dim=1)
+    count, length, width = tokens.shape
     positions = tower.positional_embedding
-    prefix = torch.cat([frame.sos.expand(classes, 1, -1), prompts], dim=1) + positions[: n + 1]  # (C,n+1,W)
-    x = torch.cat([prompts, frame.suffix], dim=1) + positions[n + 1 : 2 * n + 2]  # (C,n+1,W): tails, until they meet i
-    length, last = n + 1, len(tower.layers) - 1
-    causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-    # A tail's token sees the whole prefix, and the tail up to itself.
-    mask = torch.cat([torch.ones_like(causal), causal], dim=1)
-    for number, layer in enumerate(tower.layers):
-        q, k, v = _project(tower, layer, x)
-        prefix_q, prefix_k, prefix_v = _project(tower, layer, prefix)
-        if number < last:
-            attended = F.scaled_dot_product_attention(prefix_q, prefix_k, prefix_v, attn_mask=causal)
-            prefix = _finish(tower, layer, prefix, attended)
-        if number == last:
-            x, q, mask = x[:, -1:], q[:, :, -1:], mask[-1:]
-        if number == 0:
-            x, q, k, v = (part.index_select(0, second) for part in (x, q, k, v))
-        k = torch.cat([prefix_k.index_select(0, first), k], dim=2)
-        v = torch.cat([prefix_v.index_select(0, first), v], dim=2)
-        x = _finish(tower, layer, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-    return layer_norm(tower, x[:, -1], tower.ln_final_weight, tower.ln_final_bias) @ tower.projection
+    # SOS is row 0 of all products, the N·length live tokens come after it.
+    x = torch.cat([(frame.sos + positions[0])[None], (tokens + positions[1 : 1 + length]).flatten(0, 1)])
+    mask = torch.ones(length, 1 + length, dtype=torch.bool, device=x.device).tril(1)
+
+    def with_sos(rows: Tensor) -> Tensor:
+        sos, live = rows.split([1, count * length])
+        return torch.cat([sos.expand(count, 1, -1), live.unflatten(0, (count, length))], dim=1)
+
+    states = []
+    for layer in tower.layers[:-1]:
+        queries, keys_values = project(tower, layer, x).split([width, 2 * width], dim=-1)
+        states.append(with_sos(keys_values))
+        attended = attend(tower.heads, queries[1:].unflatten(0, (count, length)), states[-1], mask)
+        x = finish(tower, layer, x, torch.cat([keys_values[:1, width:], attended.flatten(0, 1)]))
+    return *states, with_sos(first_norm(tower, tower.layers[-1], x))
 
 
-def _project(tower: TextTower, layer: TextLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (N, heads, T, d) of x (N,T,W)."""
-    y = layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
-    q, k, v = F.linear(y, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=-1)
-    return _split(q, tower.heads), _split(k, tower.heads), _split(v, tower.heads)
+def single_tails(tower: TextTower, frame: Frame, prompt_length: int) -> Tails:
+    """What follows the prefix in the single prompt of each class: EOS; in prefix mode ".", EOS. C tails."""
+    steps = torch.arange(2 if frame.named else 1, device=frame.suffix.device)
+    offsets = frame.name_lengths[:, None] + steps  # (C,T) into the suffix
+    tokens = frame.suffix.gather(1, offsets[..., None].expand(-1, -1, frame.suffix.shape[-1]))
+    return _tails(tower, tokens, 1 + prompt_length + offsets)
 
 
-def _split(rows: Tensor, heads: int) -> Tensor:
-    return rows.unflatten(-1, (heads, -1)).transpose(1, 2)
+def pair_tails(tower: TextTower, frame: Frame, prompts: Tensor) -> Tails:
+    """What follows the prefix of i in the pair prompts (i, j): [V_j, EOS]; in prefix mode [V_j, name_j, "."].
+
+    Its positions start after name_i, so there is one tail for each j and each length that a name has: C tails a length,
+    shortest first.
+
+    Args:
+        prompts: (C,n,W).
+    """
+    n = prompts.shape[1]
+    tokens = torch.cat([prompts, frame.suffix[:, : frame.longest_name + 1]], dim=1)
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
+    starts = [1 + n + length for length in _distinct(frame)]
+    positions = torch.stack([start + steps for start in starts])[:, None].expand(-1, len(tokens), -1)
+    tails = _tails(tower, tokens.repeat(len(starts), 1, 1), positions.flatten(0, 1))
+    return tails._replace(pooled=(n + frame.name_lengths).repeat(len(starts))) if frame.named else tails
 
 
-def _finish(tower: TextTower, layer: TextLayer, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block: output projection, residual, MLP, residual."""
-    x = x + F.linear(attended.transpose(1, 2).flatten(2), layer.out_proj_weight, layer.out_proj_bias)
-    return x + mlp(tower, layer, layer_norm(tower, x, layer.ln_2_weight, layer.ln_2_bias))
+def pair_rows(frame: Frame, first: Tensor, second: Tensor) -> Tensor:
+    """(R,) the tails of pairs in what `pair_tails` gives."""
+    # Comparisons with host numbers: no index tensor has to be copied to the device.
+    groups = sum((frame.name_lengths[first] >= length).long() for length in _distinct(frame)[1:])
+    return second + groups * len(frame.lengths)
+
+
+def encode_tails(
+    tower: TextTower, prefixes: Prefixes, tails: Tails, first: Tensor, second: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """Features of R sequences, each a prefix and a tail.
+
+    Args:
+        prefixes: N prefixes.
+        tails: J tails.
+        first, second: (R,) int64, prefix and tail of each sequence.
+        lengths: (R,) tokens of each prefix that are not padding; None: all.
+
+    Returns:
+        (R,D), not normalised.
+    """
+    width = tower.projection.shape[0]
+    x, entry = (table.index_select(0, second) for table in tails[:2])
+    seen, length = prefixes[0].shape[1], x.shape[1]
+    steps = torch.arange(length, device=x.device)
+    # A tail's token sees the prefix, and the tail up to itself.
+    mask = torch.cat([steps.new_ones(length, seen, dtype=torch.bool), steps[:, None] >= steps], dim=1)
+    if lengths is not None:
+        there = torch.arange(seen, device=x.device) < lengths[:, None, None]  # (R,1,S)
+        mask = torch.cat([there.expand(-1, length, -1), mask[:, seen:].expand(len(x), -1, -1)], dim=2)[:, None]
+    for number, layer in enumerate(tower.layers[:-1]):
+        projected = entry if number == 0 else project(tower, layer, x)
+        queries, own = projected.split([width, 2 * width], dim=-1)
+        keys_values = torch.cat([prefixes[number].index_select(0, first), own], dim=1)
+        x = finish(tower, layer, x, attend(tower.heads, queries, keys_values, mask))
+    y = entry if len(tower.layers) == 1 else first_norm(tower, tower.layers[-1], x)
+    tokens = torch.cat([prefixes[-1].index_select(0, first), y], dim=1)
+    if tails.pooled is None:
+        return last_block(tower, x[:, -1], y[:, -1], tokens, None if lengths is None else mask[..., -1:, :])
+    rows, pooled = torch.arange(len(x), device=x.device), tails.pooled.index_select(0, second)
+    return last_block(tower, x[rows, pooled], y[rows, pooled], tokens, mask[rows, :, pooled][:, :, None])
+
+
+def token_bytes(tower: TextTower) -> int:
+    """Upper estimate of what backward keeps of one tail or prefix token, all layers together.
+
+    In widths W a layer: two inputs of LayerNorms, queries, keys and values of the prefix and the token, the attended
+    value, and the hidden layer of the MLP; the last layer, which keeps less, counts as one of them.
+    """
+    hidden = len(tower.layers[0].fc_bias)
+    width = len(tower.layers[0].proj_bias)
+    return len(tower.layers) * (10 * width + hidden) * tower.projection.element_size()
+
+
+def _tails(tower: TextTower, tokens: Tensor, positions: Tensor) -> Tails:
+    """Tails of tokens (J,T,W) at positions (J,T); padding may lie beyond the context."""
+    x = tokens + tower.positional_embedding[positions.clamp(max=tower.context_length - 1)]
+    layer = tower.layers[0]
+    return Tails(x, project(tower, layer, x) if len(tower.layers) > 1 else first_norm(tower, layer, x), None)
+
+
+def _distinct(frame: Frame) -> list[int]:
+    return sorted(set(frame.lengths))

@@ -40,6 +40,6 @@ def make_frame() -> Callable[..., Frame]:
         known = lengths or [0] * classes
         tail = max(known) + 2 if lengths else 1
         suffix = weight(classes, tail, W)
-        return Frame(weight(W), weight(W), suffix, torch.tensor(known), max(known), sum(sorted(known)[-2:]))
+        return Frame(weight(W), weight(W), suffix, torch.tensor(known), tuple(known), max(known))
 
     return make

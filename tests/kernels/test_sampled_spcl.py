@@ -1,0 +1,121 @@
+"""Sampled SPCL: an unbiased estimate of the full loss and of its gradients, at a cost linear in C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pspg.kernels.spcl import PairSample, sample_pairs, spcl
+from pspg.kernels.text_tower import Frame, TextTower, number_of_pairs
+
+MakeFrame = Callable[..., Frame]
+DRAWS = 2500
+
+
+def labels_of(classes: int, images: int = 3) -> Tensor:
+    """Few positives, one uncertain label."""
+    labels = torch.zeros(images, classes)
+    labels[0, [0, 2]] = labels[1, [2, 4]] = labels[2, 1] = 1
+    labels[2, 0] = -1
+    return labels
+
+
+def keys(sample: PairSample, classes: int) -> set[int]:
+    return set((sample.first * classes + sample.second).tolist())
+
+
+def test_holds_every_positive_pair_once_with_weight_one() -> None:
+    sample = sample_pairs(labels_of(9), 5, torch.Generator().manual_seed(0))
+    pairs = list(zip(sample.first.tolist(), sample.second.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert all(i < j for i, j in pairs)
+    assert sample.first.tolist() == sorted(sample.first.tolist())
+    weights = dict(zip(pairs, sample.weights.tolist(), strict=True))
+    assert weights[0, 2] == weights[2, 4] == 1
+    assert 2 + 1 <= len(pairs) <= 2 + 5
+
+
+def test_weights_estimate_the_number_of_other_pairs() -> None:
+    """The loss of ones: Σ of weights is C(C-1)/2 on average, and no weight is larger than four uniform ones."""
+    generator, classes, count = torch.Generator().manual_seed(0), 12, 7
+    totals = []
+    for _ in range(DRAWS):
+        sample = sample_pairs(labels_of(classes), count, generator)
+        totals.append(sample.weights.sum())
+    stack = torch.stack(totals).double()
+    assert (stack.mean() - number_of_pairs(classes)).abs() < 4 * stack.std() / DRAWS**0.5
+    others = number_of_pairs(classes) - 2
+    single = sample_pairs(labels_of(classes), 1, generator).weights.max()
+    assert single <= 4 * others
+
+
+def test_takes_all_where_there_are_no_more() -> None:
+    sample = sample_pairs(labels_of(5), number_of_pairs(5) - 2)
+    assert len(sample.first) == 10
+    assert torch.equal(sample.weights, torch.ones(10))
+    assert len(sample_pairs(torch.ones(2, 1), 4).first) == 0
+    assert len(sample_pairs(torch.ones(2, 4), 1).first) == 6
+
+
+def test_a_seed_repeats_it() -> None:
+    one, same, other = (sample_pairs(labels_of(30), 20, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert keys(one, 30) == keys(same, 30) != keys(other, 30)
+
+
+def test_cost_is_linear_in_the_classes() -> None:
+    sizes = [len(sample_pairs(labels_of(classes), 4 * classes).first) for classes in (100, 1000)]
+    assert sizes[1] <= 10.5 * sizes[0]
+
+
+def test_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="count"):
+        sample_pairs(labels_of(5), 0)
+    with pytest.raises(ValueError, match="CPU"):
+        sample_pairs(labels_of(5).to("meta"), 3)
+
+
+def quantities(loss: Tensor, tensors: list[Tensor]) -> Tensor:
+    """The loss and all gradients, one vector."""
+    return torch.cat([part.flatten() for part in (loss.detach(), *torch.autograd.grad(loss, tensors))])
+
+
+@pytest.mark.parametrize("impl", ["reference", "eager"])
+def test_weights_apply_pair_by_pair(tower: TextTower, make_frame: MakeFrame, impl: str) -> None:
+    """Weight 0 leaves a pair out, weight 2 counts it twice."""
+    torch.manual_seed(0)
+    prompts, vectors, scale = torch.randn(4, 2, 4).double(), torch.randn(3, 3).double(), torch.tensor(0.4).double()
+    frame, labels = make_frame(4), labels_of(5)[:, :4]
+
+    def loss(*weights: float) -> Tensor:
+        sample = PairSample(*torch.triu_indices(4, 4, 1), torch.tensor(weights))
+        return spcl(tower, frame, prompts, vectors, scale, labels, sample=sample, reduction="mean", impl=impl)
+
+    alone = [loss(*(float(k == pair) for k in range(6))) for pair in range(6)]
+    torch.testing.assert_close(loss(1, 0, 2, 0, 0, 0.5), alone[0] + 2 * alone[2] + 0.5 * alone[5])
+    torch.testing.assert_close(loss(*[1.0] * 6), spcl(tower, frame, prompts, vectors, scale, labels, reduction="mean"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["batch", "sample"])
+def test_loss_and_gradients_are_unbiased(tower: TextTower, make_frame: MakeFrame, target: Any) -> None:
+    """Mean of many draws against all pairs: loss and every gradient within 4 standard errors."""
+    torch.manual_seed(0)
+    classes = 8
+    tensors = [torch.randn(shape).double().requires_grad_() for shape in ((classes, 2, 4), (3, 3), ())]
+    frame, labels, generator = make_frame(classes), labels_of(classes), torch.Generator().manual_seed(3)
+    full = quantities(spcl(tower, frame, *tensors, labels, target=target), tensors)
+    draws = torch.stack(
+        [
+            quantities(
+                spcl(tower, frame, *tensors, labels, target=target, sample=sample_pairs(labels, 6, generator)), tensors
+            )
+            for _ in range(DRAWS)
+        ]
+    )
+    errors = draws.std(dim=0) / DRAWS**0.5
+    assert errors[0] > 0
+    assert ((draws.mean(dim=0) - full).abs() <= 4 * errors + 1e-12).all()
