@@ -46,7 +46,7 @@ build/typing/pspg:
 lint: $(TEST_STAMP) build/typing/pspg
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy build/typing/pspg tools
+	$(BIN)/mypy build/typing/pspg benchmarks tools
 
 format: $(TEST_STAMP)
 	$(BIN)/ruff check --fix .

@@ -61,7 +61,9 @@ def pair_loss(
         **given,
     )
     if sizes["R"] != len(first):
-        which = f"{sizes['C']} classes have {number_of_pairs(sizes['C'])} pairs" if pairs is None else f"{len(first)} pairs"
+        which = (
+            f"{sizes['C']} classes have {number_of_pairs(sizes['C'])} pairs" if pairs is None else f"{len(first)} pairs"
+        )
         raise ValueError(f"pair_loss: {which}, got {sizes['R']} features")
     return run(
         pair_features,

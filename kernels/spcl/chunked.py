@@ -38,7 +38,10 @@ def sampled_chunks(first: Tensor, size: int) -> list[Chunk]:
     """Chunks of `size` pairs whose first classes are `first` (R,), ascending, on the CPU."""
     rows = first.tolist()
     starts = range(0, len(rows), size)
-    return [(start, min(start + size, len(rows)), rows[start], rows[min(start + size, len(rows)) - 1] + 1) for start in starts]
+    return [
+        (start, min(start + size, len(rows)), rows[start], rows[min(start + size, len(rows)) - 1] + 1)
+        for start in starts
+    ]
 
 
 def sum_of_chunks(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve
 from ..pair_loss import pair_loss
 from ..precision import compute_dtype, no_autocast
-from ..text_tower import Frame, Prefixes, TextTower, default_memory, number_of_pairs, pair_indices
+from ..text_tower import Frame, Prefixes, TextTower, default_memory, pair_indices
 from ..text_tower.frozen import is_frozen, require_frozen
 from ..text_tower.shared_prefix import Tails, encode_prefixes, encode_tails, pair_rows, pair_tails, token_bytes
 from . import reference

@@ -31,7 +31,7 @@ def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None =
 
     Every pair that some image carries whole is taken, with weight 1. Of the others, `count` are drawn with replacement:
     both classes independently, class c with probability a_c, half of it uniform and half by how many images carry c
-    (the pairs of frequent classes are the hard negatives). Pair (i,j) is drawn with probability p = 2·a_i·a_j / Z, where Z
+    (pairs of frequent classes are the hard negatives). Pair (i,j) is drawn with probability p = 2·a_i·a_j / Z, where Z
     leaves out equal classes and the pairs taken already, and weighs 1/(count·p) a draw.
 
     Args:

@@ -58,9 +58,9 @@ def finish(tower: TextTower, layer: TextLayer, x: Tensor, attended: Tensor) -> T
 def last_block(tower: TextTower, x: Tensor, query: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """The last block for one token a sequence, and the feature read from it.
 
-    Only that token has a query. Its score of token t is q_hᵀ(W_k,h y_t + b_k,h), so W_k goes into the query and b_k, the
-    same for all t, drops out of the softmax; weights sum to 1, so W_v and b_v act on the weighted mean of the y_t. Keys
-    and values are never formed.
+    Only that token has a query. Its score of token t is q_hᵀ(W_k,h y_t + b_k,h), so W_k goes into the query, and b_k,
+    the same for all t, drops out of the softmax; weights sum to 1, so W_v and b_v act on the weighted mean of the y_t.
+    Keys and values are never formed.
 
     Args:
         x: (R,W) the token's input of the block.
@@ -92,9 +92,7 @@ class _MLP(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w_fc: Tensor, b_fc: Tensor, w_proj: Tensor, b_proj: Tensor, quick: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w_fc: Tensor, b_fc: Tensor, w_proj: Tensor, b_proj: Tensor, quick: bool) -> Tensor:
         rows = x.flatten(0, -2)
         if quick:
             hidden = torch.addmm(b_fc, rows, w_fc.T, beta=_QUICK, alpha=_QUICK)

@@ -45,9 +45,7 @@ class Frame:
     def rows(self, start: int, stop: int) -> Frame:
         """The frame of classes start to stop; suffixes keep their width."""
         part = slice(start, stop)
-        return replace(
-            self, suffix=self.suffix[part], name_lengths=self.name_lengths[part], lengths=self.lengths[part]
-        )
+        return replace(self, suffix=self.suffix[part], name_lengths=self.name_lengths[part], lengths=self.lengths[part])
 
     def to(self, dtype: torch.dtype) -> Frame:
         """The frame in another dtype."""

@@ -1,9 +1,9 @@
 """Prompts through a frozen text tower without repeating what they share; exact in real arithmetic.
 
-The tower is causal, so the prefix [SOS, V_i, name_i] has the same hidden states whatever follows: the rest of the single
-prompt of class i, or the tail [V_j, name_j …] of any pair (i, j). SOS sees only itself: one row for all. In the first
-layer a tail has not met its prefix yet: queries, keys and values there depend on j (and its position) alone. In the last
-layer only the pooled token is read. MATH.md, section "Text tower", has the derivations.
+The tower is causal, so the prefix [SOS, V_i, name_i] has the same hidden states whatever follows: the rest of the
+single prompt of class i, or the tail [V_j, name_j …] of any pair (i, j). SOS sees only itself: one row for all. In the
+first layer a tail has not met its prefix yet: queries, keys and values there depend on j (and its position) alone. In
+the last layer only the pooled token is read. MATH.md, section "Text tower", has the derivations.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .reference import TextTower
 from .sequences import Frame
 
 Prefixes = tuple[Tensor, ...]
-"""What the tower keeps of N prefixes of S tokens, a tensor a layer: keys and values (N,S,2W), and for the last layer its
-input after LayerNorm (N,S,W). S counts SOS, n vectors, and the longest name (shorter ones are padded)."""
+"""What the tower keeps of N prefixes of S tokens, a tensor a layer: keys and values (N,S,2W), and for the last layer
+its input after LayerNorm (N,S,W). S counts SOS, n vectors, and the longest name (shorter ones are padded)."""
 
 
 class Tails(NamedTuple):

@@ -116,7 +116,9 @@ def kept_bytes(run: Callable[[], Any], exclude: TextTower) -> int:
 
 def test_what_backward_keeps_stays_within_the_estimate() -> None:
     tower, n, classes = wide_tower(), 8, 10
-    frame = Frame(torch.randn(64), torch.zeros(64), torch.randn(classes, 1, 64), torch.zeros(classes).long(), (0,) * 10, 0)
+    frame = Frame(
+        torch.randn(64), torch.zeros(64), torch.randn(classes, 1, 64), torch.zeros(classes).long(), (0,) * 10, 0
+    )
     prompts = torch.randn(2, classes, n, 64, requires_grad=True)
     tokens = 2 * classes * (n + 2)
     kept = kept_bytes(lambda: encode_prompts(tower, frame, prompts, impl="eager"), tower)
@@ -129,9 +131,13 @@ def test_what_backward_keeps_stays_within_the_estimate() -> None:
 def test_autocast_computes_in_its_dtype(dtype: torch.dtype) -> None:
     """The error against float64 is of the size of that dtype's, and gradients come back in the prompts' own dtype."""
     tower, n, classes = wide_tower(), 4, 5
-    frame = Frame(torch.randn(64), torch.zeros(64), torch.randn(classes, 1, 64), torch.zeros(classes).long(), (0,) * 5, 0)
+    frame = Frame(
+        torch.randn(64), torch.zeros(64), torch.randn(classes, 1, 64), torch.zeros(classes).long(), (0,) * 5, 0
+    )
     prompts = torch.randn(2, classes, n, 64, requires_grad=True)
-    exact = encode_prompts(tower.to(torch.float64), frame.to(torch.float64), prompts.double(), impl="reference").features
+    exact = encode_prompts(
+        tower.to(torch.float64), frame.to(torch.float64), prompts.double(), impl="reference"
+    ).features
     with torch.autocast("cpu", dtype):
         eager, literal = (encode_prompts(tower, frame, prompts, impl=impl).features for impl in ("eager", "reference"))
     assert eager.dtype == dtype

@@ -1,0 +1,79 @@
+"""The machine a number comes from: its description, its peak, and the memory a process has used."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores that torch uses, memory, and the GPU if it is one."""
+    found: dict[str, Any] = {
+        "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": 1024 * int((_first("/proc/meminfo", "MemTotal") or "0").split()[0]),
+        "system": platform.platform(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "open_clip_torch", "triton")},
+    }
+
+
+def commit() -> str | None:
+    """Commit of the working tree, marked `-dirty` where it differs; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match", ""]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
+    """FLOP/s of large square matrix products, the median of a few: what this device reaches, not what it is sold as."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(repeats + 1):
+        times.append(timed(lambda: a @ b, device))
+    return 2 * size**3 / statistics.median(times[1:])
+
+
+def timed(function: Any, device: torch.device) -> float:
+    """Seconds of one call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Largest resident set of this process so far; on a GPU the most memory its tensors have held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    return 1024 * int((_first("/proc/self/status", "VmHWM") or "0").split()[0])
+
+
+def _first(path: str, key: str) -> str | None:
+    """Value of the first line `key: value` of a file of /proc."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)

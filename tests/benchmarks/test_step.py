@@ -1,0 +1,91 @@
+"""The benchmark of the full step: what it counts, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.machine import peak_bytes
+from benchmarks.training_step import IMPLS, exact_flops, make_setup, make_step, repaired_loss
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.step", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_flops_of_the_exact_algebra() -> None:
+    """TFLOP of MATH.md's table, which come from formulas and not from a counter."""
+    for classes, expected in ((14, 1.00), (28, 1.75), (108, 14.9), (193, 45.3)):
+        assert exact_flops(classes, 64) / 1e12 == pytest.approx(expected, rel=0.01)
+
+
+def test_peak_memory_is_that_of_this_process() -> None:
+    before = peak_bytes(CPU)
+    block = torch.ones(2**26)  # 256 MiB
+    assert block.sum() > 0
+    assert peak_bytes(CPU) - before >= 2**27
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--classes", "0"], "at least 1"),
+        (["--impl", "fastest"], "fastest"),
+        (["--device", "tpu"], "tpu"),
+    ],
+)
+def test_mistakes_end_in_a_line(arguments: list[str], said: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_all_forms_compute_the_same_loss_and_gradients() -> None:
+    losses, gradients = [], []
+    for impl in IMPLS:
+        setup = make_setup(3, 2, CPU, impl, torch.float32)
+        setup.head.prompt_learner.dropout = 0.0
+        loss = repaired_loss(setup) if impl == "repaired" else setup.loss()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in setup.head.parameters() if p.grad is not None]))
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    for gradient in gradients[1:]:
+        assert (gradient - gradients[0]).norm() < 1e-3 * gradients[0].norm()
+
+
+@pytest.mark.slow
+def test_a_step_changes_the_weights() -> None:
+    setup = make_setup(2, 1, CPU, "eager", torch.float32)
+    before = setup.head.prompt_learner.pos_decoder.fc.weight.detach().clone()
+    make_step(setup, "eager", CPU, torch.float32)()
+    assert not torch.equal(before, setup.head.prompt_learner.pos_decoder.fc.weight)
+
+
+@pytest.mark.slow
+def test_writes_what_it_measured(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    done = run("--classes", 2, "--batch", 1, "--impl", "eager", "--repeat", 3, "--json", one)
+    assert done.returncode == 0, done.stderr
+    assert "utilisation" in done.stdout
+    result = json.loads(one.read_text())
+    assert 0 < result["p20"] <= result["p50"] <= result["p80"]
+    assert result["peak_bytes"] > 5e8
+    assert result["flops"] == exact_flops(2, 1)
+    assert 0 < result["utilisation"] < 1.2
+    assert {"machine", "versions", "commit"} <= result.keys()
+    assert (
+        run("--classes", 2, "--batch", 1, "--impl", "repaired", "eager", "--repeat", 1, "--json", two).returncode == 0
+    )
+    assert [row["impl"] for row in json.loads(two.read_text())] == ["repaired", "eager"]
