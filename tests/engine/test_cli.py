@@ -81,6 +81,9 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
         ({"data": {"cache_features": True}}, "data.cache_features"),
         ({"task": "contrastive", "data": {"cache_features": True}}, "data.cache_features"),
         ({"batch_size": 0}, "batch_size"),
+        ({"text_memory": 0}, "text_memory"),
+        ({"loss": {"pair_samples": -1}}, "loss.pair_samples"),
+        ({"loss": {"pair": "ranking", "pair_samples": 4}}, "loss.pair_samples"),
         ({"data": {"train": ""}}, "data.train"),
     ],
 )

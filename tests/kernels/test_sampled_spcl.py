@@ -48,9 +48,8 @@ def test_weights_estimate_the_number_of_other_pairs() -> None:
         totals.append(sample.weights.sum())
     stack = torch.stack(totals).double()
     assert (stack.mean() - number_of_pairs(classes)).abs() < 4 * stack.std() / DRAWS**0.5
-    others = number_of_pairs(classes) - 2
     single = sample_pairs(labels_of(classes), 1, generator).weights.max()
-    assert single <= 4 * others
+    assert single <= 4 * number_of_pairs(classes)
 
 
 def test_takes_all_where_there_are_no_more() -> None:
