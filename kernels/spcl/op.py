@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -17,6 +18,8 @@ from . import reference
 from .chunked import row_major_chunks, sampled_chunks, sum_of_chunks
 from .sampling import PairSample
 
+PairLoss = Callable[..., Tensor]
+"""`pair_loss` but for features, image vectors, temperature, pairs and weights"""
 Target = Literal["batch", "sample"]
 Reduction = Literal["sum", "mean"]
 
@@ -70,8 +73,9 @@ def spcl(
         labels=(labels, "B C"),
     )
     run = resolve(impl, _available(tower, impl, _chunked, _whole))
-    tensors = prompts, image_vectors, logit_scale, labels
-    return run(tower, frame, *tensors, target, reduction, prefixes, sample, memory or default_memory(prompts.device))
+    loss = partial(pair_loss, labels=labels, target=target, reduction=reduction)
+    memory = memory or default_memory(prompts.device)
+    return run(tower, frame, prompts, image_vectors, logit_scale, loss, sample, prefixes, memory)
 
 
 def pair_features(tower: TextTower, frame: Frame, prompts: Tensor, *, impl: str = "auto") -> Tensor:
@@ -99,29 +103,14 @@ def _whole(
     prompts: Tensor,
     image_vectors: Tensor,
     logit_scale: Tensor,
-    labels: Tensor,
-    target: Target,
-    reduction: Reduction,
-    prefixes: Prefixes | None,
+    loss: PairLoss,
     sample: PairSample | None,
-    memory: int,
+    *_: object,
 ) -> Tensor:
-    first, second = pair_indices(len(prompts), prompts.device)
-    weights = None
-    if sample is not None:
-        first, second, weights = sample.to(prompts.device)
+    """All features, then the loss; there are no prefixes to continue, and no bound on the memory."""
+    first, second, weights = _pairs(prompts, sample)
     features = reference.pair_features(tower, frame, prompts, first, second)
-    return pair_loss(
-        features,
-        image_vectors,
-        logit_scale,
-        labels,
-        pairs=(first, second),
-        weights=weights,
-        target=target,
-        reduction=reduction,
-        impl="reference",
-    )
+    return loss(features, image_vectors, logit_scale, pairs=(first, second), weights=weights, impl="reference")
 
 
 def _chunked(
@@ -130,11 +119,9 @@ def _chunked(
     prompts: Tensor,
     image_vectors: Tensor,
     logit_scale: Tensor,
-    labels: Tensor,
-    target: Target,
-    reduction: Reduction,
-    prefixes: Prefixes | None,
+    loss: PairLoss,
     sample: PairSample | None,
+    prefixes: Prefixes | None,
     memory: int,
 ) -> Tensor:
     require_frozen(tower)
@@ -142,12 +129,8 @@ def _chunked(
     dtype = compute_dtype(prompts)
     tower, frame, prompts = tower.to(dtype), frame.to(dtype), prompts.to(dtype)
     size = max(memory // ((n + 1 + frame.longest_name) * token_bytes(tower)), 1)
-    if sample is None:
-        first, second = pair_indices(classes, prompts.device)
-        weights, chunks = None, list(row_major_chunks(classes, size))
-    else:
-        first, second, weights = sample.to(prompts.device)
-        chunks = sampled_chunks(sample.first, size)
+    first, second, weights = _pairs(prompts, sample)
+    chunks = list(row_major_chunks(classes, size)) if sample is None else sampled_chunks(sample.first, size)
     with no_autocast(prompts):
         if prefixes is None:
             prefixes = encode_prefixes(tower, frame, prompts)
@@ -167,18 +150,15 @@ def _chunked(
                 rows[part],
                 None if lengths is None else lengths[part],
             )
-            return pair_loss(
-                features,
-                vectors,
-                scale,
-                labels,
-                pairs=(first[part], second[part]),
-                weights=None if weights is None else weights[part],
-                target=target,
-                reduction=reduction,
-            )
+            factors = None if weights is None else weights[part]
+            return loss(features, vectors, scale, pairs=(first[part], second[part]), weights=factors)
 
         return sum_of_chunks(loss_of, chunks, prefixes, (tails.x, tails.entry, image_vectors, logit_scale))
+
+
+def _pairs(prompts: Tensor, sample: PairSample | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Classes i and j of the pairs, and the factors of their losses."""
+    return (*pair_indices(len(prompts), prompts.device), None) if sample is None else sample.to(prompts.device)
 
 
 def _pair_features(tower: TextTower, frame: Frame, prompts: Tensor, first: Tensor, second: Tensor) -> Tensor:

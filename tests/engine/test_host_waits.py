@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pspg.engine.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from pspg.engine.data.torch_loader import Batch
 from pspg.engine.distributed import start
-from pspg.engine.losses import prompt_loss
+from pspg.engine.losses import binary_cross_entropy, contrastive_loss, prompt_loss, ranking_loss
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.tasks import PromptTask
 from pspg.engine.trainer import Trainer, make_optimizer
@@ -109,6 +109,15 @@ def test_a_training_epoch_reads_nothing_before_it_logs(
     trainer.telemetry.close()
     assert trainer.step == 2
     assert before == []
+
+
+def test_the_other_losses_read_nothing() -> None:
+    logits, labels = torch.randn(3, 2, 4, requires_grad=True), torch.randint(-1, 2, (3, 4))
+    features, scale = torch.randn(3, 8, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    with HostReads() as reads:
+        loss = binary_cross_entropy(logits, labels) + ranking_loss(logits, labels)
+        (loss + contrastive_loss(features, features.flip(0), scale)).backward()
+    assert reads.seen == []
 
 
 @pytest.mark.gpu
