@@ -78,7 +78,7 @@ def _positive_pairs(positive: Tensor) -> Tensor:
 
 
 def _class_probabilities(positive: Tensor) -> Tensor:
-    """a (C,), float64: the uniform half bounds the weights by four times those of a uniform draw."""
+    """a (C,), float64: the uniform half bounds the weights by four times those of a uniform draw of all P pairs."""
     images = positive.sum(0).double()
     uniform = torch.full_like(images, 1 / len(images))
     return (uniform + images / images.sum()) / 2 if images.any() else uniform
