@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pspg.engine.files import write_text
+from pspg.engine.errors import UserError
+from pspg.engine.files import check_output, write_text
 
 from .machine import commit, describe_machine, peak_bytes, peak_flops, timed, versions
 from .training_step import IMPLS, exact_flops, make_setup, make_step
@@ -32,6 +33,12 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("benchmarks.step: error: --device cuda: torch sees no GPU", file=sys.stderr)
         return 2
+    if arguments.json:
+        try:
+            check_output(arguments.json, folder=False)
+        except UserError as error:
+            print(f"benchmarks.step: error: --json: {error}", file=sys.stderr)
+            return 2
     processes = {impl: _start(impl, arguments) for impl in arguments.impl}
     times: dict[str, list[float]] = {impl: [] for impl in processes}
     peaks: dict[str, int] = {}
@@ -69,9 +76,9 @@ def main() -> int:
     for impl, reason in failed.items():
         print(f"benchmarks.step: error: --impl {impl}: {reason}", file=sys.stderr)
     if arguments.json and results:
-        write_text(
-            Path(arguments.json), json.dumps(results[0] if len(arguments.impl) == 1 else results, indent=2) + "\n"
-        )
+        found = results[0] if len(arguments.impl) == 1 else results
+        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(arguments.json), json.dumps(found, indent=2) + "\n")
     return 1 if failed else 0
 
 

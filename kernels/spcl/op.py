@@ -11,7 +11,7 @@ from torch import Tensor
 from ..dispatch import check_shapes, resolve
 from ..pair_loss import pair_loss
 from ..precision import compute_dtype, no_autocast
-from ..text_tower import Frame, Prefixes, TextTower, default_memory, pair_indices
+from ..text_tower import Frame, Prefixes, TextTower, default_memory, encode_prompts, pair_indices
 from ..text_tower.frozen import is_frozen, require_frozen
 from ..text_tower.shared_prefix import Tails, encode_prefixes, encode_tails, pair_rows, pair_tails, token_bytes
 from . import reference
@@ -41,8 +41,8 @@ def spcl(
 ) -> Tensor:
     """SPCL or PCL of generated prompts (paper eqs. 5 to 8): pair prompts, text tower, pair loss.
 
-    The eager form takes the pairs chunk by chunk, forward, loss and backward, and keeps their gradients only: memory
-    does not grow with the number of pairs.
+    The eager form takes the pairs chunk by chunk, forward, loss and backward, and keeps their gradients only: what it
+    holds of activations does not grow with the number of pairs (24 to 32 bytes of indices a pair do).
 
     Args:
         tower: frozen text tower.
@@ -133,7 +133,8 @@ def _chunked(
     chunks = list(row_major_chunks(classes, size)) if sample is None else sampled_chunks(sample.first, size)
     with no_autocast(prompts):
         if prefixes is None:
-            prefixes = encode_prefixes(tower, frame, prompts)
+            prefixes = encode_prompts(tower, frame, prompts[None], prefixes=True, memory=memory, impl="eager").prefixes
+        assert prefixes is not None
         tails = pair_tails(tower, frame, prompts)
         rows = pair_rows(frame, first, second)
         lengths = 1 + n + frame.name_lengths[first] if frame.named else None

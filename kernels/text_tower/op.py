@@ -30,7 +30,7 @@ def default_memory(device: torch.device) -> int:
     """Bytes of the text tower's activations to hold at a time, where the caller names none.
 
     Measured on two CPU cores: larger chunks are no faster, and beyond 32 MB a tensor the allocator asks the system for
-    fresh pages every time. A GPU needs larger products to be busy.
+    fresh pages every time. The GPU's number is a guess: larger products, to keep it busy.
     """
     return 2**30 if device.type == "cuda" else 2**29
 

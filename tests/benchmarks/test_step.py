@@ -23,16 +23,22 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_flops_of_the_exact_algebra() -> None:
-    """TFLOP by formulas: the counter agrees with them to a hundredth."""
-    for classes, expected in ((14, 1.00), (28, 1.75), (108, 14.9), (193, 45.3)):
-        assert exact_flops(classes, 64) / 1e12 == pytest.approx(expected, rel=0.01)
+    """TFLOP of MATH.md's table, which come from formulas and not from a counter."""
+    for classes, expected in ((14, 1.008), (28, 1.763), (108, 14.94), (193, 45.46)):
+        assert exact_flops(classes, 64) / 1e12 == pytest.approx(expected, rel=2e-3)
 
 
 def test_peak_memory_is_that_of_this_process() -> None:
-    before = peak_bytes(CPU)
-    block = torch.ones(2**26)  # 256 MiB
-    assert block.sum() > 0
-    assert peak_bytes(CPU) - before >= 2**27
+    """In a process of its own, started by this one, which may have used more: 256 MiB show up, ours do not."""
+    code = (
+        "import torch; from benchmarks.machine import peak_bytes; cpu = torch.device('cpu')\n"
+        "before = peak_bytes(cpu); block = torch.ones(2**26); print(before, peak_bytes(cpu))"
+    )
+    block = torch.ones(2**29)  # 2 GiB
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert 0 < before < block.nbytes < peak_bytes(CPU)
+    assert after - before >= 2**27
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,7 @@ def test_peak_memory_is_that_of_this_process() -> None:
         (["--classes", "0"], "at least 1"),
         (["--impl", "fastest"], "fastest"),
         (["--device", "tpu"], "tpu"),
+        (["--json", "README.md/out.json"], "README.md"),
     ],
 )
 def test_mistakes_end_in_a_line(arguments: list[str], said: str) -> None:
