@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -23,8 +26,39 @@ def resolve(impl: str, available: Mapping[str, Function]) -> Function:
     if impl == "auto":
         return next(iter(available.values()))
     if impl not in available:
-        raise ValueError(f"impl={impl!r} is not available, choose from auto, {', '.join(available)}")
+        why = "; triton " + _NEEDS if impl == "triton" else ""
+        raise ValueError(f"impl={impl!r} is not available, choose from auto, {', '.join(available)}{why}")
     return available[impl]
+
+
+_NEEDS = (
+    "needs Linux, a CUDA device of compute capability 8.0 or newer, float32, bfloat16 or float16, and an operator and "
+    "shape that have kernels"
+)
+
+
+def with_triton(
+    available: Mapping[str, Function], kernels: Function, tensor: Tensor, dtype: torch.dtype | None = None
+) -> dict[str, Function]:
+    """Forms of an operator with its Triton kernels among them, as "triton", where they can run.
+
+    They come first on a GPU. In Triton's interpreter (TRITON_INTERPRET=1, for tests) they come last, so that `auto`
+    never picks them there.
+
+    Args:
+        available: the other forms, best first.
+        kernels: the form made of kernels. It imports triton when it is called.
+        tensor: an input.
+        dtype: what the kernels compute in; None: the tensor's dtype.
+    """
+    known = (dtype or tensor.dtype) in (torch.float32, torch.bfloat16, torch.float16)
+    if not known or find_spec("triton") is None:
+        return dict(available)
+    if tensor.device.type == "cuda" and torch.cuda.get_device_capability(tensor.device) >= (8, 0):
+        return {"triton": kernels, **available}
+    if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return {**available, "triton": kernels}
+    return dict(available)
 
 
 def check_shapes(operator: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dispatch import check_shapes, resolve
+from ..dispatch import check_shapes, resolve, with_triton
 from . import reference
 
 
@@ -34,7 +34,7 @@ def asymmetric_loss(
         clip: probability shift of negatives.
         eps: smallest probability whose logarithm is taken.
         reduction: sum, or mean over the labels that are not left out (0 if none is).
-        impl: auto or reference.
+        impl: triton (one pass; chosen by auto on a GPU), reference, or auto.
 
     Returns:
         Scalar.
@@ -42,7 +42,7 @@ def asymmetric_loss(
     Raises:
         ValueError: shapes or arguments that do not fit, or an `impl` that cannot run.
     """
-    run = resolve(impl, {"reference": reference.asymmetric_loss})
+    run = resolve(impl, with_triton({"reference": reference.asymmetric_loss}, _fused, logits))
     if reduction not in ("sum", "mean"):
         raise ValueError(f"asymmetric_loss: no reduction {reduction!r}")
     check_shapes("asymmetric_loss", logits=(logits, "B 2 C"), labels=(labels, "B C"))
@@ -55,3 +55,9 @@ def asymmetric_loss(
         eps=eps,
         reduction=reduction,
     )
+
+
+def _fused(*arguments: Any, **options: Any) -> Tensor:
+    from .fused import asymmetric_loss  # imports triton
+
+    return asymmetric_loss(*arguments, **options)

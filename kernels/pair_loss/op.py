@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dispatch import check_shapes, resolve
+from ..dispatch import check_shapes, resolve, with_triton
 from ..text_tower import number_of_pairs, pair_indices
 from . import reference
 
@@ -40,7 +40,7 @@ def pair_loss(
         weights: (R,) factors of the pairs' losses; None: ones.
         target: batch (SPCL) or sample (PCL).
         reduction: sum or mean. No pairs (C < 2): 0.
-        impl: auto or reference.
+        impl: triton (SPCL only; chosen by auto on a GPU), reference, or auto.
 
     Returns:
         Scalar.
@@ -48,7 +48,10 @@ def pair_loss(
     Raises:
         ValueError: shapes or arguments that do not fit, or an `impl` that cannot run.
     """
-    run = resolve(impl, {"reference": reference.pair_loss})
+    available = {"reference": reference.pair_loss}
+    if target == "batch":
+        available = with_triton(available, _fused, pair_features)
+    run = resolve(impl, available)
     if target not in ("batch", "sample") or reduction not in ("sum", "mean"):
         raise ValueError(f"pair_loss: no target {target!r} with reduction {reduction!r}")
     first, second = pair_indices(labels.shape[-1], labels.device) if pairs is None else pairs
@@ -76,3 +79,9 @@ def pair_loss(
         target=target,
         reduction=reduction,
     )
+
+
+def _fused(*arguments: Any, **options: Any) -> Tensor:
+    from .fused import pair_loss  # imports triton
+
+    return pair_loss(*arguments, **options)

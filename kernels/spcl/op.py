@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,14 +11,16 @@ from ..dispatch import check_shapes, resolve
 from ..pair_loss import pair_loss
 from ..precision import compute_dtype, no_autocast
 from ..text_tower import Frame, Prefixes, TextTower, default_memory, encode_prompts, pair_indices
-from ..text_tower.frozen import is_frozen, require_frozen
+from ..text_tower.frozen import EAGER, require_frozen
+from ..text_tower.op import shared_forms
+from ..text_tower.passes import Passes
 from ..text_tower.shared_prefix import Tails, encode_prefixes, encode_tails, pair_rows, pair_tails, token_bytes
 from . import reference
 from .chunked import row_major_chunks, sampled_chunks, sum_of_chunks
 from .sampling import PairSample
 
 PairLoss = Callable[..., Tensor]
-"""`pair_loss` but for features, image vectors, temperature, pairs and weights"""
+"""`pair_loss` but for features, image vectors, temperature, pairs, weights and form"""
 Target = Literal["batch", "sample"]
 Reduction = Literal["sum", "mean"]
 
@@ -56,7 +57,8 @@ def spcl(
         prefixes: what `encode_prompts` kept of the same prompts; None: they are encoded here.
         sample: pairs and weights to estimate the loss from; None: all pairs.
         memory: bytes of activations to hold at a time; None: `default_memory`. A chunk has at least one pair.
-        impl: eager (exact algebra; the tower's weights are frozen), reference, or auto, the first that can run.
+        impl: triton (exact algebra with kernels, first on a GPU; PCL's loss itself stays in torch), eager (exact
+            algebra in torch; both need frozen weights), reference, or auto, the first that can run.
 
     Returns:
         Scalar, float32 or better.
@@ -72,8 +74,12 @@ def spcl(
         image_vectors=(image_vectors, "B D"),
         labels=(labels, "B C"),
     )
-    run = resolve(impl, _available(tower, impl, _chunked, _whole))
-    loss = partial(pair_loss, labels=labels, target=target, reduction=reduction)
+    run = resolve(impl, shared_forms(tower, impl, prompts, _chunked, _whole))
+
+    def loss(features: Tensor, vectors: Tensor, scale: Tensor, *, impl: str, **options: Any) -> Tensor:
+        form = "triton" if impl == "triton" and target == "batch" else "reference"
+        return pair_loss(features, vectors, scale, labels, target=target, reduction=reduction, impl=form, **options)
+
     memory = memory or default_memory(prompts.device)
     return run(tower, frame, prompts, image_vectors, logit_scale, loss, sample, prefixes, memory)
 
@@ -82,19 +88,14 @@ def pair_features(tower: TextTower, frame: Frame, prompts: Tensor, *, impl: str 
     """(P,D) text features, not normalised, of the pair prompts of `prompts` (C,n,W), pairs i < j row-major.
 
     Args:
-        impl: eager (shared prefixes; the tower's weights are frozen), reference, or auto, the first that can run.
+        impl: triton, eager (shared prefixes; both need frozen weights), reference, or auto, the first that can run.
 
     Raises:
         ValueError: an `impl` that cannot run.
     """
     first, second = pair_indices(len(prompts), prompts.device)
-    run = resolve(impl, _available(tower, impl, _pair_features, reference.pair_features))
+    run = resolve(impl, shared_forms(tower, impl, prompts, _pair_features, reference.pair_features))
     return run(tower, frame, prompts, first, second)
-
-
-def _available(tower: TextTower, impl: str, eager: Callable, literal: Callable) -> dict[str, Callable]:
-    """Forms of an operator; `auto` skips the one that would drop gradients of a tower that trains."""
-    return {"reference": literal} if impl == "auto" and not is_frozen(tower) else {"eager": eager, "reference": literal}
 
 
 def _whole(
@@ -123,6 +124,8 @@ def _chunked(
     sample: PairSample | None,
     prefixes: Prefixes | None,
     memory: int,
+    *,
+    passes: Passes,
 ) -> Tensor:
     require_frozen(tower)
     classes, n, _ = prompts.shape
@@ -131,9 +134,10 @@ def _chunked(
     size = max(memory // ((n + 1 + frame.longest_name) * token_bytes(tower)), 1)
     first, second, weights = _pairs(prompts, sample)
     chunks = list(row_major_chunks(classes, size)) if sample is None else sampled_chunks(sample.first, size)
+    form = "eager" if passes is EAGER else "triton"
     with no_autocast(prompts):
         if prefixes is None:
-            prefixes = encode_prompts(tower, frame, prompts[None], prefixes=True, memory=memory, impl="eager").prefixes
+            prefixes = encode_prompts(tower, frame, prompts[None], prefixes=True, memory=memory, impl=form).prefixes
         assert prefixes is not None
         tails = pair_tails(tower, frame, prompts)
         rows = pair_rows(frame, first, second)
@@ -150,9 +154,10 @@ def _chunked(
                 first[part] - low,
                 rows[part],
                 None if lengths is None else lengths[part],
+                passes,
             )
             factors = None if weights is None else weights[part]
-            return loss(features, vectors, scale, pairs=(first[part], second[part]), weights=factors)
+            return loss(features, vectors, scale, pairs=(first[part], second[part]), weights=factors, impl=form)
 
         return sum_of_chunks(loss_of, chunks, prefixes, (tails.x, tails.entry, image_vectors, logit_scale))
 
@@ -162,12 +167,14 @@ def _pairs(prompts: Tensor, sample: PairSample | None) -> tuple[Tensor, Tensor, 
     return (*pair_indices(len(prompts), prompts.device), None) if sample is None else sample.to(prompts.device)
 
 
-def _pair_features(tower: TextTower, frame: Frame, prompts: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def _pair_features(
+    tower: TextTower, frame: Frame, prompts: Tensor, first: Tensor, second: Tensor, *, passes: Passes
+) -> Tensor:
     require_frozen(tower)
     dtype = compute_dtype(prompts)
     tower, frame, prompts = tower.to(dtype), frame.to(dtype), prompts.to(dtype)
     with no_autocast(prompts):
-        prefixes = encode_prefixes(tower, frame, prompts)
+        prefixes = encode_prefixes(tower, frame, prompts, passes)
         lengths = 1 + prompts.shape[1] + frame.name_lengths[first] if frame.named else None
         tails = pair_tails(tower, frame, prompts)
-        return encode_tails(tower, prefixes, tails, first, pair_rows(frame, first, second), lengths)
+        return encode_tails(tower, prefixes, tails, first, pair_rows(frame, first, second), lengths, passes)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .reference import TextLayer, TextTower, layer_norm
+from .passes import Passes, add_norm, attend, of_prefix, of_tail
+from .reference import TextLayer, TextTower
 
 _QUICK = 1.702
 """QuickGELU(x) = x·sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
@@ -30,32 +31,36 @@ def is_frozen(tower: TextTower) -> bool:
     return not (torch.is_grad_enabled() and any(weight.requires_grad for weight in tower.tensors()))
 
 
-def attend(heads: int, queries: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
-    """Attention of queries (N,T,W) to keys and values (N,K,2W), merged heads (N,T,W); mask (…,T,K), true is seen."""
-    q = queries.unflatten(-1, (heads, -1)).transpose(1, 2)
-    k, v = keys_values.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-def project(tower: TextTower, layer: TextLayer, x: Tensor) -> Tensor:
-    """Queries, keys and values (…,3W) of a block's input x (…,W)."""
-    return F.linear(first_norm(tower, layer, x), layer.in_proj_weight, layer.in_proj_bias)
-
-
-def first_norm(tower: TextTower, layer: TextLayer, x: Tensor) -> Tensor:
-    """A block's first LayerNorm, on any (…,W)."""
-    return layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
-
-
-def finish(tower: TextTower, layer: TextLayer, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block on x (…,W): output projection, residual, MLP, residual."""
-    x = x + F.linear(attended, layer.out_proj_weight, layer.out_proj_bias)
-    y = layer_norm(tower, x, layer.ln_2_weight, layer.ln_2_bias)
+def mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
+    """As `Passes.mlp`."""
     quick = tower.activation == "quick_gelu"
-    return x + _MLP.apply(y, layer.fc_weight, layer.fc_bias, layer.proj_weight, layer.proj_bias, quick)
+    return _MLP.apply(y, layer.fc_weight, layer.fc_bias, layer.proj_weight, layer.proj_bias, quick)
 
 
-def last_block(tower: TextTower, x: Tensor, query: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+EAGER = Passes(add_norm, mlp, attend, of_prefix, of_tail)
+
+
+def project(layer: TextLayer, y: Tensor) -> Tensor:
+    """Queries, keys and values (…,3W) of a block's normalised input y (…,W)."""
+    return F.linear(y, layer.in_proj_weight, layer.in_proj_bias)
+
+
+def after_attention(
+    tower: TextTower, passes: Passes, layer: TextLayer, x: Tensor, attended: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rest of a block on x (…,W): output projection, residual, MLP.
+
+    Returns:
+        The residual stream without the MLP, and the MLP's part of it: the next block adds them as it normalises.
+    """
+    delta = F.linear(attended, layer.out_proj_weight, layer.out_proj_bias)
+    x, y = passes.add_norm(tower, x, delta, layer.ln_2_weight, layer.ln_2_bias)
+    return x, passes.mlp(tower, layer, y)
+
+
+def last_block(
+    tower: TextTower, passes: Passes, x: Tensor, query: Tensor, tokens: Tensor, mask: Tensor | None
+) -> Tensor:
     """The last block for one token a sequence, and the feature read from it.
 
     Only that token has a query. Its score of token t is q_hᵀ(W_k,h y_t + b_k,h), so W_k goes into the query, and b_k,
@@ -80,8 +85,8 @@ def last_block(tower: TextTower, x: Tensor, query: Tensor, tokens: Tensor, mask:
     seen = tokens[:, None]
     mean = F.scaled_dot_product_attention(absorbed, seen, seen, attn_mask=mask, scale=q.shape[-1] ** -0.5)[:, 0]
     context = torch.einsum("rhw,hdw->rhd", mean, w_v).flatten(1) + b_v
-    x = finish(tower, layer, x, context)
-    return layer_norm(tower, x, tower.ln_final_weight, tower.ln_final_bias) @ tower.projection
+    x, delta = after_attention(tower, passes, layer, x, context)
+    return passes.add_norm(tower, x, delta, tower.ln_final_weight, tower.ln_final_bias)[1] @ tower.projection
 
 
 class _MLP(torch.autograd.Function):

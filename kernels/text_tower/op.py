@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..dispatch import check_shapes, resolve
+from ..dispatch import check_shapes, resolve, with_triton
 from ..precision import compute_dtype, no_autocast
 from . import reference
-from .frozen import is_frozen, require_frozen
+from .frozen import EAGER, is_frozen, require_frozen
+from .passes import Passes
 from .reference import TextTower
 from .sequences import Frame, single_prompts
 from .shared_prefix import Prefixes, encode_prefixes, encode_tails, single_tails, token_bytes
@@ -86,18 +89,34 @@ def encode_prompts(
         prompts: (G,C,n,W).
         prefixes: keep the prefixes of `prompts[0]` for `spcl`.
         memory: bytes of activations to hold at a time; None: `default_memory`.
-        impl: eager (shared prefixes; the tower's weights are frozen), reference (77 tokens a prompt), or auto, the
-            first that can run.
+        impl: triton (shared prefixes with kernels between the matrix products; first on a GPU), eager (the same in
+            torch; both need frozen weights), reference (77 tokens a prompt), or auto, the first that can run.
 
     Raises:
         ValueError: shapes that do not fit, or an `impl` that cannot run.
     """
-    available = {"eager": _encode_prompts, "reference": _encode_whole_prompts}
-    if impl == "auto" and not is_frozen(tower):
-        del available["eager"]
-    run = resolve(impl, available)
+    run = resolve(impl, shared_forms(tower, impl, prompts, _encode_prompts, _encode_whole_prompts))
     check_shapes("encode_prompts", prompts=(prompts, "G C n W"), suffix=(frame.suffix, "C K W"))
     return run(tower, frame, prompts, prefixes, memory or default_memory(prompts.device))
+
+
+def shared_forms(
+    tower: TextTower, impl: str, prompts: Tensor, shared: Callable[..., Any], literal: Callable[..., Any]
+) -> dict[str, Callable[..., Any]]:
+    """Forms of an operator on prompts: `shared` takes the `Passes` of its form as `passes`.
+
+    `auto` skips the forms that would drop gradients of a tower that trains.
+    """
+    if impl == "auto" and not is_frozen(tower):
+        return {"reference": literal}
+    eager: dict[str, Callable[..., Any]] = {"eager": partial(shared, passes=EAGER), "reference": literal}
+    return with_triton(eager, partial(_with_kernels, shared), prompts, compute_dtype(prompts))
+
+
+def _with_kernels(shared: Callable[..., Any], *arguments: Any) -> Any:
+    from .fused import FUSED  # imports triton
+
+    return shared(*arguments, passes=FUSED)
 
 
 def _encode_whole_prompts(
@@ -108,18 +127,20 @@ def _encode_whole_prompts(
     return PromptFeatures(reference.encode(tower, embeddings, pooled).unflatten(0, prompts.shape[:2]), None)
 
 
-def _encode_prompts(tower: TextTower, frame: Frame, prompts: Tensor, prefixes: bool, memory: int) -> PromptFeatures:
+def _encode_prompts(
+    tower: TextTower, frame: Frame, prompts: Tensor, prefixes: bool, memory: int, *, passes: Passes
+) -> PromptFeatures:
     require_frozen(tower)
     dtype = compute_dtype(prompts)
     tower, frame, prompts = tower.to(dtype), frame.to(dtype), prompts.to(dtype)
     sides, classes, n, _ = prompts.shape
 
     def encode_group(prompts: Tensor, frame: Frame) -> tuple[Tensor, ...]:
-        states = encode_prefixes(tower, frame, prompts.flatten(0, 1))
+        states = encode_prefixes(tower, frame, prompts.flatten(0, 1), passes)
         count = len(frame.lengths)
         rows = torch.arange(sides * count, device=prompts.device)
         lengths = (1 + n + frame.name_lengths).repeat(sides) if frame.named else None
-        features = encode_tails(tower, states, single_tails(tower, frame, n), rows, rows % count, lengths)
+        features = encode_tails(tower, states, single_tails(tower, frame, n), rows, rows % count, lengths, passes)
         kept = (state[:count] for state in states) if prefixes else ()
         return features.unflatten(0, (sides, count)), *kept
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .frozen import attend, finish, first_norm, last_block, project
-from .reference import TextTower
+from .frozen import EAGER, after_attention, last_block, project
+from .passes import Continuation, Passes
+from .reference import TextTower, layer_norm
 from .sequences import Frame
 
 Prefixes = tuple[Tensor, ...]
@@ -33,31 +34,38 @@ class Tails(NamedTuple):
     """(J,) token that the feature is read from; None: the last"""
 
 
-def encode_prefixes(tower: TextTower, frame: Frame, prompts: Tensor) -> Prefixes:
+def encode_prefixes(tower: TextTower, frame: Frame, prompts: Tensor, passes: Passes = EAGER) -> Prefixes:
     """States of the prefixes [SOS, V_c, name_c].
 
     Args:
         prompts: (N,n,W); N is a multiple of C, and row r belongs to class r mod C.
+        passes: form of what happens between the matrix products.
     """
     names = frame.suffix[:, : frame.longest_name].repeat(len(prompts) // len(frame.lengths), 1, 1)
     tokens = torch.cat([prompts, names], dim=1)
     count, length, width = tokens.shape
     positions = tower.positional_embedding
-    # SOS is row 0 of all products, the N·length live tokens come after it.
+    # SOS is row 0 of all products, the N·length live tokens come after it: N tails of one prefix, SOS.
     x = torch.cat([(frame.sos + positions[0])[None], (tokens + positions[1 : 1 + length]).flatten(0, 1)])
-    mask = torch.ones(length, 1 + length, dtype=torch.bool, device=x.device).tril(1)
+    rows = torch.arange(count, device=x.device)
+    all_of_sos = Continuation(torch.zeros_like(rows), rows, prefixes=1, tails=count, tokens=length, seen=1)
 
     def with_sos(rows: Tensor) -> Tensor:
         sos, live = rows.split([1, count * length])
         return torch.cat([sos.expand(count, 1, -1), live.unflatten(0, (count, length))], dim=1)
 
-    states = []
+    states, delta = [], None
     for layer in tower.layers[:-1]:
-        queries, keys_values = project(tower, layer, x).split([width, 2 * width], dim=-1)
-        states.append(with_sos(keys_values))
-        attended = attend(tower.heads, queries[1:].unflatten(0, (count, length)), states[-1], mask)
-        x = finish(tower, layer, x, torch.cat([keys_values[:1, width:], attended.flatten(0, 1)]))
-    return *states, with_sos(first_norm(tower, tower.layers[-1], x))
+        x, y = passes.add_norm(tower, x, delta, layer.ln_1_weight, layer.ln_1_bias)
+        projected = project(layer, y)
+        states.append(with_sos(projected[:, width:]))
+        # What SOS is, is a constant of the tower.
+        sos, live = projected[:1, width:].detach(), projected[1:].unflatten(0, (count, length))
+        attended = passes.attend(tower.heads, live, sos[None], all_of_sos)
+        attended = torch.cat([sos[:, width:], attended.flatten(0, 1)])
+        x, delta = after_attention(tower, passes, layer, x, attended)
+    last = tower.layers[-1]
+    return *states, with_sos(passes.add_norm(tower, x, delta, last.ln_1_weight, last.ln_1_bias)[1])
 
 
 def single_tails(tower: TextTower, frame: Frame, prompt_length: int) -> Tails:
@@ -94,39 +102,55 @@ def pair_rows(frame: Frame, first: Tensor, second: Tensor) -> Tensor:
 
 
 def encode_tails(
-    tower: TextTower, prefixes: Prefixes, tails: Tails, first: Tensor, second: Tensor, lengths: Tensor | None = None
+    tower: TextTower,
+    prefixes: Prefixes,
+    tails: Tails,
+    first: Tensor,
+    second: Tensor,
+    lengths: Tensor | None = None,
+    passes: Passes = EAGER,
 ) -> Tensor:
     """Features of R sequences, each a prefix and a tail.
 
     Args:
         prefixes: N prefixes.
         tails: J tails.
-        first, second: (R,) int64, prefix and tail of each sequence.
+        first, second: (R,) int64, prefix and tail of each sequence; `first` ascends.
         lengths: (R,) tokens of each prefix that are not padding; None: all.
+        passes: form of what happens between the matrix products.
 
     Returns:
         (R,D), not normalised.
     """
-    width = tower.projection.shape[0]
-    x, entry = (table.index_select(0, second) for table in tails[:2])
-    seen, length = prefixes[0].shape[1], x.shape[1]
-    steps = torch.arange(length, device=x.device)
-    # A tail's token sees the prefix, and the tail up to itself.
-    mask = torch.cat([steps.new_ones(length, seen, dtype=torch.bool), steps[:, None] >= steps], dim=1)
-    if lengths is not None:
-        there = torch.arange(seen, device=x.device) < lengths[:, None, None]  # (R,1,S)
-        mask = torch.cat([there.expand(-1, length, -1), mask[:, seen:].expand(len(x), -1, -1)], dim=2)[:, None]
+    pairs = Continuation(
+        *(first, second),
+        prefixes=len(prefixes[0]),
+        tails=len(tails.x),
+        tokens=tails.x.shape[1],
+        seen=prefixes[0].shape[1],
+        lengths=lengths,
+    )
+    x, entry = (passes.of_tail(table, pairs) for table in tails[:2])
+    delta = None
     for number, layer in enumerate(tower.layers[:-1]):
-        projected = entry if number == 0 else project(tower, layer, x)
-        queries, own = projected.split([width, 2 * width], dim=-1)
-        keys_values = torch.cat([prefixes[number].index_select(0, first), own], dim=1)
-        x = finish(tower, layer, x, attend(tower.heads, queries, keys_values, mask))
-    y = entry if len(tower.layers) == 1 else first_norm(tower, tower.layers[-1], x)
-    tokens = torch.cat([prefixes[-1].index_select(0, first), y], dim=1)
+        if number == 0:
+            projected = entry
+        else:
+            x, y = passes.add_norm(tower, x, delta, layer.ln_1_weight, layer.ln_1_bias)
+            projected = project(layer, y)
+        attended = passes.attend(tower.heads, projected, prefixes[number], pairs)
+        x, delta = after_attention(tower, passes, layer, x, attended)
+    if len(tower.layers) == 1:
+        y = entry
+    else:
+        x, y = passes.add_norm(tower, x, delta, tower.layers[-1].ln_1_weight, tower.layers[-1].ln_1_bias)
+    tokens = torch.cat([passes.of_prefix(prefixes[-1], pairs), y], dim=1)
     if tails.pooled is None:
-        return last_block(tower, x[:, -1], y[:, -1], tokens, None if lengths is None else mask[..., -1:, :])
+        mask = None if lengths is None else pairs.mask[..., -1:, :]
+        return last_block(tower, passes, x[:, -1], y[:, -1], tokens, mask)
     rows, pooled = torch.arange(len(x), device=x.device), tails.pooled.index_select(0, second)
-    return last_block(tower, x[rows, pooled], y[rows, pooled], tokens, mask[rows, :, pooled][:, :, None])
+    mask = pairs.mask[rows, :, pooled][:, :, None]
+    return last_block(tower, passes, x[rows, pooled], y[rows, pooled], tokens, mask)
 
 
 def token_bytes(tower: TextTower) -> int:
@@ -144,7 +168,8 @@ def _tails(tower: TextTower, tokens: Tensor, positions: Tensor) -> Tails:
     """Tails of tokens (J,T,W) at positions (J,T); padding may lie beyond the context."""
     x = tokens + tower.positional_embedding[positions.clamp(max=tower.context_length - 1)]
     layer = tower.layers[0]
-    return Tails(x, project(tower, layer, x) if len(tower.layers) > 1 else first_norm(tower, layer, x), None)
+    y = layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
+    return Tails(x, project(layer, y) if len(tower.layers) > 1 else y, None)
 
 
 def _distinct(frame: Frame) -> list[int]:
