@@ -12,9 +12,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton decides at its import whether kernels compile or run in its interpreter; torch does not import it.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from pspg.engine.data.phantom import PhantomConfig, write_phantoms
 from pspg.engine.telemetry import read_metrics
+from tools import interpreter
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.repair()
 
 CLIP = {
     "embed_dim": 32,

@@ -1,8 +1,9 @@
-"""A tiny random text tower and frames."""
+"""A tiny random text tower and frames, and what a kernel is held to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -43,3 +44,32 @@ def make_frame() -> Callable[..., Frame]:
         return Frame(weight(W), weight(W), suffix, torch.tensor(known), tuple(known), max(known))
 
     return make
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run: a GPU, or else Triton's interpreter."""
+    if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def no_worse() -> Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None]:
+    """Function (of the kernel, of torch in the same dtype, exact) that holds every element to torch's error.
+
+    A little is allowed on top: an element may be off by twice the worst error that torch makes in its tensor, and by
+    four roundings of the tensor's dtype.
+    """
+
+    def check(kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+        for number, (got, other, right) in enumerate(zip(kernel, eager, exact, strict=True)):
+            assert got.dtype == other.dtype
+            assert got.shape == right.shape
+            right = right.double().to(got.device)
+            error, allowed = (got.double() - right).abs(), (other.double() - right).abs().max()
+            rounding = torch.finfo(got.dtype).eps * right.abs().max()
+            assert torch.isfinite(got).all(), f"tensor {number}"
+            assert error.max() <= 2 * allowed + 4 * rounding, f"tensor {number}: {error.max()} against {allowed}"
+
+    return check
