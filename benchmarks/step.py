@@ -33,6 +33,9 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("benchmarks.step: error: --device cuda: torch sees no GPU", file=sys.stderr)
         return 2
+    if device.type == "cpu" and "triton" in arguments.impl:
+        print("benchmarks.step: error: --impl triton: kernels need --device cuda", file=sys.stderr)
+        return 2
     if arguments.json:
         try:
             check_output(arguments.json, folder=False)

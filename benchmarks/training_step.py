@@ -4,7 +4,8 @@ reference  the literal equations: 77 tokens a prompt, keys and values projected 
            open_clip has it
 repaired   the reference as a careful engineer would tidy it: fused attention, frozen towers in low precision on a
            GPU, and there torch.compile with CUDA graphs
-eager      the exact algebra, the engine's default
+eager      the exact algebra in torch, the engine's default on a CPU
+triton     the exact algebra with Triton kernels, the engine's default on a GPU
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.text_tower import TextTower, pair_indices, pair_prompts, single_prompts
 from pspg.kernels.text_tower.reference import layer_norm, mlp
 
-IMPLS = ("reference", "repaired", "eager")
+IMPLS = ("reference", "repaired", "eager", "triton")
 
 
 @dataclass
@@ -80,7 +81,7 @@ def make_setup(classes: int, batch: int, device: torch.device, impl: str, dtype:
         table[2:],
         [0] * classes,
     )
-    head.impl = "eager" if impl == "eager" else "reference"
+    head.impl = impl if impl in ("eager", "triton") else "reference"
     images, labels = torch.randn(batch, 3, 224, 224), (torch.rand(batch, classes) < 0.1).float()
     clip.to(device)
     visual: Callable[[Tensor], ImageFeatures]

@@ -40,7 +40,7 @@ def prompt_loss(
         labels: (B,C) in {1, 0, -1}. -1 is left out of classification and ranking, and counts as 0 in label pairs.
         config: losses, weights and reductions; nulls are filled from its preset.
         sample: pairs that SPCL or PCL is estimated from; None: all.
-        memory, impl: as in `spcl`.
+        memory, impl: as in `spcl`; `impl` picks the form of the asymmetric loss, too.
 
     Returns:
         Weighted sum, and the detached unweighted parts `classification` and, if any, `pair`.
@@ -58,6 +58,7 @@ def prompt_loss(
             gamma_negative=config.gamma_negative,
             clip=config.clip,
             reduction=config.classification_reduction,
+            impl="reference" if impl == "eager" else impl,  # there is nothing to save in torch
         )
     else:
         classification = binary_cross_entropy(output.logits, labels, config.classification_reduction)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.machine import peak_bytes
-from benchmarks.training_step import IMPLS, exact_flops, make_setup, make_step, repaired_loss
+from benchmarks.training_step import exact_flops, make_setup, make_step, repaired_loss
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_mistakes_end_in_a_line(arguments: list[str], said: str) -> None:
 @pytest.mark.slow
 def test_all_forms_compute_the_same_loss_and_gradients() -> None:
     losses, gradients = [], []
-    for impl in IMPLS:
+    for impl in ("reference", "repaired", "eager"):
         setup = make_setup(3, 2, CPU, impl, torch.float32)
         setup.head.prompt_learner.dropout = 0.0
         loss = repaired_loss(setup) if impl == "repaired" else setup.loss()

@@ -1,0 +1,117 @@
+"""Compiled kernels at production shapes against float64. Triton's interpreter is far too slow for these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pspg.kernels.asymmetric_loss import asymmetric_loss
+from pspg.kernels.pair_loss import pair_loss
+from pspg.kernels.spcl import spcl
+from pspg.kernels.text_tower import Frame, TextLayer, TextTower, encode_prompts, pair_indices
+from pspg.kernels.text_tower.frozen import EAGER
+from pspg.kernels.text_tower.passes import Continuation
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+Check = Callable[..., None]
+B, C, N, D, W, LAYERS, HEADS = 64, 108, 16, 1024, 512, 12, 8
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def outcome(function: Callable[..., Any], tensors: list[Tensor]) -> list[Tensor]:
+    """Outputs, and gradients of their sum under fixed random weights."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    out = function(*leaves)
+    outputs = [out] if isinstance(out, Tensor) else list(out)
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, leaves, weights)]
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32, std: float = 1.0) -> Tensor:
+    return (std * torch.randn(shape, device="cuda")).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention(dtype: torch.dtype, no_worse: Check) -> None:
+    from pspg.kernels.text_tower.fused import FUSED
+
+    torch.manual_seed(0)
+    first, second = (part[:367] for part in pair_indices(C, torch.device("cuda")))
+    given = [rand(367, N + 1, 3 * W, dtype=dtype), rand(5, N + 1, 2 * W, dtype=dtype)]
+
+    def run(form: Any, tensors: list[Tensor]) -> list[Tensor]:
+        pairs = Continuation(first, second, prefixes=5, tails=C, tokens=N + 1, seen=N + 1)
+        return outcome(lambda *t: form.attend(HEADS, *t, pairs), tensors)
+
+    no_worse(run(FUSED, given), run(EAGER, given), run(EAGER, [t.double() for t in given]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pair_loss(dtype: torch.dtype, no_worse: Check) -> None:
+    torch.manual_seed(0)
+    given = [rand(C * (C - 1) // 2, D, dtype=dtype), rand(B, D, std=0.2), torch.tensor(1.5, device="cuda")]
+    labels = (torch.rand(B, C, device="cuda") < 0.05).float()
+
+    def run(impl: str, tensors: list[Tensor]) -> list[Tensor]:
+        return outcome(lambda *t: pair_loss(*t, labels, impl=impl), tensors)
+
+    no_worse(run("triton", given), run("reference", given), run("reference", [t.double() for t in given]))
+
+
+def test_asymmetric_loss(no_worse: Check) -> None:
+    torch.manual_seed(0)
+    given, labels = [rand(B, 2, C, std=5)], torch.randint(-1, 2, (B, C), device="cuda")
+
+    def run(impl: str, tensors: list[Tensor]) -> list[Tensor]:
+        return outcome(lambda x: asymmetric_loss(x, labels, impl=impl), tensors)
+
+    no_worse(run("triton", given), run("reference", given), run("reference", [t.double() for t in given]))
+
+
+def make_tower() -> TextTower:
+    torch.manual_seed(0)
+    std = W**-0.5
+
+    def layer() -> TextLayer:
+        ones, zeros = torch.ones(W, device="cuda"), torch.zeros(W, device="cuda")
+        attention = rand(3 * W, W, std=std), torch.zeros(3 * W, device="cuda"), rand(W, W, std=std), zeros
+        hidden = rand(4 * W, W, std=std), torch.zeros(4 * W, device="cuda"), rand(W, 4 * W, std=std / 2), zeros
+        return TextLayer(ones, zeros, *attention, ones, zeros, *hidden)
+
+    layers = tuple(layer() for _ in range(LAYERS))
+    ones, zeros = torch.ones(W, device="cuda"), torch.zeros(W, device="cuda")
+    return TextTower(layers, rand(77, W, std=0.01), ones, zeros, rand(W, D, std=std), heads=HEADS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_to_losses(dtype: torch.dtype) -> None:
+    """Twelve layers, 14 classes, single prompts and SPCL: as near to float64 as torch in the same dtype, in norms."""
+    tower, classes = make_tower(), 14
+    names = rand(classes, 1, W, std=0.02)
+    frame = Frame(names[0, 0], names[1, 0], names, torch.zeros_like(names[:, 0, 0]).long(), (0,) * classes, 0)
+    given = [rand(2, classes, N, W, std=0.1), rand(B, D, std=0.2), torch.tensor(1.5, device="cuda")]
+    labels = (torch.rand(B, classes, device="cuda") < 0.2).float()
+
+    def run(impl: str, dtype: torch.dtype) -> list[Tensor]:
+        def function(prompts: Tensor, vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+            towers, frames = tower.to(prompts.dtype), frame.to(prompts.dtype)
+            with torch.autocast("cuda", dtype, enabled=dtype == torch.bfloat16):
+                found = encode_prompts(towers, frames, prompts, prefixes=True, impl=impl)
+                loss = spcl(
+                    towers, frames, prompts[0], vectors, scale, labels, prefixes=found.prefixes, memory=2**26, impl=impl
+                )
+            return loss, found.features
+
+        return outcome(function, [t.to(torch.float64) for t in given] if dtype == torch.float64 else given)
+
+    slack = 0.01 if dtype == torch.bfloat16 else 1e-5
+    for got, other, right in zip(run("triton", dtype), run("eager", dtype), run("eager", torch.float64), strict=True):
+        assert (got - right).norm() <= 2 * (other - right).norm() + slack * right.norm()
