@@ -7,14 +7,21 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint format clean
+OLDEST_TRITON := 3.6.0
+OLDEST := build/triton-$(OLDEST_TRITON)
+NEWEST := build/triton-newest
+
+.PHONY: help demo test test-slow test-triton inspect-kernels sanitize lint format clean
 
 help:
-	@echo "make demo       draw phantoms, train both phases, evaluate, predict on a real film, report (minutes on 2 cores)"
-	@echo "make test       the tests that finish in minutes"
-	@echo "make test-slow  the longer ones: the demo's promises, kills and resumes, several processes"
-	@echo "make lint       ruff and mypy"
-	@echo "make format     let ruff rewrite the sources"
+	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real film, report (minutes on 2 cores)"
+	@echo "make test             the tests that finish in minutes"
+	@echo "make test-slow        the longer ones: the demo's promises, kills and resumes, several processes"
+	@echo "make test-triton      the kernels' tests with the oldest triton that is supported, then with the newest"
+	@echo "make inspect-kernels  compile the kernels for four GPUs (without one), check and list what they use"
+	@echo "make sanitize         the kernels' GPU tests under compute-sanitizer"
+	@echo "make lint             ruff and mypy"
+	@echo "make format           let ruff rewrite the sources"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -36,6 +43,34 @@ test: $(TEST_STAMP)
 
 test-slow: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The oldest triton that pyproject.toml allows (its interpreter needs an older numpy) and the newest, each in a folder that
+# comes before .venv's packages: a second environment without a second torch.
+$(OLDEST)/.installed: | $(BIN)/python
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$(OLDEST_TRITON) 'numpy<2.4'
+	touch $@
+
+test-triton: $(TEST_STAMP) $(OLDEST)/.installed
+	rm -rf $(NEWEST)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(NEWEST) triton
+	$(call kernel_tests,$(OLDEST),triton.__version__ == "$(OLDEST_TRITON)" and numpy.__file__.startswith(folder))
+	$(call kernel_tests,$(NEWEST),True)
+
+# Kernel tests with the packages in folder $(1), once they are known to be those imported and $(2) holds.
+define kernel_tests
+	PYTHONPATH=$(CURDIR)/$(1) $(BIN)/python -c 'import os, sys, numpy, triton; folder = "$(CURDIR)/$(1)/"; \
+	  print("triton", triton.__version__, "numpy", numpy.__version__, "from", os.path.dirname(triton.__file__), flush=True); \
+	  sys.exit(0 if triton.__file__.startswith(folder) and ($(2)) else "not the packages of $(1)")'
+	PYTHONPATH=$(CURDIR)/$(1) $(BIN)/python -m pytest tests/kernels -m "not slow"
+endef
+
+inspect-kernels: $(TEST_STAMP)
+	env -u TRITON_INTERPRET $(BIN)/python -m tools.inspect_kernels --check --markdown kernels/RESOURCES.md
+
+# Needs a GPU and compute-sanitizer.
+sanitize: $(TEST_STAMP)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels
 
 # mypy finds the mapped packages through links.
 build/typing/pspg:

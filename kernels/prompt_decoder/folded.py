@@ -4,12 +4,12 @@ Keys and values of the images are projected once, not at every step, and where t
 them are folded into them. The input of step i+1 is affine in what step i passes to `fc`, so W_ih·W_fc is one matrix and
 the outputs themselves are one product after the loop. The loop has a backward of its own: going back over the steps it
 forms input gradients only, each weight gradient is one product over the rows of all steps afterwards. MATH.md, section
-"Prompt decoder", has the derivations.
+"Prompt decoder", has the derivations. The steps are torch operators here and kernels in `fused.py`; the rest is shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,16 +20,25 @@ from torch.autograd.function import once_differentiable
 from ..precision import at_least_fp32, compute_dtype, no_autocast
 from .reference import Decoder
 
-_EPS = 1e-5  # of F.layer_norm
+EPS = 1e-5  # of F.layer_norm
 
 
 def decode(
-    decoders: Sequence[Decoder], class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int
+    decoders: Sequence[Decoder],
+    class_features: Tensor,
+    context: Tensor,
+    *,
+    prompt_length: int,
+    heads: int,
+    steps: Steps | None = None,
 ) -> Tensor:
     """Outputs o_1…o_n of G decoders; arguments and result as `op.decode`. Shapes below: G decoders, C classes.
 
     Under autocast products run in autocast's dtype, which is also the result's; the state, gates, LayerNorm and softmax
     stay in float32. The result can be differentiated once.
+
+    Args:
+        steps: kernels for the n steps, for which everything is folded that can be; None: torch operators.
     """
     count, classes, n = len(decoders), len(class_features), prompt_length
     dtype = compute_dtype(class_features)
@@ -66,7 +75,9 @@ def decode(
         (query, w_memory), (query_bias, b_memory) = (part.split([hidden, 2 * hidden], 1) for part in (w_cross, b_cross))
         keys, values = (_split(part, heads) for part in _affine(c, w_memory, b_memory).chunk(2, dim=-1))
         keys, value = keys * keys.shape[-1] ** -0.5, w_o.mT
-        if cross_fold_is_cheaper(images=len(context), rows=classes * n, hidden=hidden, heads=heads):
+        if steps is not None or cross_fold_is_cheaper(
+            images=len(context), rows=classes * n, hidden=hidden, heads=heads
+        ):
             query, query_bias = (
                 (keys @ part).flatten(1, 2)
                 for part in (query.unflatten(1, (heads, -1)), query_bias.unflatten(1, (heads, -1, 1)))
@@ -77,12 +88,14 @@ def decode(
             memory = keys.contiguous(), values.contiguous()
 
         # Anywhere but on a CPU steps wait for one another, not for FLOPs.
-        fold_feedback = class_features.device.type != "cpu" or feedback_fold_is_cheaper(
-            rows=classes * (n - 1), width=w_fc.shape[1], hidden=hidden
+        fold_feedback = (
+            steps is not None
+            or class_features.device.type != "cpu"
+            or feedback_fold_is_cheaper(rows=classes * (n - 1), width=w_fc.shape[1], hidden=hidden)
         )
         scale, shift = (at_least_fp32(stacked(f"self_attention.layer_norm.{part}")) for part in ("weight", "bias"))
         w_y = stacked("self_attention.fc.weight")
-        loop = _Loop(
+        loop = Loop(
             start=_affine(cast(class_features).expand(count, -1, -1), w_ih, cast_stacked("gru.bias_ih")),
             feedback=w_ih @ w_fc if fold_feedback else w_ih,
             feedback_bias=cast(b_ih + _times(w_ih, cast(b_fc)) if fold_feedback else b_ih),
@@ -106,7 +119,8 @@ def decode(
             values=memory[1],
         )
         recording = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in loop)
-        outputs = _Steps.apply(n, heads, *loop) if recording else _forward(loop, n, heads, keep=False)[0]
+        steps = steps or Steps(_forward, _backward)
+        outputs = _Run.apply(steps, n, heads, *loop) if recording else steps.forward(loop, n, heads, False)[0]
         outputs = outputs.transpose(1, 2).contiguous()  # (G,C,n,H or D)
         if fold_feedback:
             outputs = _affine(outputs.flatten(1, 2), w_fc, cast(b_fc)).unflatten(1, (classes, n))
@@ -126,7 +140,7 @@ def feedback_fold_is_cheaper(*, rows: int, width: int, hidden: int) -> bool:
     return rows * (width - hidden) >= hidden * width
 
 
-class _Loop(NamedTuple):
+class Loop(NamedTuple):
     """What the steps read. Gates are u = W_hn·h + b_hn, r, z, n.
 
     F is H where W_ih·W_fc is one matrix, else D; M is heads·B where cross-attention is folded, else H.
@@ -154,7 +168,7 @@ class _Loop(NamedTuple):
     values: Tensor | None
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """What backward needs of every step, (G,n,C,…)."""
 
     gates: Tensor  # u, r, z, n
@@ -165,49 +179,111 @@ class _Kept(NamedTuple):
     summed: Tensor  # h and what it attended to in the images
 
 
-class _Steps(torch.autograd.Function):
-    """The n steps: `_Loop` in, (G,n,C,F) out: o_i, or what `fc` makes o_i of where that is folded."""
+class Known(NamedTuple):
+    """What backward recomputes for all steps at once, in the dtype of the state."""
+
+    h: Tensor  # (G,n+1,C,H) h_0…h_n
+    normal_1: Tensor  # (G,n,C,H) the first LayerNorm, without scale and shift
+    mean_1: Tensor  # (n,G,C,1) contiguous, as are the next three
+    rstd_1: Tensor
+    normal_2: Tensor
+    mean_2: Tensor
+    rstd_2: Tensor
+    weights: Tensor  # (G,n,C,M) what `value` multiplies
+
+
+class Flow(NamedTuple):
+    """Gradients of what every step computes, (G,n,C,…), and what else the gradients of the weights need."""
+
+    outputs: Tensor
+    gates: Tensor  # before their nonlinearities
+    qkv: Tensor
+    first: Tensor
+    second: Tensor
+    rows: Tensor
+    summed: Tensor
+    h: Tensor  # of h_1…h_n, in the dtype of the state
+    memory: tuple[Tensor | None, Tensor | None]  # of `keys` and `values`
+    attended: Tensor  # no gradient: what self-attention returned
+
+
+class Steps(NamedTuple):
+    """The n steps forward and backward, the two of `_forward` and `_backward`."""
+
+    forward: Callable[[Loop, int, int, bool], tuple[Tensor, Kept | None]]
+    backward: Callable[[Loop, Kept, Known, Tensor, int], Flow]
+
+
+class _Run(torch.autograd.Function):
+    """The n steps: `Loop` in, (G,n,C,F) out: o_i, or what `fc` makes o_i of where that is folded."""
 
     @staticmethod
-    def forward(ctx: Any, n: int, heads: int, *tensors: Tensor) -> Tensor:
-        loop = _Loop(*tensors)
+    def forward(ctx: Any, steps: Steps, n: int, heads: int, *tensors: Tensor) -> Tensor:
+        loop = Loop(*tensors)
         with no_autocast(loop.start):
-            outputs, kept = _forward(loop, n, heads, keep=True)
+            outputs, kept = steps.forward(loop, n, heads, True)
         assert kept is not None
         ctx.save_for_backward(outputs, *kept, *loop)
-        ctx.heads = heads
+        ctx.steps, ctx.heads = steps, heads
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         outputs, *rest = ctx.saved_tensors
-        size = len(_Kept._fields)
-        kept, loop, wanted = _Kept(*rest[:size]), _Loop(*rest[size:]), _Loop(*ctx.needs_input_grad[2:])
+        size = len(Kept._fields)
+        kept, loop, wanted = Kept(*rest[:size]), Loop(*rest[size:]), Loop(*ctx.needs_input_grad[3:])
         with no_autocast(gradient):
-            gradients = _backward(loop, kept, wanted, outputs, gradient, ctx.heads)
-        return None, None, *gradients
+            known = recompute(loop, kept, ctx.heads)
+            flow = ctx.steps.backward(loop, kept, known, gradient, ctx.heads)
+            gradients = _weight_gradients(loop, kept, known, flow, wanted, outputs)
+        return None, None, None, *gradients
 
 
-def _forward(loop: _Loop, n: int, heads: int, *, keep: bool) -> tuple[Tensor, _Kept | None]:
+def empty_outputs(loop: Loop, n: int) -> Tensor:
+    return loop.start.new_empty(*_sizes(loop, n), loop.feedback.shape[-1])
+
+
+def empty_kept(loop: Loop, n: int, outputs: Tensor) -> Kept:
+    """Of n steps; `summed` is `outputs` where these are not what `fc` returned."""
+    hidden, state = loop.out.shape[-1], loop.scale.dtype
+
+    def buffer(width: int, dtype: torch.dtype = loop.start.dtype) -> Tensor:
+        return loop.start.new_empty(*_sizes(loop, n), width, dtype=dtype)
+
+    return Kept(
+        gates=buffer(4 * hidden, state),
+        qkv=buffer(3 * hidden),
+        first=buffer(hidden, state),
+        second=buffer(hidden, state),
+        rows=buffer(loop.query.shape[1]),
+        summed=outputs if loop.fc is None else buffer(hidden),
+    )
+
+
+def recompute(loop: Loop, kept: Kept, heads: int) -> Known:
+    n, hidden = kept.first.shape[1], kept.first.shape[-1]
+    normal_1, *statistics_1 = torch.native_layer_norm(kept.first, (hidden,), None, None, EPS)
+    normal_2, *statistics_2 = torch.native_layer_norm(kept.second, (hidden,), None, None, EPS)
+    # Step first: on a CPU the backward of LayerNorm reads its statistics as if they were contiguous.
+    mean_1, rstd_1, mean_2, rstd_2 = (part.transpose(0, 1).contiguous() for part in (*statistics_1, *statistics_2))
+    h = normal_2.new_empty(*_sizes(loop, n + 1), hidden)
+    h[:, 0] = 0
+    torch.addcmul(loop.shift[:, None, None], normal_2, loop.scale[:, None, None], out=h[:, 1:])
+    weights = _mix(loop, kept.rows.flatten(1, 2), heads).unflatten(1, kept.rows.shape[1:3])
+    return Known(h, normal_1, mean_1, rstd_1, normal_2, mean_2, rstd_2, weights)
+
+
+def _sizes(loop: Loop, n: int) -> tuple[int, int, int]:
+    return loop.start.shape[0], n, loop.start.shape[1]
+
+
+def _forward(loop: Loop, n: int, heads: int, keep: bool) -> tuple[Tensor, Kept | None]:
     """Outputs (G,n,C,F), and what every step leaves for backward."""
     (count, classes, _), hidden = loop.start.shape, loop.out.shape[-1]
     dtype, state = loop.start.dtype, loop.scale.dtype
-
-    def buffer(width: int, dtype: torch.dtype) -> Tensor:
-        return loop.start.new_empty(count, n, classes, width, dtype=dtype)
-
-    outputs = buffer(loop.feedback.shape[-1], dtype)
-    kept = None
-    if keep:
-        kept = _Kept(
-            gates=buffer(4 * hidden, state),
-            qkv=buffer(3 * hidden, dtype),
-            first=buffer(hidden, state),
-            second=buffer(hidden, state),
-            rows=buffer(loop.query.shape[1], dtype),
-            summed=outputs if loop.fc is None else buffer(hidden, dtype),
-        )
+    outputs = empty_outputs(loop, n)
+    kept = empty_kept(loop, n, outputs) if keep else None
     x, u = loop.start, loop.recurrent_bias[:, None].expand(-1, classes, -1)  # h_0 = 0
     h = loop.start.new_zeros(count, classes, hidden, dtype=state)
     for i in range(n):
@@ -233,37 +309,21 @@ def _forward(loop: _Loop, n: int, heads: int, *, keep: bool) -> tuple[Tensor, _K
     return outputs, kept
 
 
-def _backward(
-    loop: _Loop, kept: _Kept, wanted: _Loop, outputs: Tensor, gradient: Tensor, heads: int
-) -> tuple[Tensor | None, ...]:
-    """Gradients of `loop`, in its order: step by step what the step before needs, then the weights `wanted`."""
-    count, n, classes, hidden = kept.summed.shape
-    dtype, state = outputs.dtype, loop.scale.dtype
-
-    # For all steps at once: h_0…h_n, what the GRU cell returned, and what depends on them alone.
-    normal_1, *statistics_1 = torch.native_layer_norm(kept.first, (hidden,), None, None, _EPS)
-    normal_2, *statistics_2 = torch.native_layer_norm(kept.second, (hidden,), None, None, _EPS)
-    # Step first: on a CPU the backward of LayerNorm reads its statistics as if they were contiguous.
-    mean_1, rstd_1, mean_2, rstd_2 = (part.transpose(0, 1).contiguous() for part in (*statistics_1, *statistics_2))
-    h = normal_2.new_empty(count, n + 1, classes, hidden)
-    h[:, 0] = 0
-    torch.addcmul(loop.shift[:, None, None], normal_2, loop.scale[:, None, None], out=h[:, 1:])
-    z, candidate = kept.gates.chunk(4, dim=-1)[2:]
-    inner = torch.lerp(candidate, h[:, :-1], z).to(dtype)
-    factors = _gate_factors(kept.gates, h[:, :-1])
-    h = h.to(dtype)
-    weights = _mix(loop, kept.rows.flatten(1, 2), heads).unflatten(1, (n, classes))
-    mixed = weights.to(dtype)
-
-    # Gradients of every step, for the weights.
-    d_outputs = torch.empty_like(outputs)
+def _backward(loop: Loop, kept: Kept, known: Known, gradient: Tensor, heads: int) -> Flow:
+    """Back over the steps: what each needs of the one after."""
+    count, n = kept.summed.shape[:2]
+    hidden, dtype, state = kept.first.shape[-1], kept.qkv.dtype, loop.scale.dtype
+    z = kept.gates[..., 2 * hidden : 3 * hidden]
+    factors = _gate_factors(kept.gates, known.h[:, :-1])
+    weights, mean_2, rstd_2 = known.weights, known.mean_2, known.rstd_2
+    d_outputs = torch.empty_like(gradient, memory_format=torch.contiguous_format)
     d_summed = d_outputs if loop.fc is None else torch.empty_like(kept.summed)
     d_gates = factors if state == dtype else torch.empty_like(factors, dtype=dtype)
     d_qkv, d_first, d_second, d_rows = (torch.empty_like(part, dtype=dtype) for part in kept[1:5])
-    d_h = torch.empty_like(normal_2)  # of h_1…h_n
+    d_h = torch.empty_like(kept.second)
     memory = None if loop.keys is None or loop.values is None else (loop.keys, loop.values)
     d_memory = [] if memory is None else [torch.zeros_like(part, dtype=state) for part in memory]
-    d_state = torch.zeros_like(normal_2[:, 0])
+    d_state = torch.zeros_like(kept.second[:, 0])
     d_output = gradient[:, -1]
     for i in reversed(range(n)):
         d_outputs[:, i] = d_output
@@ -288,7 +348,7 @@ def _backward(
         d_inner = _layer_norm_backward(d_state * loop.scale[:, None], kept.second[:, i], mean_2[i], rstd_2[i])
         d_second[:, i] = d_inner
         d_normal = torch.bmm(d_second[:, i], loop.y).to(state)
-        d_residual = _layer_norm_backward(d_normal, kept.first[:, i], mean_1[i], rstd_1[i])
+        d_residual = _layer_norm_backward(d_normal, kept.first[:, i], known.mean_1[i], known.rstd_1[i])
         d_first[:, i] = d_residual
         d_inner.add_(d_residual)
         (d_attended,) = _heads_first(torch.bmm(d_first[:, i], loop.out), 1, heads)
@@ -305,39 +365,50 @@ def _backward(
             d_state = _accumulate(d_inner * z[:, i], d_gates[:, i, :, : 3 * hidden], loop.recurrent)
             d_output = torch.baddbmm(gradient[:, i - 1], d_gates[:, i, :, hidden:], loop.feedback)
 
-    # Weights, over the rows of all steps.
+    attended = _attend(kept.qkv.flatten(0, 1), heads).unflatten(0, (count, n))
+    d_keys, d_values = [part.to(dtype) for part in d_memory] or (None, None)
+    return Flow(d_outputs, d_gates, d_qkv, d_first, d_second, d_rows, d_summed, d_h, (d_keys, d_values), attended)
+
+
+def _weight_gradients(
+    loop: Loop, kept: Kept, known: Known, flow: Flow, wanted: Loop, outputs: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `loop`, in its order, over the rows of all steps; of the weights those `wanted`."""
+    hidden, dtype = kept.first.shape[-1], outputs.dtype
+    z, candidate = kept.gates.chunk(4, dim=-1)[2:]
+
     def product(left: Tensor, right: Tensor) -> Tensor:
         return torch.bmm(left.flatten(1, 2).mT, right.flatten(1, 2))
 
     def total(part: Tensor, like: Tensor) -> Tensor:
         return part.sum((1, 2), dtype=like.dtype)
 
-    d_u, d_x = d_gates[..., : 3 * hidden], d_gates[..., hidden:]
-    attended = _attend(kept.qkv.flatten(0, 1), heads).unflatten(0, (count, n))
-    d_keys, d_values = [part.to(dtype) for part in d_memory] or (None, None)
+    inner = torch.lerp(candidate, known.h[:, :-1], z).to(dtype)  # what the GRU cell returned
+    h = known.h.to(dtype)
+    d_u, d_x = flow.gates[..., : 3 * hidden], flow.gates[..., hidden:]
     gradients: dict[str, Tensor | None] = {
         "start": d_x[:, 0],
         "feedback": product(d_x[:, 1:], outputs[:, :-1]) if wanted.feedback else None,
         "feedback_bias": total(d_x[:, 1:], loop.feedback_bias),
-        "fc": product(d_outputs, kept.summed) if wanted.fc else None,
-        "fc_bias": None if loop.fc_bias is None else total(d_outputs, loop.fc_bias),
+        "fc": product(flow.outputs, kept.summed) if wanted.fc else None,
+        "fc_bias": None if loop.fc_bias is None else total(flow.outputs, loop.fc_bias),
         "recurrent": product(d_u[:, 1:], h[:, 1:-1]) if wanted.recurrent else None,
         "recurrent_bias": total(d_u, loop.recurrent_bias),
-        "qkv": product(d_qkv, inner) if wanted.qkv else None,
-        "qkv_bias": total(d_qkv, loop.qkv_bias),
-        "out": product(d_first, attended) if wanted.out else None,
-        "out_bias": total(d_first, loop.out_bias),
-        "y": product(d_second, normal_1.to(dtype)) if wanted.y else None,
-        "y_bias": total(d_second, loop.y_bias),
-        "scale": total(normal_2.mul_(d_h), loop.scale),
-        "shift": total(d_h, loop.shift),
-        "query": product(d_rows, h[:, 1:]) if wanted.query else None,
-        "query_bias": total(d_rows, loop.query_bias),
-        "value": product(mixed, d_summed) if wanted.value else None,
-        "keys": d_keys,
-        "values": d_values,
+        "qkv": product(flow.qkv, inner) if wanted.qkv else None,
+        "qkv_bias": total(flow.qkv, loop.qkv_bias),
+        "out": product(flow.first, flow.attended) if wanted.out else None,
+        "out_bias": total(flow.first, loop.out_bias),
+        "y": product(flow.second, known.normal_1.to(dtype)) if wanted.y else None,
+        "y_bias": total(flow.second, loop.y_bias),
+        "scale": total(known.normal_2.mul_(flow.h), loop.scale),
+        "shift": total(flow.h, loop.shift),
+        "query": product(flow.rows, h[:, 1:]) if wanted.query else None,
+        "query_bias": total(flow.rows, loop.query_bias),
+        "value": product(known.weights.to(dtype), flow.summed) if wanted.value else None,
+        "keys": flow.memory[0],
+        "values": flow.memory[1],
     }
-    return tuple(gradients[name] for name in _Loop._fields)
+    return tuple(gradients[name] for name in Loop._fields)
 
 
 def _gates(x: Tensor, u: Tensor, gates: Tensor) -> Tensor:
@@ -368,7 +439,7 @@ def _attend(qkv: Tensor, heads: int) -> Tensor:
     return _merge(F.scaled_dot_product_attention(q, k, v))
 
 
-def _mix(loop: _Loop, rows: Tensor, heads: int) -> Tensor:
+def _mix(loop: Loop, rows: Tensor, heads: int) -> Tensor:
     """What `value` multiplies, (G,R,M): softmax over the images, or the values it mixes where they are not folded."""
     if loop.keys is None or loop.values is None:
         return torch.softmax(rows.unflatten(-1, (heads, -1)), dim=-1, dtype=loop.scale.dtype).flatten(2)

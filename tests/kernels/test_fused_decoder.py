@@ -1,0 +1,174 @@
+"""The decoder's kernels against float64: outputs and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from pspg.engine.models.decoders import PromptDecoder
+from pspg.kernels.prompt_decoder import decode, folded
+
+pytest.importorskip("pspg.kernels.prompt_decoder.fused", reason="needs triton")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Inputs:
+    """Class features, context and the parameters of G decoders, float64; D is not H."""
+
+    def __init__(
+        self, device: torch.device, *, classes: int, images: int, hidden: int = 16, heads: int = 2, count: int = 2
+    ) -> None:
+        generator = torch.Generator().manual_seed(classes + 10 * images)
+        decoders = [PromptDecoder(hidden + 8, hidden, 1, heads) for _ in range(count)]
+        self.heads, self.count = heads, count
+        self.names = [name for name, _ in decoders[0].named_parameters() if not name.startswith("output_proj")]
+        shapes = [(rows, hidden + 8) for rows in (classes, images)]
+        shapes += [one.get_parameter(name).shape for one in decoders for name in self.names]
+        self.tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        for tensor in self.tensors[2:]:
+            tensor /= tensor.shape[-1] ** 0.5 if tensor.dim() == 2 else 2
+        self.tensors = [tensor.to(device) for tensor in self.tensors]
+
+    def run(self, impl: str, tensors: Sequence[Tensor], n: int) -> Tensor:
+        features, context, *parameters = tensors
+        size = len(self.names)
+        decoders = [
+            dict(zip(self.names, parameters[i * size : (i + 1) * size], strict=True)) for i in range(self.count)
+        ]
+        return decode(decoders, features, context, prompt_length=n, heads=self.heads, impl=impl)
+
+    def outcome(self, impl: str, dtype: torch.dtype, n: int, wanted: Sequence[int] | None = None) -> list[Tensor]:
+        """Outputs, and gradients of all inputs or those of the given numbers; short dtypes by autocast."""
+        full = torch.float64 if dtype == torch.float64 else torch.float32
+        wanted = range(len(self.tensors)) if wanted is None else wanted
+        leaves = [
+            tensor.to(full).requires_grad_(i in wanted) for i, tensor in enumerate(map(torch.clone, self.tensors))
+        ]
+        device = leaves[0].device.type
+        with torch.autocast(device, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext():
+            outputs = self.run(impl, leaves, n)
+            weights = torch.linspace(-1, 1, outputs.numel(), dtype=torch.float64).view(outputs.shape).to(outputs)
+            found = torch.autograd.grad(outputs, [leaves[i] for i in wanted], weights)
+        return [outputs.detach(), *found]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("classes", "images", "hidden", "heads", "count", "n"),
+    [
+        (1, 1, 16, 4, 1, 1),
+        (2, 7, 16, 2, 2, 4),
+        (5, 1, 16, 4, 2, 2),
+        (14, 7, 96, 4, 1, 2),  # heads of 24
+        (35, 7, 48, 3, 1, 2),  # more classes than one program's
+        pytest.param(70, 40, 96, 2, 2, 3, marks=pytest.mark.slow),
+        pytest.param(14, 128, 256, 2, 1, 2, marks=pytest.mark.slow),  # as many images and as wide heads as go
+    ],
+)
+def test_outputs_and_gradients(
+    classes: int,
+    images: int,
+    hidden: int,
+    heads: int,
+    count: int,
+    n: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for choice in ("cross_fold_is_cheaper", "feedback_fold_is_cheaper"):  # the eager form folds as the kernels do
+        monkeypatch.setattr(folded, choice, lambda **_: True)
+    inputs = Inputs(device, classes=classes, images=images, hidden=hidden, heads=heads, count=count)
+    exact = inputs.outcome("reference", torch.float64, n)
+    got, eager = (inputs.outcome(impl, dtype, n) for impl in ("triton", "eager"))
+    assert [part.dtype for part in got] == [part.dtype for part in eager]
+    assert all(part.isfinite().all() for part in got)
+    errors, others = ([(a.double() - b).abs() for a, b in zip(form, exact, strict=True)] for form in (got, eager))
+    for number, (error, other, right) in enumerate(zip(errors, others, exact, strict=True)):
+        allowed = 2 * other.max() + 4 * torch.finfo(dtype).eps * right.abs().max()
+        assert error.max() <= allowed, f"tensor {number}: {error.max()}, {other.max()} in torch"
+    # What chance does to single tensors it does not do to all of them together.
+    ours, torchs = (
+        sum((error.norm() / right.norm()).item() ** 2 for error, right in zip(form, exact, strict=True) if right.any())
+        for form in (errors, others)
+    )
+    assert ours <= 1.5 * torchs
+
+
+@pytest.mark.parametrize("wanted", ["features", "context", "one weight", "one decoder"])
+def test_gradients_of_some_inputs(wanted: str, device: torch.device) -> None:
+    """They are the same as among all, bit for bit, so no result depends on the order that programs run in."""
+    inputs = Inputs(device, classes=5, images=3)
+    size = len(inputs.names)
+    numbers = {
+        "features": [0],
+        "context": [1],
+        "one weight": [2 + size + inputs.names.index("gru.weight_hh")],
+        "one decoder": list(range(2, 2 + size)),
+    }[wanted]
+    outputs, *every = inputs.outcome("triton", torch.float32, 2)
+    same, *some = inputs.outcome("triton", torch.float32, 2, numbers)
+    assert torch.equal(same, outputs)
+    assert all(torch.equal(one, every[i]) for one, i in zip(some, numbers, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_keeps_nothing_without_gradients(
+    dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = Inputs(device, classes=5, images=3)
+    tensors = [tensor.to(dtype) for tensor in inputs.tensors]
+    expected = inputs.run("triton", [tensor.requires_grad_() for tensor in tensors], 3)
+    seen = []
+    run = folded.Steps.__new__
+
+    def steps(kind: type, forward: Callable[..., tuple[Tensor, object]], backward: object) -> folded.Steps:
+        def watched(*arguments: object) -> tuple[Tensor, object]:
+            outputs, kept = forward(*arguments)
+            seen.append(kept)
+            return outputs, kept
+
+        return run(kind, watched, backward)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folded.Steps, "__new__", steps)
+    with torch.no_grad():
+        outputs = inputs.run("triton", tensors, 3)
+    assert seen == [None]
+    assert not outputs.requires_grad
+    assert torch.equal(outputs, expected)
+
+
+def test_auto_prefers_kernels_on_a_gpu_only(device: torch.device) -> None:
+    inputs = Inputs(device, classes=3, images=2)
+    tensors = [tensor.float() for tensor in inputs.tensors]
+    best = "triton" if device.type == "cuda" else "eager"
+    assert torch.equal(inputs.run("auto", tensors, 2), inputs.run(best, tensors, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ({"images": 129}, torch.float32),
+        ({"images": 2, "hidden": 1040, "heads": 10}, torch.float32),
+        ({"images": 2, "hidden": 130, "heads": 1}, torch.float32),
+        ({"images": 2}, torch.float64),
+    ],
+)
+def test_refuses_what_has_no_kernels(shape: dict[str, int], dtype: torch.dtype, device: torch.device) -> None:
+    inputs = Inputs(device, classes=2, count=1, **shape)
+    tensors = [tensor.to(dtype) for tensor in inputs.tensors]
+    with pytest.raises(ValueError, match="impl='triton' is not available"):
+        inputs.run("triton", tensors, 1)
+    assert torch.equal(inputs.run("auto", tensors, 1), inputs.run("eager", tensors, 1))
+
+
+def test_refuses_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    inputs = Inputs(torch.device("cpu"), classes=2, images=2)
+    with pytest.raises(ValueError, match="impl='triton' is not available"):
+        inputs.run("triton", [tensor.float() for tensor in inputs.tensors], 1)

@@ -1,0 +1,171 @@
+"""Compiling kernels without a GPU: a real one, some made for the purpose, and what --check refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TOY = """
+    import torch
+    import triton
+    import triton.language as tl
+
+    from pspg.kernels.launch import launch
+    from tools import inspect_kernels
+    from tools.inspect_kernels import Case
+
+    @triton.jit
+    def product(a, b, c, rows, one, flag, bias, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+        i = tl.arange(0, BLOCK)
+        at = i[:, None] * BLOCK + i[None, :]
+        x, y = tl.load(a + at, mask=i[:, None] < rows, other=0), tl.load(b + at)
+        z = tl.dot(x, y, input_precision=PRECISION) * one
+        if bias is not None:
+            z += tl.load(bias + i)[None, :]
+        tl.store(c + at, z)
+
+    @triton.jit
+    def wrong(a):
+        tl.store(a, tl.undefined)
+
+    def run(dtype, block=32, times=3, warps=4):
+        a, c = (torch.empty(block + 1, block, dtype=kind, device="meta") for kind in (dtype, torch.float32))
+        for _ in range(times):
+            arguments = (a[1:], a[1:], c, 30, 1, True, None)
+            launch(product, (1,), *arguments, PRECISION="ieee", BLOCK=block, num_warps=warps)
+
+    CASES = {
+        "good": Case("good", run, ("bf16", "fp32"), {"product": lambda arguments: 1e9 * arguments["one"]}),
+        "spill": Case("spill", lambda dtype: run(dtype, 128, 1, 1)),
+        "wrong": Case("wrong", lambda dtype: launch(wrong, (1,), torch.empty(1, device="meta"))),
+    }
+"""
+
+
+def python(*command: object, path: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run python in the repository, with Triton's compiler unless `environment` says otherwise."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), str(ROOT), inherited.get("PYTHONPATH")]))
+    command = (sys.executable, *map(str, command))
+    return subprocess.run(command, cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True)
+
+
+def cells(text: str, *wanted: str) -> list[list[str]]:
+    """Rows of the tables that have all of these cells."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [row for row in rows if set(wanted) <= set(row)]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Any:
+    """Function (case, arguments) → the tool's run on kernels made for the purpose."""
+    (tmp_path / "toy.py").write_text(dedent(TOY))
+
+    def run(case: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        code = (
+            f"import sys, toy; toy.inspect_kernels.CASES = (toy.CASES[{case!r}],); sys.exit(toy.inspect_kernels.main())"
+        )
+        return python("-c", code, "--arch", 90, "--jobs", 1, *arguments, path=tmp_path)
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_kernel_of_the_package(tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    done = python(
+        "-m", "tools.inspect_kernels", "--arch", 90, "--kernel", "asymmetric_loss", "--check", "--markdown", table
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == table.read_text() + "\n"
+    resources, model = cells(done.stdout, "`asymmetric_loss._kernel`", "fp32")
+    assert 16 <= int(resources[5]) <= 255
+    assert resources[6] == "0"
+    assert float(model[-1]) >= 2
+    assert "model, not measured" in done.stdout
+    assert "make inspect-kernels" in done.stdout
+
+
+@pytest.mark.slow
+def test_equal_launches_are_one_compilation(toy: Any) -> None:
+    done = toy("good", "--check")
+    assert done.returncode == 0, done.stderr
+    (bf16, bf16_model), (fp32, _) = (cells(done.stdout, "`toy.product`", dtype) for dtype in ("bf16", "fp32"))
+    assert bf16[3] == fp32[3] == "3"
+    assert bf16[8] == "bf16"
+    assert int(bf16[9]) > 0
+    # Products of fp32 without tensor cores are in the table, and no violation.
+    assert fp32[8:10] == ["ieee", "0"]
+    # Three launches of 32·32·(2 + 4) bytes (a and b are one tensor), and three of 1 GFLOP.
+    assert bf16_model[3:] == ["3", "0.02", "3.00", f"{3 * (1e9 / 790e12 + 2e-6) * 1e6:.1f}"]
+
+
+@pytest.mark.slow
+def test_a_kernel_that_spills_fails_the_check(toy: Any) -> None:
+    done = toy("spill", "--check")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "spills" in line]
+    assert line.startswith("toy.product (spill, bf16, sm_90): spills ")
+    assert int(cells(done.stdout, "`toy.product`")[0][6]) > 0
+
+
+@pytest.mark.slow
+def test_a_kernel_that_does_not_compile_is_named(toy: Any) -> None:
+    done = toy("wrong")
+    assert done.returncode == 1
+    assert "toy.wrong (wrong, bf16, sm_90): does not compile: " in done.stderr
+    assert "does not compile" in cells(done.stdout, "`toy.wrong`")[0]
+
+
+def test_signatures_are_those_of_a_launch(toy: Any, tmp_path: Path) -> None:
+    code = """
+        import torch
+        from toy import inspect_kernels, product
+        from pspg.kernels.launch import Launch
+        x = torch.empty(64, dtype=torch.bfloat16, device="meta")
+        arguments = [x, x[1:], x.long(), 48, 1, 2**40, None, "ieee", 32]
+        launch = Launch(product, (1,), dict(zip(product.arg_names, arguments)), {"num_warps": 8})
+        unit = inspect_kernels.specialise(launch, 90)
+        kinds = ["*bf16", "*bf16", "*i64", "i32", "constexpr", "i64"] + 3 * ["constexpr"]
+        assert [kind for _, kind in unit.signature] == kinds
+        assert dict(unit.constants) == {"one": 1, "bias": None, "PRECISION": "ieee", "BLOCK": 32}
+        assert unit.attributes == ((0, "D"), (2, "D"), (3, "D"), (5, "D"))
+        assert unit.options == (("num_warps", 8),)
+    """
+    done = python("-c", dedent(code), path=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_check_refuses() -> None:
+    from tools.inspect_kernels import Resources, Row, violations
+
+    def check(architecture: int = 90, **used: Any) -> list[str]:
+        return violations(Row("case", "kernel", "bf16", architecture, 1, "", Resources(**used)))
+
+    assert check(registers=255, shared_bytes=227 * 1024, dots=("bf16",), tensor_instructions=1) == []
+    assert check(dots=("ieee",)) == check() == []
+    assert check(spill_bytes=8) == ["kernel (case, bf16, sm_90): spills 8 bytes of registers"]
+    for architecture, limit in {80: 163, 86: 99, 90: 227, 100: 227}.items():
+        assert check(architecture, shared_bytes=limit * 1024) == []
+        (line,) = check(architecture, shared_bytes=limit * 1024 + 1)
+        assert f"sm_{architecture}): shared memory of {limit * 1024 + 1} bytes" in line
+    for kind in ("bf16", "fp16", "tf32x3"):
+        (line,) = check(dots=("ieee", kind))
+        assert f"products of {kind} without a tensor-core instruction" in line
+    assert len(check(spill_bytes=8, shared_bytes=2**20, dots=("bf16",))) == 3
+    assert "does not compile: why" in check(error="why")[0]
+
+
+def test_the_interpreter_is_refused_in_one_line() -> None:
+    done = python("-m", "tools.inspect_kernels", TRITON_INTERPRET="1")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "inspect_kernels: unset TRITON_INTERPRET, the interpreter compiles nothing\n"
