@@ -11,14 +11,15 @@ OLDEST_TRITON := 3.6.0
 OLDEST := build/triton-$(OLDEST_TRITON)
 NEWEST := build/triton-newest
 
-.PHONY: help demo test test-slow test-triton inspect-kernels sanitize lint format clean
+.PHONY: help demo test test-slow test-triton check-kernels inspect-kernels sanitize lint format clean
 
 help:
 	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real film, report (minutes on 2 cores)"
 	@echo "make test             the tests that finish in minutes"
 	@echo "make test-slow        the longer ones: the demo's promises, kills and resumes, several processes"
 	@echo "make test-triton      the kernels' tests with the oldest triton that is supported, then with the newest"
-	@echo "make inspect-kernels  compile the kernels for four GPUs (without one), check and list what they use"
+	@echo "make check-kernels    compile the kernels for four GPUs (without one), check and list what they use"
+	@echo "make inspect-kernels  the same, and write kernels/RESOURCES.md"
 	@echo "make sanitize         the kernels' GPU tests under compute-sanitizer"
 	@echo "make lint             ruff and mypy"
 	@echo "make format           let ruff rewrite the sources"
@@ -65,8 +66,13 @@ define kernel_tests
 	PYTHONPATH=$(CURDIR)/$(1) $(BIN)/python -m pytest tests/kernels -m "not slow"
 endef
 
+INSPECT := env -u TRITON_INTERPRET $(BIN)/python -m tools.inspect_kernels --check
+
+check-kernels: $(TEST_STAMP)
+	$(INSPECT)
+
 inspect-kernels: $(TEST_STAMP)
-	env -u TRITON_INTERPRET $(BIN)/python -m tools.inspect_kernels --check --markdown kernels/RESOURCES.md
+	$(INSPECT) --markdown kernels/RESOURCES.md
 
 # Needs a GPU and compute-sanitizer.
 sanitize: $(TEST_STAMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -52,13 +53,18 @@ def with_triton(
         dtype: what the kernels compute in; None: the tensor's dtype.
     """
     known = (dtype or tensor.dtype) in (torch.float32, torch.bfloat16, torch.float16)
-    if not known or find_spec("triton") is None:
+    if not known or not _triton_is_installed():
         return dict(available)
     if tensor.device.type == "cuda" and torch.cuda.get_device_capability(tensor.device) >= (8, 0):
         return {"triton": kernels, **available}
     if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return {**available, "triton": kernels}
     return dict(available)
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 def check_shapes(operator: str, **tensors: tuple[Tensor, str]) -> dict[str, int]:
