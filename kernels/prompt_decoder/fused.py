@@ -544,7 +544,7 @@ def _images_kernel(
         h = (_tile(second, second_r, rows, rows_in, k, k_in) - mean[:, None]) * rstd[:, None]
         h = h * _vector(scale, k, k_in)[None, :] + _vector(shift, k, k_in)[None, :]
         # The programs of the heads take turns.
-        mine = start // BLOCK_K % tl.num_programs(1) == head
+        mine = k // BLOCK_K % tl.num_programs(1) == head
         _put(state, state_r, rows, rows_in, k, k_in & mine, h)
         right = _weights(query, query_r, columns, columns_in, k, k_in, False)
         sums = _dot(h.to(query.dtype.element_ty), right, sums)
@@ -659,7 +659,7 @@ def _norm_backward_kernel(
         centred = _tile(x, x_r, rows, rows_in, k, k_in) - mean[:, None]
         d = rstd[:, None] * (d - part[:, None] - centred * slope[:, None])
         # The programs of a row take turns.
-        mine = start // BLOCK_K % tl.num_programs(0) == tl.program_id(0)
+        mine = k // BLOCK_K % tl.num_programs(0) == tl.program_id(0)
         _put(exact, exact_r, rows, rows_in, k, k_in & mine, d)
         _put(d_x, d_x_r, rows, rows_in, k, k_in & mine, d)
         right = _weights(weight, weight_r, columns, columns_in, k, k_in, True)
