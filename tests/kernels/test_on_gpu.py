@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pspg.engine.models.decoders import PromptDecoder
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
+from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import spcl
 from pspg.kernels.text_tower import Frame, TextLayer, TextTower, encode_prompts, pair_indices
 from pspg.kernels.text_tower.frozen import EAGER
@@ -74,6 +76,61 @@ def test_asymmetric_loss(no_worse: Check) -> None:
         return outcome(lambda x: asymmetric_loss(x, labels, impl=impl), tensors)
 
     no_worse(run("triton", given), run("reference", given), run("reference", [t.double() for t in given]))
+
+
+def decoder_case(device: str, classes: int, images: int, width: int, hidden: int) -> tuple[list[str], list[Tensor]]:
+    """Names of a decoder's parameters; class features, context and the parameters of two decoders."""
+    torch.manual_seed(0)
+    decoders = [PromptDecoder(width, hidden, 8, HEADS).to(device).weights() for _ in range(2)]
+    names = [name for name in decoders[0] if not name.startswith("output_proj")]
+    features, context = (torch.randn(rows, width, device=device) for rows in (classes, images))
+    return names, [features, context, *(decoder[name].detach() for decoder in decoders for name in names)]
+
+
+def run_decoders(names: list[str], leaves: Sequence[Tensor], impl: str, n: int) -> Tensor:
+    features, context, *weights = leaves
+    half = len(weights) // 2
+    decoders = [dict(zip(names, part, strict=True)) for part in (weights[:half], weights[half:])]
+    return decode(decoders, features, context, prompt_length=n, heads=HEADS, impl=impl)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoders(dtype: torch.dtype) -> None:
+    """As near to float64 as torch in the same dtype, in norms: sixteen steps amplify single roundings."""
+    names, given = decoder_case("cuda", C, B, D, 512)
+
+    def run(impl: str, tensors: list[Tensor]) -> list[Tensor]:
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            return outcome(lambda *leaves: run_decoders(names, leaves, impl, N), tensors)
+
+    exact = run("reference", [t.double() for t in given])
+    slack = 1e-5 if dtype == torch.float32 else 0.01
+    for got, other, right in zip(run("triton", given), run("eager", given), exact, strict=True):
+        assert (got - right).norm() <= 2 * (other - right).norm() + slack * right.norm()
+
+
+def test_decoders_run_inside_a_captured_graph() -> None:
+    """Forward and backward of all steps, replayed on other inputs, give what direct calls give."""
+    names, given = decoder_case("cuda", 14, 7, 64, 64)
+    leaves = [tensor.clone().requires_grad_() for tensor in given]
+
+    def step() -> list[Tensor]:
+        outputs = run_decoders(names, leaves, "triton", 4)
+        return [outputs, *torch.autograd.grad(outputs.square().sum(), leaves)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.add_(0.1 * torch.randn_like(leaf))
+    graph.replay()
+    assert all(torch.equal(one, other) for one, other in zip(found, step(), strict=True))
 
 
 def make_tower() -> TextTower:
