@@ -41,6 +41,7 @@ FREE = {
     "zero_stage",
     "save_every",
     "log_every",
+    "cuda_graphs",
     "text_memory",
     "data.workers",
     "data.train",
@@ -63,6 +64,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_train(config)
     config = replace(config, loss=config.loss.resolved())
     world = start(config.device)
+    if config.cuda_graphs and world.device.type != "cuda":
+        raise UserError("cuda_graphs: needs a GPU, torch sees none")
     run = Path(config.output)
     check_output(run)
     check_fresh(config)

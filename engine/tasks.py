@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import open_clip
@@ -142,6 +143,19 @@ class PromptTask:
                 memory=self.module.text_memory,
                 impl=self.module.impl,
             )
+
+    def tensors(self, batch: Any) -> dict[str, Tensor] | None:
+        """Pixels and labels; None where pairs are sampled, on the host, or features come with the batch."""
+        if self._loss.pair_samples or not isinstance(batch, Batch) or batch.labels is None:
+            return None
+        return {"pixels": batch.pixels, "labels": batch.labels}
+
+    def step(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and loss, without the hooks that DeepSpeed has put on the module."""
+        batch = replace(batch, pixels=tensors["pixels"], labels=tensors["labels"])
+        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+            output = self.module.forward(*self.inputs(batch))
+        return self.loss(output, batch)
 
     def bad(self) -> dict[str, str]:
         return bad_images(self._validation)

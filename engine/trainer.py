@@ -18,6 +18,7 @@ from .device import autocast_dtype
 from .distributed import Engine, World, barrier, broadcast_buffers, gather
 from .errors import UserError
 from .models.weights import check_fit
+from .step_graph import StepGraph
 from .telemetry import Telemetry, say
 
 
@@ -145,6 +146,7 @@ class Trainer:
             zero_stage=config.zero_stage,
             autocast=autocast_dtype(config.precision, world.device),
         )
+        self.graph = StepGraph(task, world.device) if config.cuda_graphs else None  # type: ignore[arg-type]
         self.average: AveragedModel | None = None
         if config.optim.ema_decay:
             self.average = AveragedModel(
@@ -205,8 +207,8 @@ class Trainer:
         )
         for number, batch in enumerate(self.loader.batches(self.epoch, start), start + 1):
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, self.world.rank))
-            output = self.engine(*self.task.inputs(batch))
-            loss, parts = self.task.loss(output, batch)
+            found = None if self.graph is None else self.graph(batch)
+            loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
             self.engine.backward(loss)
             lr = self.engine.lr
             self.engine.step()
