@@ -81,6 +81,8 @@ HEADS = 8
 """of the tower and of the decoders"""
 R, FIRST = 367, 4
 """pairs of a chunk, and how many prefixes the first chunk's pairs continue"""
+NAME = 8
+"""tokens of the longest class name, in prefix mode"""
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -133,12 +135,21 @@ def _tails(dtype: torch.dtype, prefixes: int, tails: int, tokens: int, sequences
     text_tower.run_take_backward(_empty(sequences, 1 + N, W, dtype=dtype), None, starts)
 
 
-def _attention(dtype: torch.dtype, prefixes: int, seen: int, tails: int, tokens: int, *, by_prefix: bool) -> None:
+def _named_pairs(dtype: torch.dtype) -> None:
+    """What prefix mode changes: names lengthen prefixes and tails, and prefixes are padded."""
+    for _ in range(LAYERS - 1):
+        _attention(dtype, FIRST, 1 + N + NAME, R, N + NAME + 1, by_prefix=True, padded=True)
+
+
+def _attention(
+    dtype: torch.dtype, prefixes: int, seen: int, tails: int, tokens: int, *, by_prefix: bool, padded: bool = False
+) -> None:
     projected, prefix = _empty(tails, tokens, 3 * W, dtype=dtype), _empty(prefixes, seen, 2 * W, dtype=dtype)
-    starts = _empty(prefixes + 1, dtype=torch.int64)
-    out, denominators = text_tower.run_tail_attention(projected, prefix, starts, None, HEADS)
+    starts, lengths = (_empty(count, dtype=torch.int64) for count in (prefixes + 1, tails))
+    who = (starts, lengths if padded else None)
+    out, denominators = text_tower.run_tail_attention(projected, prefix, *who, HEADS)
     text_tower.run_tail_attention_backward(
-        torch.empty_like(out), projected, prefix, starts, None, denominators, HEADS, by_prefix
+        torch.empty_like(out), projected, prefix, *who, denominators, HEADS, by_prefix
     )
 
 
@@ -196,6 +207,7 @@ CASES = (
     Case("text tower: prefixes", _prefixes, flops=_TOWER),
     Case("text tower: ends of single prompts", lambda dtype: _tails(dtype, G * C, C, 1, G * C), flops=_TOWER),
     Case("text tower: pairs of a chunk", lambda dtype: _tails(dtype, FIRST, C, N + 1, R), flops=_TOWER),
+    Case("text tower: pairs with class names, attention", _named_pairs, flops=_TOWER),
 )
 
 

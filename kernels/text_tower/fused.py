@@ -517,19 +517,19 @@ def _tail_attention_backward_kernel(
         d_to_shared = tl.dot(g, tl.trans(shared_v), input_precision=PRECISION)
         d_to_own = tl.dot(g, tl.trans(v), input_precision=PRECISION)
         average = (tl.sum(to_shared * d_to_shared, 1) + tl.sum(to_own * d_to_own, 1))[:, None]
+        # One part after the other, so that few blocks are alive at a time.
         d_to_shared = (to_shared * (d_to_shared - average) * factor).to(q.dtype)
-        d_to_own = (to_own * (d_to_own - average) * factor).to(q.dtype)
-        to_own = to_own.to(q.dtype)
-        d_q = tl.dot(d_to_shared, shared_k, input_precision=PRECISION)
-        d_q += tl.dot(d_to_own, k, input_precision=PRECISION)
-        d_k = tl.dot(tl.trans(d_to_own), q, input_precision=PRECISION)
-        d_v = tl.dot(tl.trans(to_own), g, input_precision=PRECISION)
-        tl.store(d_projected + at_own, d_q.to(q.dtype), mask=own_mask)
-        tl.store(d_projected + at_own + width, d_k.to(q.dtype), mask=own_mask)
-        tl.store(d_projected + at_own + 2 * width, d_v.to(q.dtype), mask=own_mask)
         if BY_PREFIX:
-            d_shared_k += tl.dot(tl.trans(d_to_shared), q, input_precision=PRECISION)
             d_shared_v += tl.dot(tl.trans(to_shared.to(q.dtype)), g, input_precision=PRECISION)
+            d_shared_k += tl.dot(tl.trans(d_to_shared), q, input_precision=PRECISION)
+        d_q = tl.dot(d_to_shared, shared_k, input_precision=PRECISION)
+        d_v = tl.dot(tl.trans(to_own.to(q.dtype)), g, input_precision=PRECISION)
+        tl.store(d_projected + at_own + 2 * width, d_v.to(q.dtype), mask=own_mask)
+        d_to_own = (to_own * (d_to_own - average) * factor).to(q.dtype)
+        d_k = tl.dot(tl.trans(d_to_own), q, input_precision=PRECISION)
+        tl.store(d_projected + at_own + width, d_k.to(q.dtype), mask=own_mask)
+        d_q += tl.dot(d_to_own, k, input_precision=PRECISION)
+        tl.store(d_projected + at_own, d_q.to(q.dtype), mask=own_mask)
     if BY_PREFIX:
         target = partial + split.to(tl.int64) * tl.num_programs(0) * seen * 2 * width + at_shared
         tl.store(target, d_shared_k, mask=shared_mask)
