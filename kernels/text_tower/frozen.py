@@ -23,7 +23,9 @@ def require_frozen(tower: TextTower) -> None:
         ValueError: such a tower.
     """
     if not is_frozen(tower):
-        raise ValueError("impl='eager' gives no gradients to the tower's weights: freeze them, or use impl='reference'")
+        raise ValueError(
+            "eager and triton give no gradients to the tower's weights: freeze them, or use impl='reference'"
+        )
 
 
 def is_frozen(tower: TextTower) -> bool:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..launch import configuration, launch, pin
 from .frozen import mlp
@@ -42,7 +41,9 @@ def fused_mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
     """As `Passes.mlp`."""
     if tower.activation != "quick_gelu":
         return mlp(tower, layer, y)
-    return _MLP.apply(y, layer.fc_weight, layer.fc_bias, layer.proj_weight, layer.proj_bias)
+    # Of frozen weights autograd keeps no inputs: the hidden layer before its activation is all that is kept.
+    hidden = F.linear(y, layer.fc_weight, layer.fc_bias)
+    return F.linear(_quick_gelu(hidden), layer.proj_weight, layer.proj_bias)
 
 
 def attend(heads: int, projected: Tensor, prefix: Tensor, continuation: Continuation) -> Tensor:
@@ -180,23 +181,7 @@ def _add_norm_backward_kernel(
     tl.store(d_x + at, d.to(d_x.dtype.element_ty), mask=there)
 
 
-# ---- MLP with QuickGELU(x) = x·σ(1.702 x)
-
-
-class _MLP(torch.autograd.Function):
-    """MLP of a block with input gradients only; it keeps the hidden layer before its activation and nothing else."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, w_fc: Tensor, b_fc: Tensor, w_proj: Tensor, b_proj: Tensor) -> Tensor:
-        hidden = F.linear(y, w_fc, b_fc)
-        ctx.save_for_backward(hidden, w_fc, w_proj)
-        return F.linear(_quick_gelu(hidden), w_proj, b_proj)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, w_fc, w_proj = ctx.saved_tensors
-        return _quick_gelu_backward(gradient @ w_proj, hidden) @ w_fc, None, None, None, None
+# ---- QuickGELU(x) = x·σ(1.702 x)
 
 
 def run_quick_gelu(x: Tensor) -> Tensor:

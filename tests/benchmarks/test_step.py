@@ -46,6 +46,7 @@ def test_peak_memory_is_that_of_this_process() -> None:
     [
         (["--classes", "0"], "at least 1"),
         (["--impl", "fastest"], "fastest"),
+        (["--impl", "triton"], "--device cuda"),
         (["--device", "tpu"], "tpu"),
         (["--json", "README.md/out.json"], "README.md"),
     ],

@@ -120,6 +120,16 @@ def test_mlp(activation: Any, dtype: torch.dtype, tower: TextTower, device: torc
     no_worse(run(fused.FUSED, dtype), short, run(EAGER, torch.float64))
 
 
+def test_mlp_keeps_the_hidden_layer_and_no_other_activation(tower: TextTower) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the fixture's tower lies on the CPU")
+    short = tower.to(torch.float32)
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.shape), tensor)[1], lambda t: t):
+        fused.FUSED.mlp(short, short.layers[0], torch.randn(5, 3, 4, requires_grad=True))
+    assert [shape for shape in kept if shape[0] == 5] == [torch.Size([5, 3, 8])]
+
+
 def test_quick_gelu_of_large_numbers(device: torch.device) -> None:
     x = torch.tensor([-1e4, -100.0, -1.0, 0.0, 1.0, 100.0, 1e4], device=device)
     (leaf,) = leaves_of(x)
