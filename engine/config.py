@@ -176,9 +176,9 @@ class TrainConfig:
     """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
     log_every: int = 10
     """optimizer steps between log lines; the host waits for the device only there"""
-    cuda_graphs: bool = False
-    """phase 2 on a GPU, bf16 or fp32, zero_stage 0: record the step once as a CUDA graph and replay it; batches of
-    another shape, or a step that cannot be recorded, run as usual. Not yet tried on a GPU, therefore off"""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """phase 2 on a GPU: record the step once as a CUDA graph and replay it; batches of another shape, a step that cannot
+    be recorded, or whose replay differs, run as usual. auto: wherever it applies; on: refuse settings where it does not"""
     text_memory: int | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: int = 0
@@ -333,6 +333,19 @@ def check_seed(key: str, seed: int) -> None:
         raise UserError(f"{key}: must lie between 0 and 2^63 - 1, got {seed}")
 
 
+def graph_needs(config: TrainConfig) -> str | None:
+    """What a run lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
+    needs = {
+        "task prompt": config.task == "prompt",
+        "zero_stage 0": config.zero_stage == 0,
+        "data.cache_features false": not config.data.cache_features,
+        "loss.pair_samples 0, they are drawn on the host": not config.loss.pair_samples,
+        "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
+        "a GPU, device is cpu": config.device != "cpu",
+    }
+    return next((need for need, met in needs.items() if not met), None)
+
+
 def check_train(config: TrainConfig) -> None:
     """Refuse values and combinations that cannot run.
 
@@ -406,18 +419,9 @@ def check_train(config: TrainConfig) -> None:
         raise UserError(f"data.std: must be positive, got {data.std}")
     if optim.warmup_epochs > optim.epochs:
         raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
-    if config.cuda_graphs:
-        needs = {
-            "task prompt": config.task == "prompt",
-            "zero_stage 0": config.zero_stage == 0,
-            "data.cache_features false": not data.cache_features,
-            "loss.pair_samples 0, they are drawn on the host": not config.loss.pair_samples,
-            "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
-            "a GPU, device is cpu": config.device != "cpu",
-        }
-        for need, met in needs.items():
-            if not met:
-                raise UserError(f"cuda_graphs: needs {need}")
+    need = graph_needs(config)
+    if config.cuda_graphs == "on" and need:
+        raise UserError(f"cuda_graphs: needs {need}")
     if data.cache_features and config.task == "contrastive":
         raise UserError("data.cache_features: phase 1 trains the image tower, its features cannot be cached")
     if data.cache_features and data.augment:

@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_train(config)
     config = replace(config, loss=config.loss.resolved())
     world = start(config.device)
-    if config.cuda_graphs and world.device.type != "cuda":
+    if config.cuda_graphs == "on" and world.device.type != "cuda":
         raise UserError("cuda_graphs: needs a GPU, torch sees none")
     run = Path(config.output)
     check_output(run)

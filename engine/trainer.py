@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import last_checkpoint, load_tensors, read_json, save_checkpoint
-from .config import OptimConfig, TrainConfig
+from .config import OptimConfig, TrainConfig, graph_needs
 from .device import autocast_dtype
 from .distributed import Engine, World, barrier, broadcast_buffers, gather
 from .errors import UserError
@@ -146,7 +146,8 @@ class Trainer:
             zero_stage=config.zero_stage,
             autocast=autocast_dtype(config.precision, world.device),
         )
-        self.graph = StepGraph(task, world.device) if config.cuda_graphs else None  # type: ignore[arg-type]
+        recordable = config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config) is None
+        self.graph = StepGraph(task, world.device) if recordable else None  # type: ignore[arg-type]
         self.average: AveragedModel | None = None
         if config.optim.ema_decay:
             self.average = AveragedModel(

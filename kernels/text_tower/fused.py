@@ -19,6 +19,7 @@ from ..launch import configuration, launch, pin
 from .frozen import mlp
 from .passes import Continuation, Passes
 from .passes import add_norm as eager_add_norm
+from .passes import attend as eager_attend
 from .reference import TextLayer, TextTower
 
 pin("tail_attention", sm_80={"num_warps": 4, "num_stages": 1})
@@ -48,6 +49,8 @@ def fused_mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
 
 def attend(heads: int, projected: Tensor, prefix: Tensor, continuation: Continuation) -> Tensor:
     """As `Passes.attend`."""
+    if projected.is_cuda and projected.dtype == torch.float32:  # its backward in tf32x3 spills registers
+        return eager_attend(heads, projected, prefix, continuation)
     return _tail_attention(projected, prefix, continuation.starts, continuation.lengths, heads)[0]
 
 

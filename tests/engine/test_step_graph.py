@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def fail(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
+def stuck(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+    """A recording that replays what it saw, whatever the seed."""
+    torch.manual_seed(1)
+    return lambda: None, function()
+
+
 def run(make_clip: Callable[..., Any], names: list[str], folder: Path, record: Any, pair: Any = "spcl") -> list[Tensor]:
     small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2)
     world = start("cpu")
@@ -83,7 +90,7 @@ def test_trains_as_the_ordinary_step(
     replays.clear()
     ordinary = run(make_clip, names, tmp_path / "ordinary", None, pair)
     recorded = run(make_clip, names, tmp_path / "recorded", record_by_hand, pair)
-    assert len(replays) == 8 - WARM_UP - 1
+    assert len(replays) == 8 - WARM_UP - 1 + 1  # the recording's check is one more
     assert all(torch.equal(one, other) for one, other in zip(ordinary, recorded, strict=True))
 
     def losses(name: str) -> list[tuple[Any, ...]]:
@@ -104,6 +111,15 @@ def test_goes_on_without_where_recording_fails(
     assert said.count("cannot be recorded as a CUDA graph") == 1
     assert "stream is capturing" in said
     assert "more" not in said.split("capturing")[1].splitlines()[0]
+
+
+def test_goes_on_without_where_the_replay_differs(
+    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordinary = run(make_clip, names, tmp_path / "ordinary", None)
+    wrong = run(make_clip, names, tmp_path / "wrong", stuck)
+    assert all(torch.equal(one, other) for one, other in zip(ordinary, wrong, strict=True))
+    assert "".join(capsys.readouterr()).count("its replay differs from the step") == 1
 
 
 def test_sampled_pairs_are_never_recorded(make_clip: Callable[..., Any], names: list[str]) -> None:
@@ -127,10 +143,11 @@ def test_sampled_pairs_are_never_recorded(make_clip: Callable[..., Any], names: 
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], named: str) -> None:
-    config = TrainConfig(cuda_graphs=True, **settings)
+    config = TrainConfig(cuda_graphs="on", **settings)
     config.data.train = "train.jsonl"
     with pytest.raises(UserError, match=f"cuda_graphs: needs .*{named}"):
         check_train(config)
+    check_train(replace(config, cuda_graphs="auto"))
 
 
 @pytest.mark.gpu
