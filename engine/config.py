@@ -177,8 +177,9 @@ class TrainConfig:
     log_every: int = 10
     """optimizer steps between log lines; the host waits for the device only there"""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """phase 2 on a GPU: record the step once as a CUDA graph and replay it; batches of another shape, a step that cannot
-    be recorded, or whose replay differs, run as usual. auto: wherever it applies; on: refuse settings where it does not"""
+    """phase 2 on a GPU: record the step once as a CUDA graph and replay it; batches of another shape, a step that
+    cannot be recorded, or whose replay differs, run as usual. auto: wherever it applies; on: refuse settings where it
+    does not"""
     text_memory: int | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: int = 0
