@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import statistics
 import subprocess
 import time
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "open_clip_torch", "triton")},
-    }
+    found = {"python": platform.python_version()}
+    for name in ("torch", "triton", "numpy", "open_clip_torch"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def commit() -> str | None:
@@ -51,6 +55,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> fl
     return 2 * size**3 / statistics.median(times[1:])
 
 
+def peak_bandwidth(device: torch.device, repeats: int = 7) -> float:
+    """Bytes/s of a large copy within the device's memory, read and written, the median of a few."""
+    count = 2**28 if device.type == "cuda" else 2**26
+    a, b = (torch.rand(count, device=device) for _ in range(2))
+    times = [timed(lambda: a.copy_(b), device) for _ in range(repeats + 1)]
+    return 2 * a.nbytes / statistics.median(times[1:])
+
+
 def timed(function: Any, device: torch.device) -> float:
     """Seconds of one call, the device's work included."""
     if device.type == "cuda":
@@ -67,7 +79,37 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Not getrusage: its maximum is inherited from the process that started this one.
-    return 1024 * int((_first("/proc/self/status", "VmHWM") or "0").split()[0])
+    return _resident("VmHWM")
+
+
+class PeakMemory:
+    """The most memory that is held from here on, beyond what is held here.
+
+    On a CPU it is the resident set of this process; what the allocator keeps of earlier work is given back first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+            return
+        gc.collect()
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        self._before = _resident("VmRSS")
+
+    def bytes(self) -> int:
+        """So far."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return max(_resident("VmHWM") - self._before, 0)
+
+
+def _resident(key: str) -> int:
+    return 1024 * int((_first("/proc/self/status", key) or "0").split()[0])
 
 
 def _first(path: str, key: str) -> str | None:

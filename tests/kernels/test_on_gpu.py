@@ -41,7 +41,7 @@ def rand(*shape: int, dtype: torch.dtype = torch.float32, std: float = 1.0) -> T
     return (std * torch.randn(shape, device="cuda")).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])  # fp32 attends in torch
 def test_attention(dtype: torch.dtype, no_worse: Check) -> None:
     from pspg.kernels.text_tower.fused import FUSED
 
