@@ -19,6 +19,8 @@ SLOW = 10.0
 """seconds above which a call is repeated three times and needs no warm-up"""
 SECONDS = 3.0
 """of repetitions that a faster one is given"""
+FEWEST, MOST = 5, 50
+"""repetitions of a faster one"""
 Call = Callable[[int], Mapping[str, float]]
 """one repetition, given its number → direction → seconds; it synchronises with the device"""
 
@@ -47,15 +49,17 @@ class Measured:
 
 
 class Unavailable(Exception):
-    """A provider cannot run here; its message is one line."""
+    """A provider cannot run here, or is not worth its time; its message is one line."""
+
+    def __init__(self, reason: str, status: str = UNAVAILABLE) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 def take_turns(
     make: Mapping[str, Callable[[], Call]],
     device: torch.device,
     started: Callable[[str], None] = lambda name: None,
-    *,
-    seconds: float = SECONDS,
 ) -> dict[str, Measured]:
     """Measure providers in turns: a repetition of each, then the next of each.
 
@@ -63,7 +67,6 @@ def take_turns(
         make: provider → function that prepares it. May raise `Unavailable`.
         device: where they run.
         started: told which provider runs, before it does.
-        seconds: of repetitions for each provider.
     """
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
@@ -74,10 +77,10 @@ def take_turns(
         first = None if call is None else _repeat(found[name], call, 0, device)
         if call is None or first is None:
             continue
-        calls[name], total = call, max(first.values())
-        left[name] = 2 if total > SLOW else min(max(int(seconds / max(total, 1e-6)), 5), 50)
-        if total > SLOW:
+        calls[name], left[name] = call, 1
+        if max(first.values()) > SLOW:
             _keep(found[name], first)
+            left[name] = 2
     turn = 1
     while any(left.values()):
         for name, call in calls.items():
@@ -85,9 +88,13 @@ def take_turns(
                 continue
             started(name)
             times = _repeat(found[name], call, turn, device)
-            left[name] = left[name] - 1 if times is not None else 0
-            if times is not None:
-                _keep(found[name], times)
+            left[name] -= 1
+            if times is None:
+                left[name] = 0
+                continue
+            _keep(found[name], times)
+            if turn == 1 and not left[name]:  # what the first took says too much: it warmed up
+                left[name] = min(max(int(SECONDS / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
         turn += 1
     return found
 
@@ -125,7 +132,7 @@ def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
     try:
         return function()
     except Unavailable as error:
-        measured.status, measured.detail = UNAVAILABLE, str(error)
+        measured.status, measured.detail = error.status, str(error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
