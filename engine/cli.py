@@ -33,6 +33,12 @@ class Command:
         return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
+def prepare(settings: str, help: str) -> Command:
+    """The command of a module of `data/prepare/`."""
+    module, _, _ = settings.partition(":")
+    return Command(f"data.prepare.{settings}", f"data.prepare.{module}:prepare", help)
+
+
 COMMANDS = {
     "train": Command("config:TrainConfig", "run:train", "train either phase"),
     "evaluate": Command("config:EvaluateConfig", "evaluation.evaluate:evaluate_model", "metrics, tables and a report"),
@@ -40,6 +46,12 @@ COMMANDS = {
     "phantom": Command("draw:DrawConfig", "draw:draw", "draw a phantom data set"),
     "import-checkpoint": Command("config:ImportConfig", "transfer:import_checkpoint", "read the authors' weights"),
     "export-checkpoint": Command("config:ExportConfig", "transfer:export_checkpoint", "write a model folder"),
+    "prepare chexpert": prepare("chexpert:CheXpertConfig", "manifests from CheXpert"),
+    "prepare mimic-cxr": prepare("mimic_cxr:MimicConfig", "manifests from MIMIC-CXR-JPG and its reports"),
+    "prepare padchest": prepare("padchest:PadChestConfig", "manifests from PadChest"),
+    "prepare vindr-cxr": prepare("vindr_cxr:VinDrConfig", "manifests from VinDr-CXR or VinBigData"),
+    "prepare chestxray14": prepare("chestxray14:ChestXray14Config", "manifests from the NIH's ChestX-ray14"),
+    "prepare folder": prepare("folder:FolderConfig", "manifests from images and a table of your own"),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
 GROUPS = {
