@@ -9,6 +9,7 @@ reads OpenI's XML files (a folder, or the archive `NLMCXR_reports.tgz` as it is)
 from __future__ import annotations
 
 import argparse
+import html
 import importlib.util
 import random
 import re
@@ -88,7 +89,7 @@ def read_reports(place: Path) -> Iterator[tuple[str, str]]:
 def openi_report(xml: bytes) -> str:
     """The sections of an OpenI file as a plain report with headings."""
     sections = ElementTree.fromstring(xml).iter("AbstractText")
-    return "\n".join(f"{section.get('Label')}: {section.text or ''}" for section in sections)
+    return "\n".join(f"{section.get('Label')}: {html.unescape(section.text or '')}" for section in sections)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """From a radiology report to the text of phase 1: its impression, without physicians and view positions.
 
 Paper, appendix A.1: report texts were trimmed to the fields IMPRESSION or CONCLUSION, and physician identifiers and
-sequences of view positions omitted. The words that follow are this engine's reading of that sentence, for English reports
-as in MIMIC-CXR (redacted with `___`) and OpenI (redacted with `XXXX`). What is redacted is left out, too.
+sequences of view positions omitted. What follows is this engine's reading of that sentence, for English reports as in
+MIMIC-CXR (redacted with `___`) and OpenI (redacted with `XXXX`). The marks of redaction are left out, too.
 """
 
 from __future__ import annotations
 
 import re
 
-# A heading is a line's beginning in capitals up to a colon; the wanted two also count in lower case or on a line of their own.
+# A heading begins a line, in capitals up to a colon; the two wanted ones count in lower case, too, and without a colon.
+# Those that no sentence holds in capitals count anywhere.
 HEADING = re.compile(
-    r"^[ \t]*(?:([A-Z][A-Z0-9 /&,()'-]*?)[ \t]*:|((?:FINAL )?(?:IMPRESSION|CONCLUSION)S?)[ \t]*$"
-    r"|([Ii]mpression|[Cc]onclusion)s?[ \t]*:)",
+    r"^[ \t]*(?:[A-Z][A-Z0-9 /&,()'-]*?[ \t]*:|(?:FINAL )?(?:IMPRESSION|CONCLUSION)S?[ \t]*$"
+    r"|(?:[Ii]mpression|[Cc]onclusion)s?[ \t]*:)|\b(?:IMPRESSION|CONCLUSION|FINDINGS|NOTIFICATION):",
     re.MULTILINE,
 )
 WANTED = re.compile("IMPRESSION|CONCLUSION", re.IGNORECASE)
@@ -25,13 +26,12 @@ SECTIONS = re.compile(
 
 REDACTED = r"(?:_{2,}|X{4,})"
 VIEW = (
-    r"(?:PA|AP|frontal|laterals?|portable|(?:apical )?lordotic|upright|semi-?upright|erect|supine|(?:left |right )?lateral"
-    r" decubitus|decubitus|postero-?anterior|antero-?posterior|single|one|two|three|[123]|bedside)"
+    r"(?:PA|AP|frontal|laterals?|portable|(?:apical )?lordotic|upright|semi-?upright|erect|supine|bedside"
+    r"|(?:(?:left |right )?lateral )?decubitus|postero-?anterior|antero-?posterior|single|one|two|three|[123])"
 )
-VIEWS = rf"{VIEW}(?:(?:\s*[,/&+-]\s*|\s+and\s+|\s+or\s+|\s+){VIEW})*"
+VIEWS = rf"{VIEW}(?:(?:\s*[,/&+-]\s*(?:and\s+)?|\s+and\s+|\s+or\s+|\s+){VIEW})*"
 PICTURE = r"(?:views?|projections?|images?|radiographs?|films?|x-?rays?|exam(?:ination)?s?|stud(?:y|ies)|technique)"
-OF_CHEST = r"(?:\s+of\s+(?:the\s+)?chest|\s+chest)?"
-ALL_VIEWS = rf"{VIEWS}\s+(?:chest\s+)?{PICTURE}{OF_CHEST}"
+ALL_VIEWS = rf"{VIEWS}\s+(?:chest\s+)?{PICTURE}(?:\s+of\s+(?:the\s+)?chest|\s+chest)?"
 
 ABBREVIATIONS = [
     (re.compile(r"\b(Drs?|vs|approx|Mrs?|Ms)\.", re.IGNORECASE), r"\1"),
@@ -39,53 +39,74 @@ ABBREVIATIONS = [
     (re.compile(r"\bM\.\s?D\b\.?"), "MD"),
     (re.compile(r"\bx-X{4,}", re.IGNORECASE), "x-ray"),
 ]
-UNPOINTED = re.compile(r"(?<![.!?:;,\s])\s*\n\s*(?=\(?\d{1,2}[.)]\s)")
-NUMBER = re.compile(r"(^|[.!?:;]|\n)\s*\(?\d{1,2}[.)]\s*(?=[A-Z(])")
+NUMBER = re.compile(r"(?:(?<=[\s.])|^)\(?(\d{1,2})[.)],?\s*(?=[A-Z(])")
+ENDED = ("", ".", ":", ";", "?", "!")
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
-# Sentences that name a physician or tell who was told what, or that only name the views.
+ASIDES = [
+    # "PA and lateral chest compared to ___, 4:30 am:"
+    re.compile(rf"^(?:{ALL_VIEWS}|{VIEWS}\s+chest)[^.]{{0,80}}?:(?:\s+|$)", re.IGNORECASE),
+    # "…, as discussed with Dr ___"
+    re.compile(
+        r",?\s*\b(?:as|(?:which|and this|and these|this) (?:was|were))\s+(?:discussed with|communicated|reported to"
+        r"|conveyed|relayed|called|telephoned|paged)\b[^.]*(?=\.|$)",
+        re.IGNORECASE,
+    ),
+]
+# Sentences that name a physician or tell who was told what, or that only name views or a comparison.
 PERSON = re.compile(
-    r"\b(?:Drs?|MD|physicians?|radiologists?|clinicians?|residents?|attending|house ?(?:officer|staff)|nurses?|RN"
+    r"\b(?:Drs?|MD|doctors?|physicians?|radiologists?|clinicians?|residents?|attending|house ?(?:officer|staff)|nurses?|RN"
     r"|technologists?|(?:referring|ordering|covering|primary|surgical|ICU|clinical) (?:team|service|provider)s?)\b"
 )
 TOLD = re.compile(
-    r"\b(?:discussed(?! (?:above|below|in))|discuss this|notif(?:y|ied|ication)|communicated|telephoned?|by phone|paged"
-    r"|pager|conveyed|relayed|informed|(?:was|were|been) (?:called|recalled|reported|alerted)|being recalled|acknowledged"
+    r"\b(?:discussed(?! (?:above|below|in))|discuss this|notif(?:y|ied|ication)|communicated|telephoned?|by phone"
+    r"|paged|pager|conveyed|relayed|informed|(?:was|were|been) (?:called|reported|alerted)|being recalled|acknowledged"
     r"|read ?back|dictated|transcribed|electronically signed|dashboard|wet read|Veriphy|Primordial"
-    r"|thank(?:s| you)|any questions|opportunity to (?:assist|participate)|time of (?:discovery|observation))\b",
+    r"|thank(?:s| you)|any questions|opportunity to (?:assist|participate)|time of (?:discovery|observation))\b"
+    rf"|^{REDACTED}.*(?:\b[ap]m\b|\bhours\b|\bdepartment\b)",
     re.IGNORECASE,
 )
 ONLY_VIEWS = re.compile(
-    rf"^(?:(?:chest|technique|exam|the|an?|there (?:is|are)|limited)\s+)*(?:{ALL_VIEWS}|{VIEWS}\s+chest|{VIEWS})"
+    r"^(?:(?:chest|technique|exam|the|an?|there (?:is|are)|limited)\s+)*"
+    rf"(?:{ALL_VIEWS}|{VIEWS}\s+chest|{VIEWS}|{PICTURE}[,\s]\s*{VIEWS})"
     r"(?:\s+(?:is|are|was|were))?(?:\s+(?:obtained|submitted|provided|performed|reviewed|available|presented))?\W*$",
     re.IGNORECASE,
 )
 ONLY_COMPARISON = re.compile(rf"^(?:comparison|compared)\b[\s\w:]{{0,40}}?{REDACTED}[\W_X]*$", re.IGNORECASE)
 
+GAP = rf"{REDACTED}(?:[\s,/]+{REDACTED})*"
 OMITTED = [
     # "PA and lateral views of the chest show …"
     re.compile(rf"^{ALL_VIEWS}\s+(?:again\s+)?(?:shows?|demonstrates?|reveals?)\s+", re.IGNORECASE),
-    # "… on the lateral view"
+    # "Comparison XXXX, XXXX"
+    re.compile(rf"^comparison:?\s+{GAP}[.,]?\s+(?=[A-Z])", re.IGNORECASE),
+    # "…, seen on the lateral view", "… for supine AP technique", "… on lateral XXXX"
     re.compile(
-        rf",?\s*\b(?:only\s+)?(?:on|in|from)\s+(?:the\s+|this\s+|an?\s+|today's\s+)?(?:recent\s+)?{ALL_VIEWS}(?:\s+only)?\b",
+        rf"(?:,\s*(?:(?:best|well|only)\s+)?(?:seen|visualized|noted)(?:\s+{REDACTED})?)?"
+        r",?\s*\b(?:only\s+)?(?:on|in|from|for)\s+(?:the\s+|this\s+|an?\s+|today's\s+)?(?:recent\s+)?"
+        rf"{ALL_VIEWS}(?:\s+only)?\b",
         re.IGNORECASE,
     ),
+    re.compile(rf",?\s*\bon\s+(?:the\s+)?(?:PA|lateral|frontal)(?:\s+{GAP}|(?=[.,;]|$))", re.IGNORECASE),
+    # "PA and lateral" of "recommend PA and lateral chest radiographs"
+    re.compile(rf"\b(?:PA|AP|frontal)(?:\s*(?:/|&|\band\b)\s*lateral)?\s+(?=(?:chest\s+)?{PICTURE}\b)", re.IGNORECASE),
     # "… compared to the prior study from XXXX", "… since XXXX", "… on XXXX at XXXX"
     re.compile(
-        r",?\s*\b(?:(?:as\s+|when\s+)?(?:compared|comparison)\s+(?:to|with)|(?:as\s+)?compared\s+to)\s+(?:the\s+|a\s+)?"
-        rf"(?:prior\s+|previous\s+)?(?:{PICTURE}\s+)?(?:(?:from|of|dated|on|performed)\s+)*{REDACTED}(?:[\s,/]+{REDACTED})*",
+        r",?\s*\b(?:as\s+|when\s+|in\s+)?(?:compared|comparison)\s+(?:to|with)\s+(?:the\s+|a\s+)?"
+        rf"(?:prior\s+|previous\s+)?(?:{PICTURE}\s+)?(?:(?:from|of|dated|on|performed)\s+)*{GAP}",
         re.IGNORECASE,
     ),
-    re.compile(
-        rf",?\s*\b(?:since|dated|from|on|at|of|by|in)\s+(?:the\s+)?{REDACTED}(?:[\s,/]+{REDACTED})*(?=\s*(?:[.,;)]|$))",
-        re.IGNORECASE,
-    ),
+    re.compile(rf",?\s*\b(?:since|dated|from|on|at|of|by|in)\s+(?:the\s+)?{GAP}(?=\s*(?:[.,;)]|$))", re.IGNORECASE),
+    # "No XXXX of …"
+    re.compile(rf"(?:^|(?<=\b[Nn]o )|(?<=\bfor )){GAP}\s+of\b"),
     # dates and times
     re.compile(r",?\s*\b(?:(?:on|from|dated|since|at)\s+)?\d{1,2}[/-]\d{1,2}[/-](?:\d{4}|\d\d)\b", re.IGNORECASE),
     re.compile(r",?\s*\b(?:at\s+)?\d{1,2}:\d\d(?:\s*[ap]m)?\b", re.IGNORECASE),
-    re.compile(rf"(?:\b\w-)?{REDACTED}(?:/{REDACTED})*"),
+    re.compile(rf"-?{REDACTED}(?:[/-]{REDACTED})*"),
     re.compile(r"\[?<|>\]?"),
 ]
+# What a gap leaves behind at the end of a clause.
+LOOSE_END = re.compile(r"(?:\s+(?:an?|and|as|at|by|for|from|in|of|on|or|since|the|to|with))+(?=\s*(?:[.,;]|$))")
 TIDY = [
     (re.compile(r"\(\s*\)"), ""),
     (re.compile(r"\s+"), " "),
@@ -110,19 +131,39 @@ def impression(report: str) -> str | None:
 
 
 def clean(text: str) -> str:
-    """A section of a report on one line, less list numbers, physicians, who was told, view positions, dates and gaps."""
+    """A section of a report on one line, less list numbers, physicians, who was told, view positions and dates."""
     for pattern, plain in ABBREVIATIONS:
         text = pattern.sub(plain, text)
-    text = NUMBER.sub(r"\1 ", UNPOINTED.sub(". ", text.strip()))
-    sentences = (_clean_sentence(" ".join(sentence.split())) for sentence in SENTENCE.split(text))
+    sentences = (_clean_sentence(" ".join(part.split())) for part in SENTENCE.split(_without_numbers(text.strip())))
     return " ".join(sentence for sentence in sentences if re.search("[A-Za-z]{2}", sentence))
 
 
+def _without_numbers(text: str) -> str:
+    """A list 1., 2., 3. as sentences. A number that does not continue the list belongs to the text."""
+    parts, last, expected = [], 0, 1
+    for match in NUMBER.finditer(text):
+        before = text[last : match.start()].rstrip()
+        # A list begins a text or a sentence, or follows a short title such as "Chest".
+        begins = match[1] == "1" and len(re.split("[.:;?!]", before)[-1].split()) <= 3
+        if not begins and int(match[1]) != expected:
+            continue
+        parts += [before, " " if before[-1:] in ENDED else ". "]
+        last, expected = match.end(), int(match[1]) + 1
+    return "".join([*parts, text[last:]]).strip()
+
+
 def _clean_sentence(sentence: str) -> str:
+    for pattern in ASIDES:
+        sentence = pattern.sub("", sentence)
     if any(pattern.search(sentence) for pattern in (PERSON, TOLD, ONLY_VIEWS, ONLY_COMPARISON)):
         return ""
+    redacted = re.search(REDACTED, sentence)
     for pattern in OMITTED:
         sentence = pattern.sub(" ", sentence)
+    if redacted:
+        sentence = LOOSE_END.sub("", sentence)
+        if len(sentence.split()) < 2:  # "XXXX change" may have been "No change"
+            return ""
     for pattern, tidy in TIDY:
         sentence = pattern.sub(tidy, sentence)
     sentence = sentence.strip(" ,;:-")

@@ -1,8 +1,8 @@
 """ChestX-ray14 of the NIH (https://nihcc.app.box.com/v/ChestXray-NIHCC).
 
-Expects `Data_Entry_2017*.csv` (labels joined by `|`), `train_val_list.txt` and `test_list.txt`, and the images either as
-the archives unpack on Kaggle (`images_001/images/` … `images_012/images/`) or in one folder `images/` or the source itself.
-Under `missing: keep`, where files are not looked for, they are taken to be in `images/`.
+Expects `Data_Entry_2017*.csv` (labels joined by `|`), `train_val_list.txt` and `test_list.txt`, and the images in
+`images_001/images/` … `images_012/images/`, in one folder `images/`, or in the source itself. Under `missing: keep`,
+where files are not looked for, they are taken to be in `images/`.
 
 All images are frontal (PA or AP). The official test list stays as it is; validation patients are drawn from the other.
 Fifteen classes: 14 findings and No Finding, with spaces for underscores; a class that a row does not list is 0.
@@ -42,7 +42,7 @@ def read(config: ChestXray14Config, journal: Journal) -> tuple[list[str], list[R
     official = _official(config)
     lines = list(table)
     found = [_names(line) for line in lines]
-    classes = sorted(set().union(*found))
+    classes = sorted(set().union(*found), key=str.casefold)
     rows = []
     for line, names in zip(lines, found, strict=True):
         image, patient = line["Image Index"], line["Patient ID"]

@@ -4,8 +4,8 @@ Expects `train.csv` and `valid.csv` (Path, Sex, Age, Frontal/Lateral, AP/PA, the
 the folders `train/` and `valid/` beside them. The radiologists' test labels were published later, with CheXlocalize
 (`test_labels.csv`, or `groundtruth.csv`: Path, then the 14 labels); the images belong in `test/`.
 
-Paths are taken without their `CheXpert-v1.0(-small)/`, so that the source may have any name. Frontal views only, official
-splits; -1 (uncertain) and null (not mentioned) are kept: training decides (`data.uncertain`, `data.blank`).
+Paths are taken without their `CheXpert-v1.0(-small)/`, so that the source may have any name. Frontal views only,
+official splits; -1 (uncertain) and null (not mentioned) are kept: training decides (`data.uncertain`, `data.blank`).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Expects in the source `mimic-cxr-2.0.0-metadata.csv`, `-split.csv` and `-chexper
 `files/p10/p10000032/s50414267.txt`.
 
 The paper's choices: frontal views (ViewPosition PA or AP); the text is the report's impression or conclusion, see
-`engine/data/reports.py`, and images whose report has neither are left out. Official splits. Labels are CheXpert's 14, given
-for each study (null where it is not in the table), as in `chexpert.py`.
+`engine/data/reports.py`, and images whose report has neither are left out. Official splits. Labels are CheXpert's 14,
+given for each study (null where it is not in the table), as in `chexpert.py`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def read(config: MimicConfig, journal: Journal) -> tuple[list[str], Iterator[Row
     if config.reports is None:
         journal.warn("no reports: the manifests hold no text, which phase 1 needs; name the folder with --reports")
     elif not Path(config.reports, "files").is_dir():
-        raise UserError(
-            f"reports: {config.reports} holds no folder files/; unpack mimic-cxr-reports.zip and name its place"
-        )
+        raise UserError(f"reports: {config.reports} holds no folder files/; unpack mimic-cxr-reports.zip")
     metadata = Table(_find(config, "metadata"), ["dicom_id", "subject_id", "study_id", "ViewPosition"])
     labels = Table(_find(config, "chexpert"), ["subject_id", "study_id"])
     splits = Table(_find(config, "split"), ["dicom_id", "split"])

@@ -3,10 +3,10 @@
 Expects `PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv` and the images either in the folders of the column
 ImageDir (`0/` … `54/`, as the archives are called) or all in one.
 
-The paper's subset: rows labelled by radiologists (`MethodLabel` is Physician) in the projections PA, AP and AP_horizontal,
-and labels with more than 50 positives among them: 26,432 images and 108 classes. Labels come as Python lists with stray
-spaces and empty strings. A class that a row does not list is 0. There are no official splits. The reports are Spanish,
-reduced to word stems, and not used.
+The paper's subset: rows labelled by radiologists (`MethodLabel` is Physician) in the projections PA, AP and
+AP_horizontal, and labels with more than 50 positives among them: 26,432 images and 108 classes. Labels come as Python
+lists with stray spaces and empty strings. A class that a row does not list is 0. There are no official splits. The
+reports are Spanish, reduced to word stems, and not used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read(config: PadChestConfig, journal: Journal) -> tuple[list[str], list[Row]
     table = Table(find_table(config.source, "PADCHEST_chest_x_ray_images_labels_160K*.csv"), COLUMNS)
     found = [(line, names) for line in table if (names := _select(line, journal)) is not None]
     positives = Counter(name for _, names in found for name in names)
-    classes = sorted(name for name, number in positives.items() if number >= config.min_positives)
+    classes = sorted((name for name, number in positives.items() if number >= config.min_positives), key=str.casefold)
     for name, number in positives.most_common():
         if number < config.min_positives:
             journal.drop("class with too few positives", table.path.name, f"{name} ({number})")
