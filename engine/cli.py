@@ -94,6 +94,7 @@ def _add_group(branch: Any, group: str) -> Any:
     parser = ArgumentParser(description=GROUPS[group], exit_on_error=False, allow_abbrev=False)
     branch.add_subcommand(group, parser, help=GROUPS[group][0].lower() + GROUPS[group][1:].rstrip("."))
     parser.prog = f"pspg-engine {group}"
+    parser.usage = "%(prog)s COMMAND [--config FILE] [--key VALUE ...]"
     return parser.add_subcommands(required=True, dest="command")
 
 

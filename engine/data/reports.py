@@ -46,6 +46,8 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+")
 ASIDES = [
     # "PA and lateral chest compared to ___, 4:30 am:"
     re.compile(rf"^(?:{ALL_VIEWS}|{VIEWS}\s+chest)[^.]{{0,80}}?:(?:\s+|$)", re.IGNORECASE),
+    # "After review with the attending radiologist, …"
+    re.compile(r"^after (?:further )?review with [^,.]*(?:radiologist|attending|physician)s?\b,?\s*", re.IGNORECASE),
     # "…, as discussed with Dr ___"
     re.compile(
         r",?\s*\b(?:as|(?:which|and this|and these|this) (?:was|were))\s+(?:discussed with|communicated|reported to"
@@ -55,8 +57,9 @@ ASIDES = [
 ]
 # Sentences that name a physician or tell who was told what, or that only name views or a comparison.
 PERSON = re.compile(
-    r"\b(?:Drs?|MD|doctors?|physicians?|radiologists?|clinicians?|residents?|attending|house ?(?:officer|staff)|nurses?|RN"
-    r"|technologists?|(?:referring|ordering|covering|primary|surgical|ICU|clinical) (?:team|service|provider)s?)\b"
+    r"\b(?:Drs?|MD|doctors?|physicians?|radiologists?|clinicians?|residents?|attending|house ?(?:officer|staff)"
+    r"|nurses?|RN|technologists?"
+    r"|(?:referring|ordering|covering|primary|surgical|ICU|clinical) (?:team|service|provider)s?)\b"
 )
 TOLD = re.compile(
     r"\b(?:discussed(?! (?:above|below|in))|discuss this|notif(?:y|ied|ication)|communicated|telephoned?|by phone"

@@ -151,7 +151,7 @@ def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit):
         main(["prepare", "--help"])
     text = capsys.readouterr().out
-    assert text.startswith("usage: pspg-engine prepare {")
+    assert text.startswith("usage: pspg-engine prepare COMMAND")
     assert "first help" in text
     assert "second help" in text
     for arguments, start in [

@@ -70,12 +70,12 @@ def _rows(tables: dict[str, Table], classes: list[str], journal: Journal) -> Ite
             patient = PATIENT.search(path)
             if patient is None:
                 raise UserError(f"{table.path}:{line.number}: column 'Path' names no patient folder")
-            view = line.cells.get("Frontal/Lateral") or ("Frontal" if "frontal" in Path(path).name else "Lateral")
+            view = line.get("Frontal/Lateral") or ("Frontal" if "frontal" in path.rsplit("/", 1)[-1] else "Lateral")
             if view != "Frontal":
                 journal.drop("lateral view", line.place, path)
                 continue
             yield Row(
-                id=str(Path(path).with_suffix("")),
+                id=path.rsplit(".", 1)[0],
                 filepath=path,
                 split=split,
                 place=line.place,

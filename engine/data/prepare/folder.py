@@ -69,9 +69,9 @@ def _row(line: Line, classes: list[str], config: FolderConfig) -> Row:
     path = line[config.path_column]
     if not path or path.startswith("/") or ".." in path.split("/"):
         raise UserError(f"{line.path}:{line.number}: column {config.path_column!r} must be a path below the source")
-    patient = line.cells.get(config.patient_column) or None
+    patient = line.get(config.patient_column) or None
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
-    split = line.cells.get(config.split_column)
+    split = line.get(config.split_column)
     if split is None:
         split = split_by_hash(patient or path, config.seed, fractions)
     elif split not in SPLITS:
@@ -83,7 +83,7 @@ def _row(line: Line, classes: list[str], config: FolderConfig) -> Row:
         place=line.place,
         labels=line.labels(classes) if classes else None,
         patient=patient,
-        text=line.cells.get(config.text_column) or None,
+        text=line.get(config.text_column) or None,
     )
 
 

@@ -18,14 +18,18 @@ LEVELS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a table: its cells by column, stripped, and where it stands."""
+    """One line of a table: its cells by column, and where it stands."""
 
     path: Path
     number: int
     cells: dict[str, str]
 
     def __getitem__(self, column: str) -> str:
-        return self.cells[column]
+        return self.cells[column].strip()
+
+    def get(self, column: str) -> str | None:
+        """The cell, or None where the table has no such column."""
+        return self[column] if column in self.cells else None
 
     @property
     def place(self) -> str:
@@ -39,9 +43,9 @@ class Line:
             UserError: another value.
         """
         try:
-            return [LEVELS[self.cells[column]] for column in columns]
+            return [LEVELS[self[column]] for column in columns]
         except KeyError:
-            bad = next(column for column in columns if self.cells[column] not in LEVELS)
+            bad = next(column for column in columns if self[column] not in LEVELS)
             raise UserError(f"{self.path}:{self.number}: column {bad!r} must be 1, 0, -1 or empty") from None
 
 
@@ -76,8 +80,7 @@ class Table:
                 continue
             if len(record) != len(self.columns):
                 raise UserError(f"{self.path}:{number}: {len(record)} cells, the header has {len(self.columns)}")
-            cells = zip(self.columns, map(str.strip, record), strict=True)
-            yield Line(self.path, number, dict(cells))
+            yield Line(self.path, number, dict(zip(self.columns, record, strict=True)))
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         opener = gzip.open if self.path.suffix == ".gz" else open
