@@ -437,6 +437,7 @@ def test_mistakes_in_a_table(prepare: Callable[..., str], tmp_path: Path, header
         (["--image_root", "nowhere"], "image_root: "),
         (["--val_fraction", "0.9"], "val_fraction: together"),
         (["--test_fraction", "2"], "test_fraction: "),
+        (["--salt", ""], "salt: "),
         (["--table", "nowhere.csv"], "nowhere.csv: "),
         (["--table", "bad.csv.gz"], "bad.csv.gz: a broken gzip file"),
         (["--table", "latin.csv"], "latin.csv: not UTF-8"),

@@ -120,6 +120,8 @@ def _check(config: PrepareConfig) -> None:
     if not config.dry_run:
         require(output=config.output)
         check_new_folder(config.output)
+    if config.salt == "":
+        raise UserError("salt: must not be empty; leave it null for a random one")
     if config.pixel_samples < 0:
         raise UserError(f"pixel_samples: must not be negative, got {config.pixel_samples}")
     if config.image_size < 1:
