@@ -24,7 +24,7 @@ SECTIONS = re.compile(
     re.IGNORECASE,
 )
 
-REDACTED = r"(?:_{2,}|X{4,})"
+REDACTED = r"(?:_{2,}+|X{4,}+)"
 VIEW = (
     r"(?:PA|AP|frontal|laterals?|portable|(?:apical )?lordotic|upright|semi-?upright|erect|supine|bedside"
     r"|(?:(?:left |right )?lateral )?decubitus|postero-?anterior|antero-?posterior|single|one|two|three|[123])"
@@ -72,12 +72,13 @@ TOLD = re.compile(
 ONLY_VIEWS = re.compile(
     r"^(?:(?:chest|technique|exam|the|an?|there (?:is|are)|limited)\s+)*"
     rf"(?:{ALL_VIEWS}|{VIEWS}\s+chest|{VIEWS}|{PICTURE}[,\s]\s*{VIEWS})"
-    r"(?:\s+(?:is|are|was|were))?(?:\s+(?:obtained|submitted|provided|performed|reviewed|available|presented))?\W*$",
+    r"(?:\s+(?:is|are|was|were))?(?:\s+(?:obtained|submitted|provided|performed|reviewed|available|presented)"
+    r"|\s+compared\b.*)?\W*$",
     re.IGNORECASE,
 )
 ONLY_COMPARISON = re.compile(rf"^(?:comparison|compared)\b[\s\w:]{{0,40}}?{REDACTED}[\W_X]*$", re.IGNORECASE)
 
-GAP = rf"{REDACTED}(?:[\s,/]+{REDACTED})*"
+GAP = rf"{REDACTED}(?:[\s,/]+{REDACTED})*+"
 OMITTED = [
     # "PA and lateral views of the chest show …"
     re.compile(rf"^{ALL_VIEWS}\s+(?:again\s+)?(?:shows?|demonstrates?|reveals?)\s+", re.IGNORECASE),
@@ -105,11 +106,13 @@ OMITTED = [
     # dates and times
     re.compile(r",?\s*\b(?:(?:on|from|dated|since|at)\s+)?\d{1,2}[/-]\d{1,2}[/-](?:\d{4}|\d\d)\b", re.IGNORECASE),
     re.compile(r",?\s*\b(?:at\s+)?\d{1,2}:\d\d(?:\s*[ap]m)?\b", re.IGNORECASE),
-    re.compile(rf"-?{REDACTED}(?:[/-]{REDACTED})*"),
+    re.compile(rf"(?:\s?-?{REDACTED}(?:[/-]{REDACTED})*+)+"),
     re.compile(r"\[?<|>\]?"),
 ]
 # What a gap leaves behind at the end of a clause.
-LOOSE_END = re.compile(r"(?:\s+(?:an?|and|as|at|by|for|from|in|of|on|or|since|the|to|with))+(?=\s*(?:[.,;]|$))")
+LOOSE_END = re.compile(
+    r"(?:\s+(?:an?|and|as|at|between|by|dated|for|from|in|of|on|or|since|the|through|to|until|with))+(?=\s*(?:[.,;]|$))"
+)
 TIDY = [
     (re.compile(r"\(\s*\)"), ""),
     (re.compile(r"\s+"), " "),

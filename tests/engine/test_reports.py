@@ -62,6 +62,8 @@ def test_headings(report: str, text: str | None) -> None:
         ("AP chest compared to ___ through ___, 4:30 a.m.:\n\n Edema is new.", "Edema is new."),
         ("In comparison with the study of ___, there is no change.", "There is no change."),
         ("As compared to the study of ___ at 5:00 a.m., edema is worse.", "Edema is worse."),
+        ("Portable chest radiograph is compared to the exam from ___ at 05:42. Clear.", "Clear."),
+        ("Effusion has grown on radiographs from ___ through ___.", "Effusion has grown on radiographs."),
         ("Left lateral rib fracture.", "Left lateral rib fracture."),
         ("No XXXX of pleural effusions. Normal chest x-XXXX.", "No pleural effusions. Normal chest x-ray."),
         ("XXXX change. Clear.", "Clear."),

@@ -77,6 +77,7 @@ def build(name: str, config: Config, read: Read[Config]) -> None:
     _check(config)
     journal = Journal()
     classes, collected = read(config, journal)
+    _check_classes(classes)
     root = Path(config.image_root or config.source)
     rows = _with_images(_unique(collected, journal), root, config.missing, journal)
     if not rows:
@@ -84,6 +85,8 @@ def build(name: str, config: Config, read: Read[Config]) -> None:
         raise UserError(f"source: no row is left ({reasons or 'the tables are empty'})")
     check_patients(rows)
     counts = count(rows, classes)
+    if 0 < (texts := counts["all"]["texts"]) < len(rows):
+        journal.warn(f"{len(rows) - texts:,} rows have no text; phase 1 needs one in every row")
     for split, names in without_positives(counts).items():
         journal.warn(f"{split}: no positive of {', '.join(names)}")
     report = {
@@ -134,6 +137,14 @@ def _check(config: PrepareConfig) -> None:
                 raise UserError(f"{key}: must lie between 0 and 1, got {value}")
         if sum(fractions.values()) > 1:
             raise UserError("val_fraction: together with test_fraction it must not exceed 1")
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    for name in classes:
+        if UNPRINTABLE.search(name) or classes.count(name) > 1:
+            raise UserError(
+                f"source: the class name {name!r} stands twice or holds a control character; rename the column"
+            )
 
 
 def _unique(rows: Iterable[Row], journal: Journal) -> list[Row]:

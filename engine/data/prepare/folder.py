@@ -56,8 +56,6 @@ def read(config: FolderConfig, journal: Journal) -> tuple[list[str], Iterator[Ro
     for name in config.ignore_columns:
         if name not in table.columns:
             raise UserError(f"ignore_columns: {config.table} has no column {name!r}")
-    if len(set(table.columns)) < len(table.columns):
-        raise UserError(f"{config.table}:1: a column name stands twice; rename one")
     if config.patient_column not in table.columns and config.split_column not in table.columns:
         journal.warn(
             f"no column {config.patient_column!r}: images are split one by one, and one patient's may be in two splits"
