@@ -65,7 +65,7 @@ TOLD = re.compile(
     r"\b(?:discussed(?! (?:above|below|in))|discuss this|notif(?:y|ied|ication)|communicated|telephoned?|by phone"
     r"|paged|pager|conveyed|relayed|informed|(?:was|were|been) (?:called|reported|alerted)|being recalled|acknowledged"
     r"|read ?back|dictated|transcribed|electronically signed|dashboard|wet read|Veriphy|Primordial"
-    r"|thank(?:s| you)|any questions|opportunity to (?:assist|participate)|time of (?:discovery|observation))\b"
+    r"|thank(?:s| you)|(?:any|are) questions|opportunity to (?:assist|participate)|time of (?:discovery|observation))\b"
     rf"|^{REDACTED}.*(?:\b[ap]m\b|\bhours\b|\bdepartment\b)",
     re.IGNORECASE,
 )
@@ -73,7 +73,7 @@ ONLY_VIEWS = re.compile(
     r"^(?:(?:chest|technique|exam|the|an?|there (?:is|are)|limited)\s+)*"
     rf"(?:{ALL_VIEWS}|{VIEWS}\s+chest|{VIEWS}|{PICTURE}[,\s]\s*{VIEWS})"
     r"(?:\s+(?:is|are|was|were))?(?:\s+(?:obtained|submitted|provided|performed|reviewed|available|presented)"
-    r"|\s+compared\b.*)?\W*$",
+    r"|\s+compared\b(?!.*\b(?:show|demonstrate|reveal)).*)?\W*$",
     re.IGNORECASE,
 )
 ONLY_COMPARISON = re.compile(rf"^(?:comparison|compared)\b[\s\w:]{{0,40}}?{REDACTED}[\W_X]*$", re.IGNORECASE)
@@ -107,7 +107,7 @@ OMITTED = [
     re.compile(r",?\s*\b(?:(?:on|from|dated|since|at)\s+)?\d{1,2}[/-]\d{1,2}[/-](?:\d{4}|\d\d)\b", re.IGNORECASE),
     re.compile(r",?\s*\b(?:at\s+)?\d{1,2}:\d\d(?:\s*[ap]m)?\b", re.IGNORECASE),
     re.compile(rf"(?:\s?-?{REDACTED}(?:[/-]{REDACTED})*+)+"),
-    re.compile(r"\[?<|>\]?"),
+    re.compile(r"\[<|>\]"),
 ]
 # What a gap leaves behind at the end of a clause.
 LOOSE_END = re.compile(

@@ -16,12 +16,12 @@ VALUES = {"1": 1, "0": 0, "-1": -1, "null": NULL}
 
 
 def count(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """Rows, patients and, for every class, how often it is 1, 0, -1 and null; in all and by split."""
+    """Rows, patients (None: not known), texts and how often each class is 1, 0, -1 and null; in all and by split."""
     groups = {"all": list(rows)} | {split: [row for row in rows if row.split == split] for split in SPLITS}
     return {
         name: {
             "rows": len(group),
-            "patients": len({row.patient for row in group} - {None}),
+            "patients": len({row.patient for row in group} - {None}) or None,
             "texts": sum(row.text is not None for row in group),
             "classes": _levels(group, classes),
         }
@@ -61,7 +61,9 @@ def readable(counts: dict[str, Any]) -> str:
     """Two tables: splits, and classes with their positives in each split."""
     splits = [name for name in counts if name != "all"]
     sizes = [["split", "rows", "patients", "with text"]]
-    sizes += [[name, *(f"{counts[name][key]:,}" for key in ("rows", "patients", "texts"))] for name in [*splits, "all"]]
+    for name in [*splits, "all"]:
+        numbers = [counts[name][key] for key in ("rows", "patients", "texts")]
+        sizes.append([name, *("unknown" if number is None else f"{number:,}" for number in numbers)])
     classes = [["class", *VALUES, *(f"1 in {split}" for split in splits)]]
     for name, levels in counts["all"]["classes"].items():
         by_split = [counts[split]["classes"][name]["1"] for split in splits]
