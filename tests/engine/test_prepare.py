@@ -107,7 +107,7 @@ def test_real_chexpert(real: Path) -> None:
     assert (len(collected), len(classes)) == (191_027, 14)
     assert len(journal.dropped["lateral view"]) == 223_414 - 191_027
     assert {value for row in collected[:1000] for value in row.labels or []} == {1, 0, -1, None}
-    assert (collected[0].filepath, collected[0].patient) == (
+    assert (collected[0].candidates[0], collected[0].patient) == (
         "train/patient00001/study1/view1_frontal.jpg",
         "patient00001",
     )
@@ -253,6 +253,22 @@ def test_missing_images(prepare: Callable[..., str], tmp_path: Path) -> None:
     assert "3 × missing image" in shown
     assert "pixels: mean 0.12" in shown
     assert [row["id"] for row in manifest(tmp_path / "out", "train")] == ["train/patient00001/study1/view1_frontal"]
+
+
+def test_the_archives_of_full_size_chexpert(prepare: Callable[..., str], tmp_path: Path) -> None:
+    batch1 = tmp_path / "in/CheXpert-v1.0 batch 1 (validate & csv)"
+    chexpert_tables(batch1)
+    (batch1 / "test_labels.csv").unlink()
+    images = [
+        "CheXpert-v1.0 batch 2 (train 1)/patient00001/study1/view1_frontal.jpg",
+        "CheXpert-v1.0 batch 4 (train 3)/patient00002/study1/view1_frontal.jpg",
+        "CheXpert-v1.0 batch 1 (validate & csv)/valid/patient64541/study1/view1_frontal.jpg",
+    ]
+    for image in images:
+        (tmp_path / "in" / image).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / image).write_bytes(b"x")
+    prepare("chexpert", "--pixel_samples", "0")
+    assert [row["filepath"] for split in ("train", "val") for row in manifest(tmp_path / "out", split)] == images
 
 
 def test_outputs(prepare: Callable[..., str], tmp_path: Path) -> None:
