@@ -102,10 +102,10 @@ def test_unreadable_images_are_kept_with_their_reason(tmp_path, samples):
         build(tmp_path / "cache", samples)
     with pytest.raises(UserError, match="not finished"):
         opened(tmp_path / "cache", samples)
-    for _ in range(2):  # the second time nothing is left to do
-        assert build(tmp_path / "cache", samples, on_bad_image="skip") == {samples[5].path: "the file is empty"}
-    with pytest.raises(UserError, match=r"5\.png: the file is empty; or set"):
+    assert build(tmp_path / "cache", samples, on_bad_image="skip") == {samples[5].path: "the file is empty"}
+    with pytest.raises(UserError, match=r"5\.png: the file is empty; or set"):  # tried again
         build(tmp_path / "cache", samples)
+    build(tmp_path / "cache", samples, on_bad_image="skip")
     cache = opened(tmp_path / "cache", samples)
     with pytest.raises(BadImage, match=r"5\.png: the file is empty"):
         cache[5]
