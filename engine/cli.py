@@ -52,6 +52,10 @@ COMMANDS = {
     "prepare vindr-cxr": prepare("vindr_cxr:VinDrConfig", "manifests from VinDr-CXR or VinBigData"),
     "prepare chestxray14": prepare("chestxray14:ChestXray14Config", "manifests from the NIH's ChestX-ray14"),
     "prepare folder": prepare("folder:FolderConfig", "manifests from images and a table of your own"),
+    "prepare check": Command("config:CheckConfig", "prepare_images:check_images", "find unreadable images"),
+    "prepare cache": Command(
+        "prepare_images:CacheConfig", "prepare_images:make_cache", "decode and resize images once"
+    ),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
 GROUPS = {

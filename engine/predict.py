@@ -49,6 +49,7 @@ def predict(config: PredictConfig) -> Scores:
         mean=pixels.mean,
         std=pixels.std,
         on_bad_image=config.on_bad_image,
+        max_megapixels=config.max_megapixels,
     )
     loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers)
     bank = loaded.bank.to(device) if config.context == "bank" and loaded.bank is not None else None

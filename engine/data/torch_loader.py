@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .augment import augment, random_flip
-from .images import BadImage, Resize, normalize, read_image, resize, to_uint8
+from .cache import PixelCache
+from .images import MAX_MEGAPIXELS, BadImage, Resize, normalize, square_image, to_uint8
 from .manifest import Sample
 
 Key = tuple[int, int]
@@ -94,6 +95,8 @@ class ImageDataset(Dataset[Batch]):
         flip: float = 0.0,
         seed: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
+        cache: PixelCache | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         """
         Args:
@@ -107,6 +110,8 @@ class ImageDataset(Dataset[Batch]):
             flip: probability of a horizontal flip, also without `augment`; 0 for evaluation.
             seed: of the augmentation.
             on_bad_image: stop at an unreadable image, or leave it out and list it.
+            cache: the pixels of these samples, opened with this size and resize; None: decode the files.
+            max_megapixels: see `images.read_image`.
 
         Raises:
             UserError: labels of another length, or a sample without text where `tokenize` is given.
@@ -125,7 +130,7 @@ class ImageDataset(Dataset[Batch]):
                 self.texts.append(sample.text)
         self.image_size, self.mean, self.std, self.resize = image_size, mean, std, resize
         self.tokenize, self.augment, self.flip, self.seed = tokenize, augment, flip, seed
-        self.on_bad_image = on_bad_image
+        self.on_bad_image, self.cache, self.max_megapixels = on_bad_image, cache, max_megapixels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -164,7 +169,10 @@ class ImageDataset(Dataset[Batch]):
 
     def pixels(self, epoch: int, row: int) -> Tensor:
         """uint8 (h,w) of one sample in one epoch."""
-        image = resize(read_image(self.paths[row]), self.image_size, self.resize)
+        if self.cache is not None:
+            image = self.cache.image(row)
+        else:
+            image = square_image(self.paths[row], self.image_size, self.resize, max_megapixels=self.max_megapixels)
         if self.augment or self.flip:
             rng = generator(self.seed, epoch, self.ids[row])
             image = (augment if self.augment else random_flip)(image, rng, self.flip)
@@ -340,6 +348,8 @@ def pixel_statistics(
     resize_mode: Resize = "stretch",
     limit: int = 1024,
     seed: int = 0,
+    cache: PixelCache | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> tuple[float, float]:
     """Mean and standard deviation in [0, 1] over the resized pixels of at most `limit` random samples.
 
@@ -353,7 +363,10 @@ def pixel_statistics(
     reason = "there are no samples"
     for row in tqdm(chosen, "measuring pixel mean and std", delay=2, disable=None, leave=False):
         try:
-            image = resize(read_image(samples[row].path), image_size, resize_mode)
+            if cache is not None:
+                image = cache.image(row)
+            else:
+                image = square_image(samples[row].path, image_size, resize_mode, max_megapixels=max_megapixels)
         except BadImage as error:
             reason = str(error)
             continue
