@@ -32,7 +32,7 @@ class BadImage(UserError):
         return type(self), (self.path, self.reason)
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, data: bytes | None = None) -> Image.Image:
     """Read a PNG, JPEG or DICOM file as an 8-bit grey image (mode "L").
 
     Colour is reduced to luminance, EXIF orientation is applied. 16-bit grey goes through `window16`.
@@ -40,12 +40,16 @@ def read_image(path: str | Path) -> Image.Image:
     Truncation is detected; bytes corrupted within a JPEG's scan decode to wrong pixels, which no decoder
     notices.
 
+    Args:
+        path: the file; named in errors.
+        data: its content, if already read.
+
     Raises:
         BadImage: missing, empty, truncated, not one of these formats, or more pixels than
             `Image.MAX_IMAGE_PIXELS`.
     """
     path = Path(path)
-    data = _read_bytes(path)
+    data = read_bytes(path) if data is None else data
     if data[128:132] == b"DICM" or path.suffix.lower() == ".dcm":
         from .dicom import read_dicom  # pydicom is an extra
 
@@ -120,7 +124,12 @@ def to_uint8(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Content of an image file.
+
+    Raises:
+        BadImage: missing, empty, unreadable, or not a file.
+    """
     try:
         if path.exists() and not path.is_file():
             raise BadImage(path, "not a file")

@@ -1,0 +1,139 @@
+"""What the DALI pipeline is given for a batch, prepared by loader processes that know nothing of DALI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .augment import Crop, Jitter, Plan, Warp
+from .images import read_bytes, read_image, resize
+from .plain_files import plain_size
+from .torch_loader import Batch, ImageDataset, Key
+
+Parameters = dict[str, NDArray[Any]]
+"""name → array (B,…)"""
+
+
+@dataclass
+class Prepared:
+    """A batch of B images before decoding and augmentation."""
+
+    keys: list[Key]
+    """of the readable images"""
+    batch: Batch
+    """its pixels are still to come, uint8 (0,h,w)"""
+    files: Tensor
+    """uint8, the encoded files one after the other"""
+    lengths: list[int]
+    """bytes of each file"""
+    parameters: Parameters
+    """see `steps_of`, `DaliInput.augmentation` and `_padding`"""
+
+    def inputs(self) -> dict[str, Any]:
+        """Inputs of the pipeline by name: arrays (B,…), or B arrays."""
+        return {"files": np.split(self.files.numpy(), np.cumsum(self.lengths)[:-1]), **self.parameters}
+
+
+class DaliInput(Dataset[Prepared]):
+    """Prepares batches of an image data set; `ImageDataset` says what the settings mean."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: Sequence[Key]) -> Prepared:
+        """The batch of `keys`, less the unreadable images.
+
+        Files that are not plain are decoded and resized here and go on as PGM, an encoding without loss.
+
+        Raises:
+            UserError: an unreadable image, if `on_bad_image` is error.
+        """
+        return self.prepare(keys, decode=False)
+
+    def prepare(self, keys: Sequence[Key], *, decode: bool) -> Prepared:
+        """The same; `decode`: take no file for plain."""
+        data, epochs = self.dataset, {row: epoch for epoch, row in keys}
+        rows, files, bad = data.readable(keys, lambda _, row: self.file(row, decode=decode))
+        kept = [(epochs[row], row) for row in rows]
+        sizes = [size for _, size in files]
+        return Prepared(
+            keys=kept,
+            batch=data.batch(rows, torch.empty(0, data.image_size, data.image_size, dtype=torch.uint8), bad),
+            files=torch.frombuffer(bytearray(b"".join(file for file, _ in files) or b"\0"), dtype=torch.uint8),
+            lengths=[len(file) for file, _ in files],
+            parameters={
+                **(_padding(sizes, data.image_size) if data.resize == "pad" else {}),
+                **self.augmentation(kept),
+            },
+        )
+
+    def augmentation(self, keys: Sequence[Key]) -> Parameters:
+        """Parameters of what the settings ask for."""
+        data = self.dataset
+        plans = [data.plan(*key) for key in keys] if data.augment or data.flip else []
+        return {
+            **(steps_of(plans, data.image_size) if data.augment else {}),
+            **({"flip": np.array([plan.flip for plan in plans], dtype=np.int32)} if data.flip else {}),
+        }
+
+    def file(self, row: int, *, decode: bool) -> tuple[bytes, tuple[int, int]]:
+        """An encoded image and its width and height.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        path = Path(self.dataset.paths[row])
+        content = read_bytes(path)
+        size = None if decode or path.suffix.lower() == ".dcm" else plain_size(content)
+        if size is not None:
+            return content, size
+        image = resize(read_image(path, content), self.dataset.image_size, self.dataset.resize)
+        return b"P5\n%d %d\n255\n" % image.size + image.tobytes(), image.size
+
+
+def steps_of(plans: Sequence[Plan], side: int) -> Parameters:
+    """Steps of B plans as arrays for one order of operations: warp, crop, jitter, crop, warp.
+
+    A plan's first step takes a place in the left half, its second one in the right half, jitter the middle; whatever two
+    steps a plan has, in whatever order, they find their places. Places that are left do nothing.
+
+    Returns:
+        warp0, warp1 (B,2,3); start0, end0, start1, end1 (B,2) top left and bottom right corner (y,x) of the crops; the two
+        blends of jitter as factor0, factor1 (B,) and whether they are with the mean (contrast) or with black (brightness)
+        as mean0, mean1 (B,).
+    """
+    count = len(plans)
+    arrays: Parameters = {}
+    for place in "01":
+        arrays[f"warp{place}"] = np.tile(np.eye(2, 3, dtype=np.float32), (count, 1, 1))
+        arrays[f"start{place}"] = np.zeros((count, 2), dtype=np.float32)
+        arrays[f"end{place}"] = np.full((count, 2), side, dtype=np.float32)
+        arrays[f"factor{place}"] = np.ones(count, dtype=np.float32)
+        arrays[f"mean{place}"] = np.zeros(count, dtype=np.float32)
+    for row, plan in enumerate(plans):
+        for place, step in enumerate(plan.steps):
+            if isinstance(step, Warp):
+                arrays[f"warp{place}"][row] = np.reshape(step.matrix, (2, 3))
+            elif isinstance(step, Crop):
+                arrays[f"start{place}"][row] = step.top, step.left
+                arrays[f"end{place}"][row] = step.bottom, step.right
+            elif isinstance(step, Jitter):
+                first, second = (0, 1) if step.brightness_first else (1, 0)
+                arrays[f"factor{first}"][row], arrays[f"factor{second}"][row] = step.brightness, step.contrast
+                arrays[f"mean{second}"][row] = 1
+    return arrays
+
+
+def _padding(sizes: Sequence[tuple[int, int]], side: int) -> Parameters:
+    """As `images.resize` with mode pad: height and width to resize to, and where the padded square starts (y,x)."""
+    inner = [[max(1, round(length * (side / max(size)))) for length in reversed(size)] for size in sizes]
+    shape = np.array(inner, dtype=np.float32).reshape(-1, 2)
+    return {"shape": shape, "corner": -((side - shape) // 2).astype(np.int32)}

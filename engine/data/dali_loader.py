@@ -1,0 +1,188 @@
+"""Batches decoded, resized and augmented by NVIDIA DALI, on the GPU where there is one; the one file that imports DALI.
+
+The same samples, order, augmentation and errors as the torch loader: the pipeline draws nothing at random, it is given each
+image's `augment.Plan`. So it has no state, an epoch starts at any batch, and a pipeline that fails is replaced by another.
+Pixels differ from the torch loader's by the rounding of resizing and, on a GPU, of JPEG decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+
+import torch
+from nvidia.dali import Pipeline, fn, math, types
+from nvidia.dali.data_node import DataNode
+from nvidia.dali.plugin.pytorch import feed_ndarray
+from torch import Tensor
+
+from .dali_input import DaliInput, Prepared
+from .prefetch import prefetch
+from .torch_loader import Batch, ImageDataset, Keys, data_loader, results
+
+AHEAD = 2
+"""finished batches that wait for the training step"""
+
+
+class DaliBatches:
+    """Batches with pixels on `device`; arguments as `TorchBatches`.
+
+    Loader processes read, check and, where a file is not plain, decode; a thread of this process drives the pipeline.
+
+    Args:
+        dataset: the samples.
+        keys: the batches of an epoch.
+        workers: loader processes, kept for all epochs, and threads of DALI's decoders; 0: load in this process.
+        device: a GPU, or the CPU.
+    """
+
+    def __init__(self, dataset: ImageDataset, keys: Keys, workers: int, *, device: torch.device) -> None:
+        self.dataset, self.device, self.threads = dataset, device, max(1, workers)
+        self.input = DaliInput(dataset)
+        self.loader = data_loader(self.input, keys, workers, pin=False, fork=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, event in prefetch(self._batches(), AHEAD):
+            if event is not None:
+                stream = torch.cuda.current_stream(self.device)
+                stream.wait_event(event)
+                batch.pixels.record_stream(stream)
+            yield batch
+
+    def _batches(self) -> Generator[tuple[Batch, torch.cuda.Event | None]]:
+        """Batches, and on a GPU the event that their pixels are ready with."""
+        if self.device.type == "cpu":
+            run = _Runner(self)
+            for prepared in results(self.loader):
+                yield run(prepared), None
+            return
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            run = _Runner(self)
+            for prepared in results(self.loader):
+                yield run(prepared), stream.record_event()
+
+
+class _Runner:
+    """Runs prepared batches through a pipeline, which it makes when it needs one."""
+
+    def __init__(self, batches: DaliBatches) -> None:
+        self.dataset, self.input = batches.dataset, batches.input
+        self.device, self.threads = batches.device, batches.threads
+        self.pipeline: Pipeline | None = None
+
+    def __call__(self, prepared: Prepared) -> Batch:
+        """The batch with its pixels, uint8 (B,h,w).
+
+        Raises:
+            UserError: an image that could not be decoded, if `on_bad_image` is error.
+        """
+        if not prepared.keys:
+            return prepared.batch
+        try:
+            return replace(prepared.batch, pixels=self.pixels(prepared))
+        except RuntimeError:
+            return self.one_by_one(prepared)
+
+    def one_by_one(self, prepared: Prepared) -> Batch:
+        """A batch that DALI failed on: image by image, and by Pillow where DALI fails again."""
+        rows: list[int] = []
+        pixels: list[Tensor] = []
+        bad = list(prepared.batch.bad)
+        for key in prepared.keys:
+            try:
+                single = self.input.prepare([key], decode=False)
+                found = self.pixels(single)
+            except RuntimeError:
+                single = self.input.prepare([key], decode=True)
+                found = self.pixels(single) if single.keys else single.batch.pixels.to(self.device)
+            rows += [row for _, row in single.keys]
+            pixels.append(found)
+            bad += single.batch.bad
+        return self.dataset.batch(rows, torch.cat(pixels), bad)
+
+    def pixels(self, prepared: Prepared) -> Tensor:
+        """uint8 (B,h,w) on the device.
+
+        Raises:
+            RuntimeError: DALI failed.
+        """
+        count, side = len(prepared.keys), self.dataset.image_size
+        if self.pipeline is None or self.pipeline.max_batch_size < count:
+            self.pipeline = self.make_pipeline(count, prepared)
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        try:
+            (output,) = self.pipeline.run(stream, **prepared.inputs())
+        except RuntimeError:
+            self.pipeline = None  # it is of no more use
+            raise
+        pixels = torch.empty(count, side, side, 1, dtype=torch.uint8, device=self.device)
+        return feed_ndarray(output.as_tensor(), pixels, cuda_stream=stream).squeeze(-1)
+
+    def make_pipeline(self, batch_size: int, prepared: Prepared) -> Pipeline:
+        """A pipeline for batches like `prepared`, of up to `batch_size` images."""
+        cuda = self.device.type == "cuda"
+        index = self.device.index if self.device.index is not None else torch.cuda.current_device() if cuda else None
+        # Batches are waited for one by one, in a thread that is ahead of the training step: a failure belongs to its batch.
+        pipeline = Pipeline(batch_size, self.threads, index, prefetch_queue_depth=1)
+        with pipeline:
+            inputs = {name: fn.external_source(name=name) for name in prepared.inputs()}
+            pipeline.set_outputs(_graph(inputs, self.dataset.image_size, cuda))
+        return pipeline
+
+
+def _graph(inputs: dict[str, DataNode], side: int, cuda: bool) -> DataNode:
+    """Pixels, uint8 (side,side,1) an image."""
+    if "files" in inputs:
+        # All that the GPU's JPEG engine can take goes there: an image's pixels must not depend on its batch.
+        image = fn.decoders.image(
+            inputs["files"],
+            device="mixed" if cuda else "cpu",
+            output_type=types.GRAY,
+            adjust_orientation=False,
+            hw_decoder_load=1.0,
+        )
+        image = _square(image, side, inputs.get("shape"), inputs.get("corner"))
+    else:
+        image = inputs["pixels"].gpu() if cuda else inputs["pixels"]
+    if "warp0" in inputs:
+        image = _warp(image, inputs["warp0"])
+        image = _crop(image, side, inputs["start0"], inputs["end0"])
+        for place in "01":
+            image = _blend(image, side, inputs[f"factor{place}"], inputs[f"mean{place}"])
+        image = _crop(image, side, inputs["start1"], inputs["end1"])
+        image = _warp(image, inputs["warp1"])
+    return fn.flip(image, horizontal=inputs["flip"]) if "flip" in inputs else image
+
+
+def _square(image: DataNode, side: int, shape: DataNode | None, corner: DataNode | None) -> DataNode:
+    """`images.resize`: to `shape` on a black square that starts at `corner`, or stretched."""
+    bicubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
+    if shape is None:
+        return fn.resize(image, size=[side, side], **bicubic)
+    small = fn.resize(image, size=shape, **bicubic)
+    return fn.slice(small, start=corner, shape=[side, side], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
+
+
+def _warp(image: DataNode, matrix: DataNode) -> DataNode:
+    """`augment.Warp`."""
+    return fn.warp_affine(image, matrix=matrix, interp_type=types.INTERP_NN, fill_value=0)
+
+
+def _crop(image: DataNode, side: int, start: DataNode, end: DataNode) -> DataNode:
+    """`augment.Crop`."""
+    return fn.resize(
+        image, size=[side, side], roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=False
+    )
+
+
+def _blend(image: DataNode, side: int, factor: DataNode, with_mean: DataNode) -> DataNode:
+    """Half of `augment.Jitter`: scale the distance from black or, where `with_mean` is 1, from the rounded mean.
+
+    Truncates as Pillow does.
+    """
+    count = side * side
+    mean = (fn.reductions.sum(image) * 2 + count) // (2 * count)
+    base = fn.cast(mean, dtype=types.FLOAT) * with_mean
+    blended = base + factor * (fn.cast(image, dtype=types.FLOAT) - base)
+    return fn.cast(math.floor(math.clamp(blended, 0.0, 255.0)), dtype=types.UINT8)
