@@ -66,6 +66,8 @@ class DataConfig:
     """loader processes"""
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
+    cache: str | None = None
+    """folder of `pspg-engine prepare cache` that holds the images of both manifests; null: decode the files"""
     cache_features: bool = False
     """phase 2: run the frozen image tower once and keep its features in memory; needs augment false"""
 
@@ -216,6 +218,8 @@ class EvaluateConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
+    cache: str | None = None
+    """folder of `pspg-engine prepare cache` that holds the images of the manifest (and of the probe's)"""
     workers: int = 2
     """loader processes"""
     device: Literal["auto", "cpu", "cuda"] = "auto"

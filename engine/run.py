@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .checkpoint import last_checkpoint
 from .config import TrainConfig, check_train
+from .data.cache import open_cache
 from .data.labels import label_matrix, select_classes
 from .data.manifest import Manifest, load_label_names, load_manifest
 from .data.torch_loader import ImageDataset, make_eval_loader, make_train_loader, pixel_statistics
@@ -44,6 +45,7 @@ FREE = {
     "cuda_graphs",
     "text_memory",
     "data.workers",
+    "data.cache",
     "data.train",
     "data.val",
     "data.image_root",
@@ -209,7 +211,8 @@ def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, 
     elif carried is not None:
         mean, std = carried.mean, carried.std
     else:
-        mean, std = pixel_statistics(manifest.samples, data.image_size, data.resize)
+        cache = open_cache(data.cache, manifest, data.image_size, data.resize)
+        mean, std = pixel_statistics(manifest.samples, data.image_size, data.resize, cache=cache)
     return clip, Pixels(size=data.image_size, resize=data.resize, mean=mean, std=std)
 
 
@@ -236,6 +239,7 @@ def _dataset(
         flip=data.flip if augment else 0.0,
         seed=config.seed,
         on_bad_image=data.on_bad_image,
+        cache=open_cache(data.cache, manifest, pixels.size, pixels.resize),
     )
 
 

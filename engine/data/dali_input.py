@@ -30,16 +30,19 @@ class Prepared:
     """of the readable images"""
     batch: Batch
     """its pixels are still to come, uint8 (0,h,w)"""
-    files: Tensor
-    """uint8, the encoded files one after the other"""
-    lengths: list[int]
+    images: Tensor
+    """uint8 (B,h,w,1) from the pixel cache, or the encoded files one after the other"""
+    lengths: list[int] | None
     """bytes of each file"""
     parameters: Parameters
     """see `steps_of`, `DaliInput.augmentation` and `_padding`"""
 
     def inputs(self) -> dict[str, Any]:
         """Inputs of the pipeline by name: arrays (B,…), or B arrays."""
-        return {"files": np.split(self.files.numpy(), np.cumsum(self.lengths)[:-1]), **self.parameters}
+        images = self.images.numpy()
+        if self.lengths is None:
+            return {"pixels": images, **self.parameters}
+        return {"files": np.split(images, np.cumsum(self.lengths)[:-1]), **self.parameters}
 
 
 class DaliInput(Dataset[Prepared]):
@@ -49,7 +52,7 @@ class DaliInput(Dataset[Prepared]):
         self.dataset = dataset
 
     def __getitems__(self, keys: Sequence[Key]) -> Prepared:
-        """The batch of `keys`, less the unreadable images.
+        """The batch of `keys`, less the unreadable images, from the pixel cache or the files.
 
         Files that are not plain are decoded and resized here and go on as PGM, an encoding without loss.
 
@@ -60,20 +63,21 @@ class DaliInput(Dataset[Prepared]):
 
     def prepare(self, keys: Sequence[Key], *, decode: bool) -> Prepared:
         """The same; `decode`: take no file for plain."""
-        data, epochs = self.dataset, {row: epoch for epoch, row in keys}
-        rows, files, bad = data.readable(keys, lambda _, row: self.file(row, decode=decode))
+        side, epochs = self.dataset.image_size, {row: epoch for epoch, row in keys}
+        none = torch.empty(0, side, side, 1, dtype=torch.uint8)
+        lengths, padding, cache = None, {}, self.dataset.cache
+        if cache is not None:
+            rows, cached, bad = self.dataset.readable(keys, lambda _, row: torch.from_numpy(cache[row].copy()))
+            images = torch.stack(cached).unsqueeze(-1) if cached else none
+        else:
+            rows, files, bad = self.dataset.readable(keys, lambda _, row: self.file(row, decode=decode))
+            images = torch.frombuffer(bytearray().join(file for file, _ in files), dtype=torch.uint8) if files else none
+            lengths = [len(file) for file, _ in files]
+            if self.dataset.resize == "pad":
+                padding = _padding([size for _, size in files], side)
         kept = [(epochs[row], row) for row in rows]
-        sizes = [size for _, size in files]
-        return Prepared(
-            keys=kept,
-            batch=data.batch(rows, torch.empty(0, data.image_size, data.image_size, dtype=torch.uint8), bad),
-            files=torch.frombuffer(bytearray(b"".join(file for file, _ in files) or b"\0"), dtype=torch.uint8),
-            lengths=[len(file) for file, _ in files],
-            parameters={
-                **(_padding(sizes, data.image_size) if data.resize == "pad" else {}),
-                **self.augmentation(kept),
-            },
-        )
+        batch = self.dataset.batch(rows, none.squeeze(-1), bad)
+        return Prepared(kept, batch, images, lengths, padding | self.augmentation(kept))
 
     def augmentation(self, keys: Sequence[Key]) -> Parameters:
         """Parameters of what the settings ask for."""

@@ -7,7 +7,7 @@ Pixels differ from the torch loader's by the rounding of resizing and, on a GPU,
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -18,14 +18,21 @@ from torch import Tensor
 
 from .dali_input import DaliInput, Prepared
 from .prefetch import prefetch
-from .torch_loader import Batch, ImageDataset, Keys, data_loader, results
+from .torch_loader import Batch, ImageDataset, Keys, TorchBatches, data_loader, results
 
 AHEAD = 2
 """finished batches that wait for the training step"""
 
 
+def dali_batches(dataset: ImageDataset, keys: Keys, workers: int, *, device: torch.device) -> Iterable[Batch]:
+    """Batches with pixels on `device`; torch's where pixels come from the cache as they are."""
+    if dataset.cache is not None and not dataset.augment and not dataset.flip:
+        return TorchBatches(dataset, keys, workers)
+    return DaliBatches(dataset, keys, workers, device=device)
+
+
 class DaliBatches:
-    """Batches with pixels on `device`; arguments as `TorchBatches`.
+    """Batches with pixels on `device`.
 
     Loader processes read, check and, where a file is not plain, decode; a thread of this process drives the pipeline.
 

@@ -108,6 +108,11 @@ def resize(image: Image.Image, size: int, mode: Resize = "stretch") -> Image.Ima
     return square
 
 
+def square_image(path: str | Path, size: int, mode: Resize) -> Image.Image:
+    """Read and resize: what the loader augments and the cache keeps; raises like `read_image`."""
+    return resize(read_image(path), size, mode)
+
+
 def normalize(pixels: Tensor, mean: float, std: float) -> Tensor:
     """uint8 (...,h,w) to float32 (...,3,h,w): (x/255 - mean)/std, grey repeated over three channels."""
     grey = pixels.float().div_(255).sub_(mean).div_(std).unsqueeze(-3)

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .augment import Plan, apply, draw
-from .images import BadImage, Resize, normalize, read_image, resize, to_uint8
+from .cache import PixelCache
+from .images import BadImage, Resize, normalize, square_image, to_uint8
 from .manifest import Sample
 
 T = TypeVar("T")
@@ -97,6 +98,7 @@ class ImageDataset(Dataset[Batch]):
         flip: float = 0.0,
         seed: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
+        cache: PixelCache | None = None,
     ) -> None:
         """
         Args:
@@ -110,6 +112,7 @@ class ImageDataset(Dataset[Batch]):
             flip: probability of a horizontal flip, also without `augment`; 0 for evaluation.
             seed: of the augmentation.
             on_bad_image: stop at an unreadable image, or leave it out and list it.
+            cache: the pixels of these samples, opened with this size and resize; None: decode the files.
 
         Raises:
             UserError: labels of another length, or a sample without text where `tokenize` is given.
@@ -128,7 +131,7 @@ class ImageDataset(Dataset[Batch]):
                 self.texts.append(sample.text)
         self.image_size, self.mean, self.std, self.resize = image_size, mean, std, resize
         self.tokenize, self.augment, self.flip, self.seed = tokenize, augment, flip, seed
-        self.on_bad_image = on_bad_image
+        self.on_bad_image, self.cache = on_bad_image, cache
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -187,7 +190,9 @@ class ImageDataset(Dataset[Batch]):
 
     def pixels(self, epoch: int, row: int) -> Tensor:
         """uint8 (h,w) of one sample in one epoch."""
-        image = resize(read_image(self.paths[row]), self.image_size, self.resize)
+        image = (
+            square_image(self.paths[row], self.image_size, self.resize) if self.cache is None else self.cache.image(row)
+        )
         if self.augment or self.flip:
             image = apply(image, self.plan(epoch, row))
         return to_uint8(image)
@@ -387,6 +392,7 @@ def pixel_statistics(
     resize_mode: Resize = "stretch",
     limit: int = 1024,
     seed: int = 0,
+    cache: PixelCache | None = None,
 ) -> tuple[float, float]:
     """Mean and standard deviation in [0, 1] over the resized pixels of at most `limit` random samples.
 
@@ -400,7 +406,7 @@ def pixel_statistics(
     reason = "there are no samples"
     for row in tqdm(chosen, "measuring pixel mean and std", delay=2, disable=None, leave=False):
         try:
-            image = resize(read_image(samples[row].path), image_size, resize_mode)
+            image = square_image(samples[row].path, image_size, resize_mode) if cache is None else cache.image(row)
         except BadImage as error:
             reason = str(error)
             continue

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import EvaluateConfig, check_evaluation, check_workers, require
+from ..data.cache import open_cache
 from ..data.labels import label_matrix, select_classes
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..data.torch_loader import ImageDataset, make_eval_loader
@@ -156,6 +157,7 @@ def _dataset(
         mean=pixels.mean,
         std=pixels.std,
         on_bad_image=config.on_bad_image,
+        cache=open_cache(config.cache, manifest, pixels.size, pixels.resize),
     )
 
 
