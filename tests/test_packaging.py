@@ -57,7 +57,12 @@ def test_import_direction(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "file"), [("deepspeed", "engine/distributed.py"), ("pydicom", "engine/data/dicom.py")]
+    ("library", "file"),
+    [
+        ("deepspeed", "engine/distributed.py"),
+        ("pydicom", "engine/data/dicom.py"),
+        ("nvidia", "engine/data/dali_loader.py"),
+    ],
 )
 def test_one_file_imports(library: str, file: str) -> None:
     importers = {

@@ -106,13 +106,14 @@ class DaliInput(Dataset[Prepared]):
 def steps_of(plans: Sequence[Plan], side: int) -> Parameters:
     """Steps of B plans as arrays for one order of operations: warp, crop, jitter, crop, warp.
 
-    A plan's first step takes a place in the left half, its second one in the right half, jitter the middle; whatever two
-    steps a plan has, in whatever order, they find their places. Places that are left do nothing.
+    A plan's first step takes a place in the left half, its second one in the right half, jitter the middle: whatever
+    two steps a plan has, in whatever order, they find their places. Places that are left do nothing.
 
     Returns:
-        warp0, warp1 (B,2,3); start0, end0, start1, end1 (B,2) top left and bottom right corner (y,x) of the crops; the two
-        blends of jitter as factor0, factor1 (B,) and whether they are with the mean (contrast) or with black (brightness)
-        as mean0, mean1 (B,).
+        warp0, warp1: (B,2,3), see `augment.Warp`.
+        start0, end0, start1, end1: (B,2), top left and bottom right corner (y,x) of the crops.
+        factor0, mean0, factor1, mean1: (B,), the two blends of jitter: the factor, and 1 for one with the mean
+            (contrast), 0 for one with black (brightness).
     """
     count = len(plans)
     arrays: Parameters = {}
@@ -123,7 +124,7 @@ def steps_of(plans: Sequence[Plan], side: int) -> Parameters:
         arrays[f"factor{place}"] = np.ones(count, dtype=np.float32)
         arrays[f"mean{place}"] = np.zeros(count, dtype=np.float32)
     for row, plan in enumerate(plans):
-        for place, step in enumerate(plan.steps):
+        for place, step in zip("01", plan.steps, strict=False):
             if isinstance(step, Warp):
                 arrays[f"warp{place}"][row] = np.reshape(step.matrix, (2, 3))
             elif isinstance(step, Crop):

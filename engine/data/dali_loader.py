@@ -1,21 +1,24 @@
 """Batches decoded, resized and augmented by NVIDIA DALI, on the GPU where there is one; the one file that imports DALI.
 
-The same samples, order, augmentation and errors as the torch loader: the pipeline draws nothing at random, it is given each
-image's `augment.Plan`. So it has no state, an epoch starts at any batch, and a pipeline that fails is replaced by another.
-Pixels differ from the torch loader's by the rounding of resizing and, on a GPU, of JPEG decoding.
+The same samples, order, augmentation and errors as the torch loader: the pipeline draws nothing at random, it is given
+each image's `augment.Plan`. So it has no state, an epoch starts at any batch, and a pipeline that fails is replaced by
+another. Pixels differ from the torch loader's by the rounding of resizing and, on a GPU, of JPEG decoding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
-from nvidia.dali import Pipeline, fn, math, types
-from nvidia.dali.data_node import DataNode
+from nvidia.dali import Pipeline, fn, math
 from nvidia.dali.plugin.pytorch import feed_ndarray
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 from torch import Tensor
 
+from ..errors import UserError
+from ..telemetry import say
 from .dali_input import DaliInput, Prepared
 from .prefetch import prefetch
 from .torch_loader import Batch, ImageDataset, Keys, TorchBatches, data_loader, results
@@ -77,6 +80,7 @@ class _Runner:
         self.dataset, self.input = batches.dataset, batches.input
         self.device, self.threads = batches.device, batches.threads
         self.pipeline: Pipeline | None = None
+        self.told = False
 
     def __call__(self, prepared: Prepared) -> Batch:
         """The batch with its pixels, uint8 (B,h,w).
@@ -88,24 +92,34 @@ class _Runner:
             return prepared.batch
         try:
             return replace(prepared.batch, pixels=self.pixels(prepared))
-        except RuntimeError:
-            return self.one_by_one(prepared)
+        except RuntimeError as error:
+            return self.one_by_one(prepared, error)
 
-    def one_by_one(self, prepared: Prepared) -> Batch:
-        """A batch that DALI failed on: image by image, and by Pillow where DALI fails again."""
+    def one_by_one(self, prepared: Prepared, error: RuntimeError) -> Batch:
+        """A batch that DALI failed on: image by image, and by Pillow where it fails again.
+
+        Raises:
+            UserError: Pillow cannot decode an image either, if `on_bad_image` is error.
+            RuntimeError: `error`, where it is not due to an image.
+        """
         rows: list[int] = []
         pixels: list[Tensor] = []
-        bad = list(prepared.batch.bad)
+        bad, failed = list(prepared.batch.bad), False
         for key in prepared.keys:
+            single = self.input.prepare([key], decode=False)
             try:
-                single = self.input.prepare([key], decode=False)
-                found = self.pixels(single)
+                pixels.append(self.pixels(single))
             except RuntimeError:
+                failed = True
                 single = self.input.prepare([key], decode=True)
-                found = self.pixels(single) if single.keys else single.batch.pixels.to(self.device)
+                pixels.append(self.pixels(single) if single.keys else single.batch.pixels.to(self.device))
+                if single.keys and not self.told:
+                    self.told = True
+                    say(f"{self.dataset.paths[key[1]]}: DALI cannot decode it, Pillow can; no other will be reported")
             rows += [row for _, row in single.keys]
-            pixels.append(found)
             bad += single.batch.bad
+        if not failed:
+            raise error
         return self.dataset.batch(rows, torch.cat(pixels), bad)
 
     def pixels(self, prepared: Prepared) -> Tensor:
@@ -127,26 +141,39 @@ class _Runner:
         return feed_ndarray(output.as_tensor(), pixels, cuda_stream=stream).squeeze(-1)
 
     def make_pipeline(self, batch_size: int, prepared: Prepared) -> Pipeline:
-        """A pipeline for batches like `prepared`, of up to `batch_size` images."""
+        """A pipeline for batches like `prepared`, of up to `batch_size` images.
+
+        Raises:
+            UserError: DALI does not run on this machine.
+        """
         cuda = self.device.type == "cuda"
-        index = self.device.index if self.device.index is not None else torch.cuda.current_device() if cuda else None
-        # Batches are waited for one by one, in a thread that is ahead of the training step: a failure belongs to its batch.
-        pipeline = Pipeline(batch_size, self.threads, index, prefetch_queue_depth=1)
+        gpu = (torch.cuda.current_device() if self.device.index is None else self.device.index) if cuda else None
+        # Waited for batch by batch, by a thread that is ahead of the training step: so a failure is its batch's.
+        pipeline = Pipeline(batch_size, self.threads, gpu, prefetch_queue_depth=1)
         with pipeline:
             inputs = {name: fn.external_source(name=name) for name in prepared.inputs()}
-            pipeline.set_outputs(_graph(inputs, self.dataset.image_size, cuda))
+            pipeline.set_outputs(graph(inputs, self.dataset.image_size, cuda))
+        try:
+            pipeline.build()
+        except RuntimeError as error:
+            reason = next((line for line in str(error).splitlines() if "rror" not in line and line.strip()), error)
+            raise UserError(f"loader: DALI does not run here ({reason}); use torch") from error
         return pipeline
 
 
-def _graph(inputs: dict[str, DataNode], side: int, cuda: bool) -> DataNode:
-    """Pixels, uint8 (side,side,1) an image."""
+Node = Any
+"""batch of one input or operator; DALI's own annotations are of many types"""
+
+
+def graph(inputs: dict[str, Node], side: int, cuda: bool) -> Node:
+    """Pixels, uint8 (side,side,1) an image, of the `Prepared.inputs`."""
     if "files" in inputs:
-        # All that the GPU's JPEG engine can take goes there: an image's pixels must not depend on its batch.
         image = fn.decoders.image(
             inputs["files"],
             device="mixed" if cuda else "cpu",
-            output_type=types.GRAY,
+            output_type=DALIImageType.GRAY,
             adjust_orientation=False,
+            # All that the JPEG engine can take goes there: an image's pixels must not depend on the rest of its batch.
             hw_decoder_load=1.0,
         )
         image = _square(image, side, inputs.get("shape"), inputs.get("corner"))
@@ -156,40 +183,39 @@ def _graph(inputs: dict[str, DataNode], side: int, cuda: bool) -> DataNode:
         image = _warp(image, inputs["warp0"])
         image = _crop(image, side, inputs["start0"], inputs["end0"])
         for place in "01":
-            image = _blend(image, side, inputs[f"factor{place}"], inputs[f"mean{place}"])
+            factor, mean = (inputs[f"{name}{place}"] for name in ("factor", "mean"))
+            image = _blend(image, side, *((factor.gpu(), mean.gpu()) if cuda else (factor, mean)))
         image = _crop(image, side, inputs["start1"], inputs["end1"])
         image = _warp(image, inputs["warp1"])
     return fn.flip(image, horizontal=inputs["flip"]) if "flip" in inputs else image
 
 
-def _square(image: DataNode, side: int, shape: DataNode | None, corner: DataNode | None) -> DataNode:
-    """`images.resize`: to `shape` on a black square that starts at `corner`, or stretched."""
-    bicubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
+def _square(image: Node, side: int, shape: Node | None, corner: Node | None) -> Node:
+    """`images.resize`: stretched, or resized to `shape` on a black square that starts at `corner` of the result."""
     if shape is None:
-        return fn.resize(image, size=[side, side], **bicubic)
-    small = fn.resize(image, size=shape, **bicubic)
+        return fn.resize(image, size=[side, side], interp_type=DALIInterpType.INTERP_CUBIC, antialias=True)
+    small: Node = fn.resize(image, size=shape, interp_type=DALIInterpType.INTERP_CUBIC, antialias=True)
     return fn.slice(small, start=corner, shape=[side, side], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
 
 
-def _warp(image: DataNode, matrix: DataNode) -> DataNode:
+def _warp(image: Node, matrix: Node) -> Node:
     """`augment.Warp`."""
-    return fn.warp_affine(image, matrix=matrix, interp_type=types.INTERP_NN, fill_value=0)
+    return fn.warp_affine(image, matrix=matrix, interp_type=DALIInterpType.INTERP_NN, fill_value=0)
 
 
-def _crop(image: DataNode, side: int, start: DataNode, end: DataNode) -> DataNode:
+def _crop(image: Node, side: int, start: Node, end: Node) -> Node:
     """`augment.Crop`."""
-    return fn.resize(
-        image, size=[side, side], roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=False
-    )
+    linear = DALIInterpType.INTERP_LINEAR
+    return fn.resize(image, size=[side, side], roi_start=start, roi_end=end, interp_type=linear, antialias=False)
 
 
-def _blend(image: DataNode, side: int, factor: DataNode, with_mean: DataNode) -> DataNode:
+def _blend(image: Node, side: int, factor: Node, with_mean: Node) -> Node:
     """Half of `augment.Jitter`: scale the distance from black or, where `with_mean` is 1, from the rounded mean.
 
-    Truncates as Pillow does.
+    Pillow, too, truncates.
     """
     count = side * side
     mean = (fn.reductions.sum(image) * 2 + count) // (2 * count)
-    base = fn.cast(mean, dtype=types.FLOAT) * with_mean
-    blended = base + factor * (fn.cast(image, dtype=types.FLOAT) - base)
-    return fn.cast(math.floor(math.clamp(blended, 0.0, 255.0)), dtype=types.UINT8)
+    base = fn.cast(mean, dtype=DALIDataType.FLOAT) * with_mean
+    blended = base + factor * (fn.cast(image, dtype=DALIDataType.FLOAT) - base)
+    return fn.cast(math.floor(math.clamp(blended, 0.0, 255.0)), dtype=DALIDataType.UINT8)

@@ -1,7 +1,7 @@
 """Image files that any decoder reads alike: plain and whole by their structure, without decoding them.
 
-Everything else (DICOM, 16-bit PNG, palettes, transparency, interlacing, CMYK, turned by EXIF, cut short, damaged, not an
-image) is for `images.read_image`, which decodes it or says what is wrong with it.
+Everything else (DICOM, 16-bit PNG, palettes, transparency, interlacing, CMYK, turned by EXIF, cut short, damaged, not
+an image) is for `images.read_image`, which decodes it or says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from .images import PNG_MAGIC
 PLAIN_PNG = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"tEXt"}
 """chunks that change no pixel"""
 PLAIN_FRAMES = {0xC0, 0xC1, 0xC2}
-"""JPEG frames: baseline, extended, progressive; Huffman-coded"""
+"""JPEG markers: baseline, extended and progressive frames, Huffman-coded"""
+OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+"""lossless, hierarchical, arithmetically coded"""
+START_OF_SCAN, APP1, APP14 = 0xDA, 0xE1, 0xEE
 ORIENTATION = 0x0112
 """the EXIF tag"""
 
@@ -61,22 +64,22 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         return None
     at, size = 2, None
     while True:
-        marker, kind, length = struct.unpack_from(">BBH", data, at)
+        prefix, marker, length = struct.unpack_from(">BBH", data, at)
         segment = data[at + 4 : at + 2 + length]
-        if marker != 0xFF:
-            return None
-        if kind == 0xDA:
+        if marker == START_OF_SCAN:
             return size
-        if kind in PLAIN_FRAMES:
+        if marker in PLAIN_FRAMES:
             depth, height, width, components = struct.unpack_from(">BHHB", segment)
-            if depth != 8 or components not in (1, 3) or segment[6::3] == b"RGB":
+            colour = {1: True, 3: segment[6::3] != b"RGB"}.get(components, False)
+            if depth != 8 or not colour:
                 return None
             size = width, height
-        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8):
-            return None
-        elif kind == 0xE1 and _turned(segment):
-            return None
-        elif kind == 0xEE and segment.startswith(b"Adobe") and segment[11] != 1:  # not YCbCr
+        if (
+            prefix != 0xFF
+            or marker in OTHER_FRAMES
+            or (marker == APP1 and _turned(segment))
+            or (marker == APP14 and segment.startswith(b"Adobe") and segment[11] != 1)  # not YCbCr
+        ):
             return None
         at += 2 + length
 

@@ -450,9 +450,9 @@ class _Guarded(Dataset[Any]):
 def data_loader(dataset: Any, keys: Keys, workers: int, *, pin: bool = True, fork: bool = True) -> DataLoader[Any]:
     """A DataLoader of what `dataset.__getitems__` makes of whole batches of keys; read it with `results`.
 
-    The keys are iterated in this process, anew each epoch. Workers are forked (cheap, no copy of the dataset), but where
-    there is a GPU, or `fork` is false, they come from a fork server: a fork of a process that holds CUDA, NCCL or other
-    threads is not safe. DataLoader gives each worker one torch thread.
+    The keys are iterated in this process, anew each epoch. Workers are forked (cheap, no copy of the dataset), but
+    where there is a GPU, or `fork` is false, they come from a fork server: a fork of a process that holds CUDA, NCCL or
+    other threads is not safe. DataLoader gives each worker one torch thread.
     """
     cuda = torch.cuda.is_available()
     start = "fork" if fork and not cuda else "forkserver"
