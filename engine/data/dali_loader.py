@@ -61,16 +61,14 @@ class DaliBatches:
 
     def _batches(self) -> Generator[tuple[Batch, torch.cuda.Event | None]]:
         """Batches, and on a GPU the event that their pixels are ready with."""
-        if self.device.type == "cpu":
-            run = _Runner(self)
-            for prepared in results(self.loader):
-                yield run(prepared), None
-            return
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
-            run = _Runner(self)
-            for prepared in results(self.loader):
-                yield run(prepared), stream.record_event()
+        runner = _Runner(self)
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        try:
+            with torch.cuda.stream(stream):
+                for prepared in results(self.loader):
+                    yield runner(prepared), None if stream is None else stream.record_event()
+        finally:
+            runner.pipeline = None  # also where an exception that somebody keeps still knows the runner
 
 
 class _Runner:
@@ -90,53 +88,49 @@ class _Runner:
         """
         if not prepared.keys:
             return prepared.batch
-        try:
-            return replace(prepared.batch, pixels=self.pixels(prepared))
-        except RuntimeError as error:
-            return self.one_by_one(prepared, error)
+        found = self.pixels(prepared)
+        return self.one_by_one(prepared, found) if isinstance(found, str) else replace(prepared.batch, pixels=found)
 
-    def one_by_one(self, prepared: Prepared, error: RuntimeError) -> Batch:
+    def one_by_one(self, prepared: Prepared, reason: str) -> Batch:
         """A batch that DALI failed on: image by image, and by Pillow where it fails again.
 
         Raises:
             UserError: Pillow cannot decode an image either, if `on_bad_image` is error.
-            RuntimeError: `error`, where it is not due to an image.
+            RuntimeError: with `reason`, where no image is to blame.
         """
         rows: list[int] = []
         pixels: list[Tensor] = []
-        bad, failed = list(prepared.batch.bad), False
+        bad, blame = list(prepared.batch.bad), False
         for key in prepared.keys:
             single = self.input.prepare([key], decode=False)
-            try:
-                pixels.append(self.pixels(single))
-            except RuntimeError:
-                failed = True
+            found = self.pixels(single)
+            if isinstance(found, str):
+                blame = True
                 single = self.input.prepare([key], decode=True)
-                pixels.append(self.pixels(single) if single.keys else single.batch.pixels.to(self.device))
+                found = self.pixels(single) if single.keys else single.batch.pixels.to(self.device)
+                if isinstance(found, str):
+                    raise RuntimeError(found)
                 if single.keys and not self.told:
                     self.told = True
                     say(f"{self.dataset.paths[key[1]]}: DALI cannot decode it, Pillow can; no other will be reported")
             rows += [row for _, row in single.keys]
+            pixels.append(found)
             bad += single.batch.bad
-        if not failed:
-            raise error
+        if not blame:
+            raise RuntimeError(reason)
         return self.dataset.batch(rows, torch.cat(pixels), bad)
 
-    def pixels(self, prepared: Prepared) -> Tensor:
-        """uint8 (B,h,w) on the device.
-
-        Raises:
-            RuntimeError: DALI failed.
-        """
+    def pixels(self, prepared: Prepared) -> Tensor | str:
+        """uint8 (B,h,w) on the device, or why DALI failed."""
         count, side = len(prepared.keys), self.dataset.image_size
         if self.pipeline is None or self.pipeline.max_batch_size < count:
             self.pipeline = self.make_pipeline(count, prepared)
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         try:
             (output,) = self.pipeline.run(stream, **prepared.inputs())
-        except RuntimeError:
+        except RuntimeError as error:
             self.pipeline = None  # it is of no more use
-            raise
+            return str(error)
         pixels = torch.empty(count, side, side, 1, dtype=torch.uint8, device=self.device)
         return feed_ndarray(output.as_tensor(), pixels, cuda_stream=stream).squeeze(-1)
 
