@@ -17,6 +17,8 @@ pytest.importorskip("nvidia.dali")
 
 from nvidia.dali import Pipeline, fn
 
+from pspg.engine.cli import main
+from pspg.engine.config import DataConfig
 from pspg.engine.data import dali_input, dali_loader
 from pspg.engine.data.augment import OPERATIONS, Plan, apply
 from pspg.engine.data.cache import PixelCache
@@ -29,6 +31,7 @@ from pspg.engine.data.phantom import PhantomConfig, write_phantoms
 from pspg.engine.data.plain_files import plain_size
 from pspg.engine.data.torch_loader import ImageDataset, TorchBatches, make_eval_loader, make_train_loader
 from pspg.engine.errors import UserError
+from pspg.engine.run import _pixel_source
 
 N, SIDE = 13, 96
 CPU = torch.device("cpu")
@@ -274,6 +277,7 @@ def test_evaluation_in_order_with_a_partial_last_batch(samples):
         assert torch.cat([batch.index for batch in batches]).tolist() == list(range(N))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(samples):
     assert_same(train(samples).batches(0), train(samples, workers=2).batches(0))
 
@@ -422,6 +426,38 @@ def test_which_loader(monkeypatch):
     assert pick_loader("loader", "auto", cuda) == "torch"
     with pytest.raises(UserError, match=r"^data.loader: .*pip install 'pspg-engine\[dali-cuda13\]'"):
         pick_loader("data.loader", "dali", CPU)
+
+
+@pytest.mark.slow
+def test_commands(tmp_path, phantoms, settings, capsys, monkeypatch):
+    """A run keeps to its loader; evaluation and prediction take one, too."""
+    run, dali = tmp_path / "run", ["--data.loader", "dali", "--optim.epochs", "1"]
+    assert main([*settings("prompt"), *dali, "--output", str(run)]) == 0
+    assert "loader: dali" in (run / "config.yaml").read_text()
+    assert main([*settings("prompt"), "--optim.epochs", "1", "--output", str(run), "--resume", "latest"]) == 2
+    assert "data.loader: " in (message := capsys.readouterr().err)
+    assert "was made with 'dali', this run asks for 'torch'" in message
+    assert main([*settings("prompt"), *dali, "--output", str(run), "--resume", "latest"]) == 0
+    seen, dali_batches = [], dali_loader.DaliBatches
+    monkeypatch.setattr(dali_loader, "DaliBatches", lambda *a, **k: seen.append(k["device"]) or dali_batches(*a, **k))
+    model = ["--checkpoint", str(run), "--device", "cpu", "--workers", "0"]
+    films, output = str(phantoms / "test.jsonl"), str(tmp_path / "output")
+    assert main(["evaluate", "--manifest", films, "--output", output, *model, "--loader", "dali"]) == 0
+    assert main(["predict", "--input", films, "--output", f"{output}.csv", *model, "--loader", "dali"]) == 0
+    assert seen == [CPU, CPU]
+    # These films have the size of the model's input, so that not even resizing rounds.
+    assert main(["predict", "--input", films, "--output", f"{output}.torch.csv", *model]) == 0
+    assert (tmp_path / "output.csv").read_bytes() == (tmp_path / "output.torch.csv").read_bytes()
+
+
+def test_pixels_that_a_run_keeps_to():
+    def source(**settings):
+        return _pixel_source(DataConfig(**settings))
+
+    assert source(loader="torch", cache="cache") == source(loader="torch") == "torch"
+    assert source(loader="dali") == "dali"
+    assert source(loader="dali", cache="cache") == "dali, from a cache"
+    assert source(loader="dali", cache="cache", augment=False, flip=0.0) == "torch"
 
 
 @pytest.mark.parametrize("head", ["files", "pixels"])
