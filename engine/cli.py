@@ -40,6 +40,10 @@ COMMANDS = {
     "phantom": Command("draw:DrawConfig", "draw:draw", "draw a phantom data set"),
     "import-checkpoint": Command("config:ImportConfig", "transfer:import_checkpoint", "read the authors' weights"),
     "export-checkpoint": Command("config:ExportConfig", "transfer:export_checkpoint", "write a model folder"),
+    "prepare check": Command("config:CheckConfig", "prepare_images:check_images", "find unreadable images"),
+    "prepare cache": Command(
+        "prepare_images:CacheConfig", "prepare_images:make_cache", "decode and resize images once"
+    ),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
 GROUPS = {

@@ -50,6 +50,7 @@ def predict(config: PredictConfig) -> Scores:
         mean=pixels.mean,
         std=pixels.std,
         on_bad_image=config.on_bad_image,
+        max_megapixels=config.max_megapixels,
     )
     load = load_with(pick_loader("loader", config.loader, device), device)
     loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)

@@ -219,7 +219,9 @@ def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, 
         mean, std = carried.mean, carried.std
     else:
         cache = open_cache(data.cache, manifest, data.image_size, data.resize)
-        mean, std = pixel_statistics(manifest.samples, data.image_size, data.resize, cache=cache)
+        mean, std = pixel_statistics(
+            manifest.samples, data.image_size, data.resize, cache=cache, max_megapixels=data.max_megapixels
+        )
     return clip, Pixels(size=data.image_size, resize=data.resize, mean=mean, std=std)
 
 
@@ -246,6 +248,7 @@ def _dataset(
         flip=data.flip if augment else 0.0,
         seed=config.seed,
         on_bad_image=data.on_bad_image,
+        max_megapixels=data.max_megapixels,
         cache=open_cache(data.cache, manifest, pixels.size, pixels.resize),
     )
 

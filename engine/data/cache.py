@@ -195,7 +195,7 @@ def _entries(folder: Path, header: Header) -> Iterator[Entry]:
 
 
 class PixelCache:
-    """The cached pixels of a list of samples; can be pickled and forked: a process maps the shards when it first reads."""
+    """The cached pixels of a list of samples; picklable, and every process maps the shards when it first reads."""
 
     @classmethod
     def open(cls, folder: str | Path, samples: Sequence[Sample], *, size: int, resize: Resize) -> PixelCache:

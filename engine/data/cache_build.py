@@ -30,8 +30,10 @@ from .cache import (
     source_state,
 )
 from .decoding import DecoderPool
-from .images import BadImage, Resize, square_image
+from .images import MAX_MEGAPIXELS, BadImage, Resize
+from .images import resize as resize_image
 from .manifest import Sample
+from .strict import read_strictly
 
 SHARD_IMAGES = 2048
 """103 MB at 224 pixels; a killed build loses less than this."""
@@ -46,8 +48,11 @@ def build_cache(
     resize: Resize,
     workers: int = 1,
     on_bad_image: Literal["error", "skip"] = "error",
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> dict[Path, str]:
-    """Add every sample that the cache does not hold yet, or whose source changed; `cache` describes the format.
+    """Add every sample that the cache does not hold yet, could not read, or whose source changed.
+
+    `cache` describes the format.
 
     Damaged shards are dropped and their images decoded again.
 
@@ -57,7 +62,9 @@ def build_cache(
         filepaths: of each sample, relative to its image root.
         size, resize: of the cached images.
         workers: decoding processes.
-        on_bad_image: stop at an unreadable image, or keep it as unreadable, with its reason.
+        on_bad_image: stop at an unreadable image, or keep it as unreadable, with its reason. Damage is looked for
+            strictly.
+        max_megapixels: million pixels that are still decoded.
 
     Returns:
         path → reason of the unreadable images among the samples.
@@ -67,23 +74,14 @@ def build_cache(
     """
     header = _start(folder, size, resize)
     found = {row: entry for row, (_, entry) in find_entries(folder, header, samples).items()}
-    todo = [row for row, sample in enumerate(samples) if row not in found or is_stale(found[row], sample.path)]
+    todo = [row for row, sample in enumerate(samples) if row not in found or _again(found[row], sample.path)]
     bad: dict[Path, str] = {}
-
-    def note(path: Path, reason: str) -> None:
-        if on_bad_image == "error":
-            raise UserError(f"{path}: {reason}; or set on_bad_image to skip")
-        bad[path] = reason
-
-    for row in found.keys() - set(todo):
-        if (reason := found[row].bad) is not None:
-            note(samples[row].path, reason)
     if not todo and header.finished:
         return bad
     header.finished = False
     header.write(folder)
     with (
-        DecoderPool(partial(_pixels, size=size, resize=resize), workers) as pool,
+        DecoderPool(partial(_pixels, size=size, mode=resize, max_megapixels=max_megapixels), workers) as pool,
         tqdm(total=len(samples), initial=len(samples) - len(todo), desc="caching", unit="img", disable=None) as bar,
     ):
         for start in range(0, len(todo), SHARD_IMAGES):
@@ -96,7 +94,9 @@ def build_cache(
                 row, reason = rows[place], None
                 if isinstance(result, BadImage):
                     reason = result.reason
-                    note(samples[row].path, reason)
+                    if on_bad_image == "error":
+                        raise UserError(f"{samples[row].path}: {reason}; or set on_bad_image to skip")
+                    bad[samples[row].path] = reason
                 else:
                     pixels[place] = result
                 entries.append(Entry(samples[row].id, filepaths[row], *states[place], reason))
@@ -128,6 +128,11 @@ def _start(folder: Path, size: int, resize: Resize) -> Header:
     return header
 
 
+def _again(entry: Entry, path: Path) -> bool:
+    """Whether an image must be decoded again; unreadable ones may have lacked a decoder only."""
+    return entry.bad is not None or is_stale(entry, path)
+
+
 def _is_whole(folder: Path, shard: Shard) -> bool:
     try:
         check_pixels(folder, shard)
@@ -137,8 +142,8 @@ def _is_whole(folder: Path, shard: Shard) -> bool:
     return True
 
 
-def _pixels(path: Path, *, size: int, resize: Resize) -> NDArray[np.uint8]:
-    return np.asarray(square_image(path, size, resize))
+def _pixels(path: Path, *, size: int, mode: Resize, max_megapixels: float) -> NDArray[np.uint8]:
+    return np.asarray(resize_image(read_strictly(path, max_megapixels=max_megapixels), size, mode))
 
 
 def _write_shard(folder: Path, number: int, entries: Sequence[Entry], pixels: NDArray[np.uint8]) -> Shard:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .augment import Crop, Jitter, Plan, Warp
-from .images import read_bytes, read_image, resize
+from .images import check_extent, read_bytes, read_image, resize
 from .plain_files import plain_size
 from .torch_loader import Batch, ImageDataset, Key
 
@@ -94,12 +94,13 @@ class DaliInput(Dataset[Prepared]):
         Raises:
             BadImage: it cannot be read.
         """
-        path = Path(self.dataset.paths[row])
+        path, limit = Path(self.dataset.paths[row]), self.dataset.max_megapixels
         content = read_bytes(path)
         size = None if decode or path.suffix.lower() == ".dcm" else plain_size(content)
         if size is not None:
+            check_extent(path, *size, limit)
             return content, size
-        image = resize(read_image(path, content), self.dataset.image_size, self.dataset.resize)
+        image = resize(read_image(path, content, max_megapixels=limit), self.dataset.image_size, self.dataset.resize)
         return b"P5\n%d %d\n255\n" % image.size + image.tobytes(), image.size
 
 

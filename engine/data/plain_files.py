@@ -11,7 +11,7 @@ import zlib
 
 from PIL import Image
 
-from .images import PNG_MAGIC
+from .images import JPEG_MAGIC, PNG_MAGIC
 
 PLAIN_PNG = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"tEXt"}
 """chunks that change no pixel"""
@@ -25,16 +25,13 @@ ORIENTATION = 0x0112
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height, pixels, of a plain JPEG or PNG of at most `Image.MAX_IMAGE_PIXELS`; None: of another kind."""
+    """Width and height, pixels, of a plain JPEG or PNG; None: of another kind."""
     try:
         if data[128:132] == b"DICM":
             return None
-        size = _png_size(data) if data.startswith(PNG_MAGIC) else _jpeg_size(data)
-    except (struct.error, IndexError, ValueError):  # it ends within a field
+        return _png_size(data) if data.startswith(PNG_MAGIC) else _jpeg_size(data)
+    except (struct.error, IndexError):  # it ends within a field
         return None
-    if size is None or not 0 < size[0] * size[1] <= (Image.MAX_IMAGE_PIXELS or float("inf")):
-        return None
-    return size
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
@@ -49,7 +46,7 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
             width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, at + 8)
             if depth != 8 or colour not in (0, 2) or interlaced:
                 return None
-            size = width, height
+            size = (width, height) if width and height else None
         if kind == b"tEXt" and b"profile" in data[at + 8 : end].lower():  # EXIF as text
             return None
         if kind == b"IEND":
@@ -60,7 +57,7 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Size of an 8-bit grey or YCbCr JPEG, upright, that has a scan and ends where it should."""
-    if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
+    if not (data.startswith(JPEG_MAGIC) and data.endswith(b"\xff\xd9")):
         return None
     at, size = 2, None
     while True:
@@ -73,7 +70,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             colour = {1: True, 3: segment[6::3] != b"RGB"}.get(components, False)
             if depth != 8 or not colour:
                 return None
-            size = width, height
+            size = (width, height) if width and height else None
         if (
             prefix != 0xFF
             or marker in OTHER_FRAMES

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from .augment import Plan, apply, draw
 from .cache import PixelCache
-from .images import BadImage, Resize, normalize, square_image, to_uint8
+from .images import MAX_MEGAPIXELS, BadImage, Resize, normalize, square_image, to_uint8
 from .manifest import Sample
 
 T = TypeVar("T")
@@ -99,6 +99,7 @@ class ImageDataset(Dataset[Batch]):
         seed: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
         cache: PixelCache | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         """
         Args:
@@ -113,6 +114,7 @@ class ImageDataset(Dataset[Batch]):
             seed: of the augmentation.
             on_bad_image: stop at an unreadable image, or leave it out and list it.
             cache: the pixels of these samples, opened with this size and resize; None: decode the files.
+            max_megapixels: see `images.read_image`.
 
         Raises:
             UserError: labels of another length, or a sample without text where `tokenize` is given.
@@ -131,7 +133,7 @@ class ImageDataset(Dataset[Batch]):
                 self.texts.append(sample.text)
         self.image_size, self.mean, self.std, self.resize = image_size, mean, std, resize
         self.tokenize, self.augment, self.flip, self.seed = tokenize, augment, flip, seed
-        self.on_bad_image, self.cache = on_bad_image, cache
+        self.on_bad_image, self.cache, self.max_megapixels = on_bad_image, cache, max_megapixels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -190,9 +192,10 @@ class ImageDataset(Dataset[Batch]):
 
     def pixels(self, epoch: int, row: int) -> Tensor:
         """uint8 (h,w) of one sample in one epoch."""
-        image = (
-            square_image(self.paths[row], self.image_size, self.resize) if self.cache is None else self.cache.image(row)
-        )
+        if self.cache is not None:
+            image = self.cache.image(row)
+        else:
+            image = square_image(self.paths[row], self.image_size, self.resize, max_megapixels=self.max_megapixels)
         if self.augment or self.flip:
             image = apply(image, self.plan(epoch, row))
         return to_uint8(image)
@@ -393,6 +396,7 @@ def pixel_statistics(
     limit: int = 1024,
     seed: int = 0,
     cache: PixelCache | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> tuple[float, float]:
     """Mean and standard deviation in [0, 1] over the resized pixels of at most `limit` random samples.
 
@@ -406,7 +410,10 @@ def pixel_statistics(
     reason = "there are no samples"
     for row in tqdm(chosen, "measuring pixel mean and std", delay=2, disable=None, leave=False):
         try:
-            image = square_image(samples[row].path, image_size, resize_mode) if cache is None else cache.image(row)
+            if cache is not None:
+                image = cache.image(row)
+            else:
+                image = square_image(samples[row].path, image_size, resize_mode, max_megapixels=max_megapixels)
         except BadImage as error:
             reason = str(error)
             continue

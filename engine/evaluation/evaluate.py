@@ -162,6 +162,7 @@ def _dataset(
         mean=pixels.mean,
         std=pixels.std,
         on_bad_image=config.on_bad_image,
+        max_megapixels=config.max_megapixels,
         cache=open_cache(config.cache, manifest, pixels.size, pixels.resize),
     )
 

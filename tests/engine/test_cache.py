@@ -4,6 +4,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 from pspg.engine.data import cache_build
 from pspg.engine.data.cache import PixelCache
 from pspg.engine.data.cache_build import build_cache
+from pspg.engine.data.decoding import DecoderPool
 from pspg.engine.data.images import BadImage, square_image
 from pspg.engine.data.manifest import Sample
 from pspg.engine.data.torch_loader import ImageDataset, make_train_loader, pixel_statistics
@@ -102,14 +106,104 @@ def test_unreadable_images_are_kept_with_their_reason(tmp_path, samples):
         build(tmp_path / "cache", samples)
     with pytest.raises(UserError, match="not finished"):
         opened(tmp_path / "cache", samples)
-    for _ in range(2):  # the second time nothing is left to do
-        assert build(tmp_path / "cache", samples, on_bad_image="skip") == {samples[5].path: "the file is empty"}
-    with pytest.raises(UserError, match=r"5\.png: the file is empty; or set"):
+    assert build(tmp_path / "cache", samples, on_bad_image="skip") == {samples[5].path: "the file is empty"}
+    with pytest.raises(UserError, match=r"5\.png: the file is empty; or set"):  # tried again
         build(tmp_path / "cache", samples)
+    build(tmp_path / "cache", samples, on_bad_image="skip")
     cache = opened(tmp_path / "cache", samples)
     with pytest.raises(BadImage, match=r"5\.png: the file is empty"):
         cache[5]
     np.testing.assert_array_equal(cache[6], np.asarray(square_image(samples[6].path, SIZE, "stretch")))
+
+
+def test_skipping_from_a_cache_leaves_the_other_samples_as_they_are(tmp_path, samples):
+    samples[5].path.write_bytes(b"")
+    build(tmp_path / "cache", samples, on_bad_image="skip")
+
+    def loader(cache):
+        settings = {"image_size": SIZE, "mean": 0.4, "std": 0.2, "augment": True, "cache": cache}
+        return make_train_loader(ImageDataset(samples, on_bad_image="skip", **settings), batch_size=4)
+
+    cached, fresh = loader(opened(tmp_path / "cache", samples)), loader(None)
+    for epoch in range(3):
+        for left, right in zip(cached.batches(epoch), fresh.batches(epoch), strict=True):
+            assert left.ids == right.ids
+            assert torch.equal(left.pixels, right.pixels)
+    assert cached.bad == fresh.bad == {"s5": f"{samples[5].path}: the file is empty"}
+
+
+def slow_pixels(path, **_):
+    if path.name == "9.png":
+        time.sleep(300)
+    return np.asarray(square_image(path, SIZE, "stretch"))
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path, samples, folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_build, "_pixels", slow_pixels)
+        settings = {"workers": 2}
+        process = multiprocessing.get_context("fork").Process(
+            target=build, args=(tmp_path / "b", samples), kwargs=settings
+        )
+        process.start()
+    header = tmp_path / "b" / "cache.json"
+    wait_until(lambda: header.exists() and len(json.loads(header.read_text())["shards"]) == 2)
+    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(workers) >= 2
+    process.kill()
+    process.join()
+    wait_until(lambda: not any(alive(pid) for pid in workers))
+    with pytest.raises(UserError, match="not finished"):
+        opened(tmp_path / "b", samples)
+    decoded = []
+    monkeypatch.setattr(DecoderPool, "map", lambda pool, paths: map(pool._attempt, decoded.extend(paths) or paths))
+    build(tmp_path / "b", samples)
+    assert decoded == [sample.path for sample in samples[8:]]
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert all((folder / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def crash(path, **_):
+    if path.name in ("2.png", "7.png"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.asarray(square_image(path, SIZE, "stretch"))
+
+
+def test_a_file_that_crashes_its_decoder_is_named(samples):
+    with DecoderPool(crash, 2) as pool:
+        for _ in range(2):
+            results = list(pool.map([sample.path for sample in samples]))
+            bad = {row: result for row, result in enumerate(results) if isinstance(result, BadImage)}
+            assert list(bad) == [2, 7]
+            assert str(bad[2]) == f"{samples[2].path}: its decoder crashes, or needs more memory than there is"
+            np.testing.assert_array_equal(results[8], np.asarray(square_image(samples[8].path, SIZE, "stretch")))
+
+
+def test_several_manifests_share_a_cache(folder, tmp_path, samples):
+    """A second build adds; the same id may stand for another file."""
+    (tmp_path / "val").mkdir()
+    Image.new("L", (30, 20), 9).save(tmp_path / "val" / "0.png")
+    other = [Sample("s0", tmp_path / "val" / "0.png")]
+    build_cache(folder, other, ["val/0.png"], size=SIZE, resize="stretch")
+    assert (opened(folder, other)[0] == 9).all()
+    np.testing.assert_array_equal(
+        opened(folder, samples)[0], np.asarray(square_image(samples[0].path, SIZE, "stretch"))
+    )
 
 
 def touch(path):

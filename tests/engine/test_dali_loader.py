@@ -342,6 +342,12 @@ def test_bad_files(samples, kind):
     assert_same([batches[0], *batches[2:]], [whole[0], *whole[2:]])
 
 
+def test_too_large_a_file(samples):
+    for load in (DALI, TorchBatches):
+        with pytest.raises(UserError, match="260 × 300 pixels, more than max_megapixels 0.01 million"):
+            list(evaluation(samples, load, max_megapixels=0.01))
+
+
 def test_what_pillow_alone_decodes_is_used_and_told(samples, capsys):
     """A PNG of too few rows: Pillow leaves the others black."""
     samples[0].path.write_bytes(broken_png(zlib.compress(b"\0" + bytes([200] * 260))))
