@@ -89,7 +89,11 @@ class _Runner:
         if not prepared.keys:
             return prepared.batch
         found = self.pixels(prepared)
-        return self.one_by_one(prepared, found) if isinstance(found, str) else replace(prepared.batch, pixels=found)
+        if isinstance(found, str):
+            return self.one_by_one(prepared, found)
+        # The other tensors stay on the CPU, as the torch loader's do: page-locked, so that moving them does not wait.
+        batch = prepared.batch.pin_memory() if self.device.type == "cuda" else prepared.batch
+        return replace(batch, pixels=found)
 
     def one_by_one(self, prepared: Prepared, reason: str) -> Batch:
         """A batch that DALI failed on: image by image, and by Pillow where it fails again.
