@@ -47,9 +47,9 @@ class DaliBatches:
     """
 
     def __init__(self, dataset: ImageDataset, keys: Keys, workers: int, *, device: torch.device) -> None:
-        self.dataset, self.device, self.threads = dataset, device, max(1, workers)
-        self.input = DaliInput(dataset)
-        self.loader = data_loader(self.input, keys, workers, pin=False, fork=False)
+        self.device, source = device, DaliInput(dataset)
+        self.runner = _Runner(source, device, max(1, workers))
+        self.loader = data_loader(source, keys, workers, pin=False, fork=False)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, event in prefetch(self._batches(), AHEAD):
@@ -61,22 +61,20 @@ class DaliBatches:
 
     def _batches(self) -> Generator[tuple[Batch, torch.cuda.Event | None]]:
         """Batches, and on a GPU the event that their pixels are ready with."""
-        runner = _Runner(self)
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         try:
             with torch.cuda.stream(stream):
                 for prepared in results(self.loader):
-                    yield runner(prepared), None if stream is None else stream.record_event()
+                    yield self.runner(prepared), None if stream is None else stream.record_event()
         finally:
-            runner.pipeline = None  # also where an exception that somebody keeps still knows the runner
+            self.runner.pipeline = None
 
 
 class _Runner:
     """Runs prepared batches through a pipeline, which it makes when it needs one."""
 
-    def __init__(self, batches: DaliBatches) -> None:
-        self.dataset, self.input = batches.dataset, batches.input
-        self.device, self.threads = batches.device, batches.threads
+    def __init__(self, source: DaliInput, device: torch.device, threads: int) -> None:
+        self.source, self.device, self.threads = source, device, threads
         self.pipeline: Pipeline | None = None
         self.told = False
 
@@ -86,8 +84,6 @@ class _Runner:
         Raises:
             UserError: an image that could not be decoded, if `on_bad_image` is error.
         """
-        if not prepared.keys:
-            return prepared.batch
         found = self.pixels(prepared)
         if isinstance(found, str):
             return self.one_by_one(prepared, found)
@@ -106,27 +102,30 @@ class _Runner:
         pixels: list[Tensor] = []
         bad, blame = list(prepared.batch.bad), False
         for key in prepared.keys:
-            single = self.input.prepare([key], decode=False)
+            single = self.source.prepare([key], decode=False)
             found = self.pixels(single)
             if isinstance(found, str):
                 blame = True
-                single = self.input.prepare([key], decode=True)
-                found = self.pixels(single) if single.keys else single.batch.pixels.to(self.device)
+                single = self.source.prepare([key], decode=True)
+                found = self.pixels(single)
                 if isinstance(found, str):
                     raise RuntimeError(found)
                 if single.keys and not self.told:
                     self.told = True
-                    say(f"{self.dataset.paths[key[1]]}: DALI cannot decode it, Pillow can; no other will be reported")
+                    path = self.source.dataset.paths[key[1]]
+                    say(f"{path}: DALI cannot decode this file, Pillow can; no other will be reported")
             rows += [row for _, row in single.keys]
             pixels.append(found)
             bad += single.batch.bad
         if not blame:
             raise RuntimeError(reason)
-        return self.dataset.batch(rows, torch.cat(pixels), bad)
+        return self.source.dataset.batch(rows, torch.cat(pixels), bad)
 
     def pixels(self, prepared: Prepared) -> Tensor | str:
         """uint8 (B,h,w) on the device, or why DALI failed."""
-        count, side = len(prepared.keys), self.dataset.image_size
+        count, side = len(prepared.keys), self.source.dataset.image_size
+        if not count:
+            return prepared.batch.pixels.to(self.device)
         if self.pipeline is None or self.pipeline.max_batch_size < count:
             self.pipeline = self.make_pipeline(count, prepared)
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -150,7 +149,7 @@ class _Runner:
         pipeline = Pipeline(batch_size, self.threads, gpu, prefetch_queue_depth=1)
         with pipeline:
             inputs = {name: fn.external_source(name=name) for name in prepared.inputs()}
-            pipeline.set_outputs(graph(inputs, self.dataset.image_size, cuda))
+            pipeline.set_outputs(graph(inputs, self.source.dataset.image_size, cuda))
         try:
             pipeline.build()
         except RuntimeError as error:

@@ -365,7 +365,7 @@ def test_what_pillow_alone_decodes_is_used_and_told(samples, capsys):
     ours, theirs = (list(evaluation(samples, load, batch_size=N)) for load in (DALI, TorchBatches))
     assert_close(ours, theirs)
     assert torch.equal(ours[0].pixels[0], theirs[0].pixels[0])
-    assert f"{samples[0].path}: DALI cannot decode it" in capsys.readouterr().err
+    assert f"{samples[0].path}: DALI cannot decode this file" in capsys.readouterr().err
 
 
 def test_a_failure_that_no_file_is_to_blame_for_is_raised(samples, monkeypatch):

@@ -249,6 +249,18 @@ def test_cut_streams(tmp_path, name, recwarn):
     assert not recwarn.list
 
 
+def test_a_decoder_that_panics(tmp_path):
+    """A run longer than the image: the RLE decoder raises what is no Exception."""
+    ds = dataset(np.arange(256, dtype=np.uint16).reshape(16, 16) * 4)
+    ds.compress(RLELossless)
+    data = bytearray(saved(tmp_path / "a.dcm", ds).read_bytes())
+    first_run = data.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # item, RLE header
+    data[first_run : first_run + 64] = bytes([127] * 64)
+    (tmp_path / "a.dcm").write_bytes(data)
+    with pytest.raises(BadImage, match="cannot be decoded as DICOM"):
+        read_dicom(tmp_path / "a.dcm")
+
+
 @pytest.mark.parametrize("name", ["US1_J2KR.dcm", "SC_rgb.dcm", "OBXXXX1A.dcm", "SC_ybr_full_uncompressed.dcm"])
 def test_real_colour_files_are_refused(name):
     with pytest.raises(BadImage, match=r"not monochrome"):

@@ -76,6 +76,23 @@ def test_unusable_files_are_counted_by_reason_and_listed(folder, capsys, kind):
     assert SECRET not in out + err + output.read_text()
 
 
+def test_dicom_files_are_checked_and_nothing_of_them_is_printed(tmp_path, capfd):
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("data_store", reason="pydicom-data holds the real film")
+    for name, source in {"film.dcm": "RG3_J2KR.dcm", "colour.dcm": "SC_rgb.dcm"}.items():
+        ds = pydicom.dcmread(pydicom.data.get_testdata_file(source, download=False))
+        ds.PatientName = ds.StudyDescription = SECRET
+        ds.save_as(tmp_path / name)
+    (tmp_path / "cut.dcm").write_bytes((tmp_path / "film.dcm").read_bytes()[:100_000])
+    write_manifest(tmp_path / "m.jsonl", ["film.dcm", "colour.dcm", "cut.dcm"])
+    output = tmp_path / "bad.csv"
+    assert main(["prepare", "check", "--manifest", str(tmp_path / "m.jsonl"), "--output", str(output)]) == 2
+    out, err = capfd.readouterr()
+    assert "2 of 3 images cannot be used" in err
+    assert "a DICOM file that is not monochrome" in out
+    assert SECRET not in out + err + output.read_text()
+
+
 def test_sound_files_pass_and_several_manifests_are_one(folder, capsys):
     assert main(["prepare", "check", "--manifest", str(folder / "good.jsonl")]) == 0
     assert "10 images: all can be used" in capsys.readouterr().err
