@@ -1,7 +1,9 @@
 """The DALI loader: the torch loader's samples, order, augmentation and errors; pixels within a rounding of it."""
 
 import io
+import os
 import random
+import signal
 import struct
 import threading
 import weakref
@@ -280,6 +282,18 @@ def test_evaluation_in_order_with_a_partial_last_batch(samples):
 @pytest.mark.slow
 def test_workers_change_nothing(samples):
     assert_same(train(samples).batches(0), train(samples, workers=2).batches(0))
+
+
+def kill(texts):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_line(samples):
+    dataset = make(samples)
+    dataset.tokenize = kill
+    with pytest.raises(UserError, match="loader process was killed"):
+        next(make_train_loader(dataset, batch_size=2, workers=1, load=DALI).batches(0))
 
 
 def test_global_generators_are_left_alone(samples):
