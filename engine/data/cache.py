@@ -91,7 +91,10 @@ class Header:
                 raise UserError(
                     f"{path}: of version {document['version']}, not {VERSION}; build the cache in a new folder"
                 )
-            shards = [Shard(**shard) for shard in document["shards"]]
+            shards = [
+                Shard(int(shard["number"]), int(shard["images"]), shard["pixels_sha256"], shard["index_sha256"])
+                for shard in document["shards"]
+            ]
             return cls(int(document["size"]), document["resize"], bool(document["finished"]), shards)
         except FileNotFoundError:
             raise UserError(f"{folder}: holds no cache; make it with pspg-engine prepare cache") from None

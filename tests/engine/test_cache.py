@@ -220,15 +220,18 @@ def flip(path):
     path.write_bytes(content)
 
 
-def unfinish(path):
-    path.write_text(path.read_text().replace('"finished": true', '"finished": false'))
+def edit(path, old, new):
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
 
 
 WRONG = {
     "not there": (lambda f, s: (f / "cache.json").unlink(), "holds no cache"),
     "not a header": (lambda f, s: (f / "cache.json").write_text("[]"), "is not the header"),
     "cut header": (lambda f, s: cut(f / "cache.json") or cut(f / "cache.json"), "is not the header"),
-    "unfinished": (lambda f, s: unfinish(f / "cache.json"), "not finished"),
+    "edited header": (lambda f, s: edit(f / "cache.json", '"number": 1', '"number": "x"'), "is not the header"),
+    "other version": (lambda f, s: edit(f / "cache.json", '"version": 1', '"version": 9'), "of version 9, not 1"),
+    "unfinished": (lambda f, s: edit(f / "cache.json", "true", "false"), "not finished"),
     "cut shard": (lambda f, s: cut(f / "pixels-00001.npy"), r"pixels-00001\.npy: a shard cut short"),
     "no shard": (lambda f, s: (f / "pixels-00001.npy").unlink(), r"pixels-00001\.npy: no such file"),
     "swapped": (lambda f, s: np.save(f / "pixels-00001.npy", np.zeros((3, 5, 5), np.uint8)), "not a shard of 4 images"),
@@ -248,7 +251,7 @@ def test_a_wrong_cache_is_one_line_and_building_again_repairs_it(folder, samples
         opened(folder, samples)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
-    if "header" in kind or kind == "not there":
+    if "header" in kind or kind in ("not there", "other version"):
         with pytest.raises(UserError):  # whatever the folder holds is left alone
             build(folder, samples)
         return

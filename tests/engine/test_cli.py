@@ -78,6 +78,7 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
         ({"optim": {"lr": 0}}, "optim.lr"),
         ({"optim": {"warmup_epochs": 60}}, "optim.warmup_epochs"),
         ({"data": {"mean": 0.5}}, "data.mean"),
+        ({"data": {"max_megapixels": 0}}, "data.max_megapixels"),
         ({"data": {"cache_features": True}}, "data.cache_features"),
         ({"task": "contrastive", "data": {"cache_features": True}}, "data.cache_features"),
         ({"batch_size": 0}, "batch_size"),
