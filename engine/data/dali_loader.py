@@ -95,31 +95,34 @@ class _Runner:
         """A batch that DALI failed on: image by image, and by Pillow where it fails again.
 
         Raises:
-            UserError: Pillow cannot decode an image either, if `on_bad_image` is error.
+            UserError: Pillow cannot decode an image either, if `on_bad_image` is error; or it decodes them all.
             RuntimeError: with `reason`, where no image is to blame.
         """
+        data = self.source.dataset
         rows: list[int] = []
         pixels: list[Tensor] = []
-        bad, blame = list(prepared.batch.bad), False
+        bad, failed, rescued = list(prepared.batch.bad), 0, 0
         for key in prepared.keys:
             single = self.source.prepare([key], decode=False)
             found = self.pixels(single)
             if isinstance(found, str):
-                blame = True
                 single = self.source.prepare([key], decode=True)
                 found = self.pixels(single)
                 if isinstance(found, str):
                     raise RuntimeError(found)
+                failed += 1
+                rescued += len(single.keys)
                 if single.keys and not self.told:
                     self.told = True
-                    path = self.source.dataset.paths[key[1]]
-                    say(f"{path}: DALI cannot decode this file, Pillow can; no other will be reported")
+                    say(f"{data.paths[key[1]]}: DALI cannot decode this file, Pillow can; no other will be reported")
             rows += [row for _, row in single.keys]
             pixels.append(found)
             bad += single.batch.bad
-        if not blame:
+        if not failed:
             raise RuntimeError(reason)
-        return self.source.dataset.batch(rows, torch.cat(pixels), bad)
+        if rescued == len(prepared.keys) > 1:
+            raise UserError(f"loader: DALI decodes none of {rescued} files that Pillow decodes; set it to torch")
+        return data.batch(rows, torch.cat(pixels), bad)
 
     def pixels(self, prepared: Prepared) -> Tensor | str:
         """uint8 (B,h,w) on the device, or why DALI failed."""

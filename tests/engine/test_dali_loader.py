@@ -382,6 +382,13 @@ def test_what_pillow_alone_decodes_is_used_and_told(samples, capsys):
     assert f"{samples[0].path}: DALI cannot decode this file" in capsys.readouterr().err
 
 
+def test_decoding_nothing_is_not_the_fault_of_the_files(samples):
+    for sample in samples[:4]:
+        sample.path.write_bytes(broken_png(zlib.compress(b"\0" + bytes([200] * 260))))
+    with pytest.raises(UserError, match="DALI decodes none of 4 files that Pillow decodes"):
+        list(evaluation(samples))
+
+
 def test_a_failure_that_no_file_is_to_blame_for_is_raised(samples, monkeypatch):
     first = dali_loader._Runner.pixels
 
