@@ -151,7 +151,8 @@ class _Runner:
         # Waited for batch by batch, by a thread that is ahead of the training step: so a failure is its batch's.
         pipeline = Pipeline(batch_size, self.threads, gpu, prefetch_queue_depth=1)
         with pipeline:
-            inputs = {name: fn.external_source(name=name) for name in prepared.inputs()}
+            layouts = {"pixels": "HWC"}
+            inputs = {name: fn.external_source(name=name, layout=layouts.get(name)) for name in prepared.inputs()}
             pipeline.set_outputs(graph(inputs, self.source.dataset.image_size, cuda))
         try:
             pipeline.build()
