@@ -62,8 +62,11 @@ class DataConfig:
     """two of four random augmentations (paper A.2)"""
     flip: float = 0.5
     """probability of a horizontal flip; set 0 where class names carry a side"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
     workers: int = 2
-    """loader processes"""
+    """loader processes; with dali also its decoding threads"""
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: float = 100
@@ -225,8 +228,11 @@ class EvaluateConfig:
     """million pixels above which an image counts as unreadable; it guards the memory"""
     cache: str | None = None
     """folder of `pspg-engine prepare cache` that holds the images of the manifest (and of the probe's)"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
     workers: int = 2
-    """loader processes"""
+    """loader processes; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
@@ -252,10 +258,13 @@ class PredictConfig:
     """images a batch"""
     on_bad_image: Literal["error", "skip"] = "skip"
     """stop at an unreadable image, or leave it out, count it and list it"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
     max_megapixels: float = 100
     """million pixels above which an image counts as unreadable; it guards the memory"""
     workers: int = 2
-    """loader processes"""
+    """loader processes; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""

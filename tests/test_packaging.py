@@ -61,6 +61,7 @@ def test_import_direction(folder: str) -> None:
     [
         ("deepspeed", "engine/distributed.py"),
         ("pydicom", "engine/data/dicom.py"),
+        ("nvidia", "engine/data/dali_loader.py"),
         ("simplejpeg", "engine/data/strict.py"),
     ],
 )

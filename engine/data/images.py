@@ -37,7 +37,7 @@ class BadImage(UserError):
         return type(self), (self.path, self.reason)
 
 
-def read_image(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """Read a PNG, JPEG or DICOM file as an 8-bit grey image (mode "L").
 
     Colour is reduced to luminance, transparency ignored, EXIF orientation applied. 16-bit grey goes through `window16`.
@@ -45,11 +45,15 @@ def read_image(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> I
     Truncation is detected. Bytes corrupted within a JPEG's scan decode to wrong pixels; `strict.read_strictly` finds
     many of them.
 
+    Args:
+        path: the file; named in errors.
+        data: its content, if already read.
+
     Raises:
         BadImage: missing, empty, truncated, not one of these formats, or more than `max_megapixels` million pixels.
     """
     path = Path(path)
-    data = read_bytes(path)
+    data = read_bytes(path) if data is None else data
     if data[128:132] == b"DICM" or path.suffix.lower() == ".dcm":
         from .dicom import read_dicom  # pydicom is an extra
 
@@ -139,7 +143,11 @@ def to_uint8(image: Image.Image) -> Tensor:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content; BadImage if there is none."""
+    """Content of an image file.
+
+    Raises:
+        BadImage: missing, empty, unreadable, or not a file.
+    """
     try:
         if path.exists() and not path.is_file():
             raise BadImage(path, "not a file")

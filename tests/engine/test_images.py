@@ -116,7 +116,7 @@ def test_elongated_films(tmp_path, mode, shape, dtype):
     assert square.size == (32, 32)
     assert (np.asarray(square) == 255).sum() == (1024 if mode == "stretch" or shape == (1, 1) else 32)
     rng = torch.Generator().manual_seed(0)
-    assert all(operation(square, rng).size == (32, 32) for operation in OPERATIONS)
+    assert all(operation(rng, 32).apply(square).size == (32, 32) for operation in OPERATIONS)
 
 
 def damaged(data, length, rng):
