@@ -130,7 +130,7 @@ def measure_peaks(device: torch.device) -> dict[str, float]:
 
 def with_roofline(row: Row, peaks: Mapping[str, float]) -> Row:
     """The row with its share of what the device could reach."""
-    if row.status != OK or row.p50 is None or row.flops is None or row.bytes is None:
+    if row.status != OK or not row.p50 or row.flops is None or row.bytes is None:
         return row
     floor = max(row.flops / peaks[row.dtype], row.bytes / peaks["bandwidth"])
     return replace(row, roofline=floor / row.p50)
@@ -206,7 +206,7 @@ def _work(pipe: Connection, device: torch.device) -> None:
             return
         try:
             rows = job.run(device, without, pipe.send)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):  # nobody waits for the rows any more
             return
         except Exception as error:  # a broken job is a row, and must not end the others
             traceback.print_exc()
@@ -220,11 +220,11 @@ def _broken(job: Job, reason: str) -> Row:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """The times forward and backward together, a provider a column."""
+    """Times, of operators forward and backward together, a provider a column."""
     providers = ["reference", "repaired", "eager", "compiled", "triton"]
     cases: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if row.direction == "both":
+        if row.direction == "both" or row.suite != "operators":
             cases.setdefault(row.job, {})[row.provider] = row
     others = sorted({row.provider for row in rows} - set(providers) - {"-"})
     width = max([len(key) for key in cases], default=4)
