@@ -41,7 +41,8 @@ class Checkout:
         Raises:
             UserError: there are none, or they cannot be listed.
         """
-        return self._suite(["--list", "--device", device, *_only(only)]).splitlines()
+        listing = ["-m", "benchmarks.suite", "--list", "--device", device]
+        return self._finished(self._python([*listing, *_only(only)])).splitlines()
 
     def measure(self, device: str, jobs: Sequence[str], turn: int) -> list[Row]:
         """Rows of some jobs, measured in a fresh process.
@@ -49,9 +50,16 @@ class Checkout:
         Raises:
             UserError: the suite of this commit cannot run, or writes other rows.
         """
-        output = self.folder / f"results-{turn}"
-        self._suite(["--output", str(output), "--device", device, *_only(jobs)])
-        return [row for row in read_rows(output) if row.job in set(jobs)]
+        output, first = self.folder / f"results-{turn}", self.folder / "results-0"
+        if turn:  # the peaks of the device are measured once
+            output.mkdir()
+            shutil.copy(first / "environment.json", output)
+        command = ["-m", "benchmarks.suite", "--output", str(output), "--device", device, *_only(jobs)]
+        done = self._python(command)
+        rows = read_rows(output) if (output / "rows.json").is_file() else []
+        if done.returncode > 1 or not {row.job for row in rows} >= set(jobs):  # 1 alone: a row FAILED
+            self._finished(done)
+        return [row for row in rows if row.job in set(jobs)]
 
     def check_imports(self) -> None:
         """Make sure that a process of this commit imports nothing of another.
@@ -61,27 +69,24 @@ class Checkout:
         """
         names = ["benchmarks.suite", *(f"pspg.{name}" for name in MAPPED)]
         code = "import importlib, sys; [print(importlib.import_module(name).__file__) for name in sys.argv[1:]]"
-        for name, path in zip(names, self._python(["-c", code, *names]).splitlines(), strict=True):
+        for name, path in zip(names, self._finished(self._python(["-c", code, *names])).splitlines(), strict=True):
             if not Path(path).resolve().is_relative_to(self.tree.resolve()):
-                raise UserError(f"{self.ref}: {name} comes from {path}, not from the commit; unset what puts it there")
+                raise UserError(f"{self.ref}: {name} comes from {path}, which is not the commit's")
 
-    def _suite(self, arguments: Sequence[str]) -> str:
-        return self._python(["-m", "benchmarks.suite", *arguments], fine=(0, 1))  # 1: a row FAILED, and says so
-
-    def _python(self, arguments: Sequence[str], fine: Sequence[int] = (0,)) -> str:
+    def _python(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         paths = [str(self.folder / "links"), str(self.tree), *filter(None, [os.environ.get("PYTHONPATH")])]
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.tree,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=self.tree, env=environment, capture_output=True, text=True)
         if done.returncode == 130:
             raise KeyboardInterrupt
-        if done.returncode not in fine:
+        return done
+
+    def _finished(self, done: subprocess.CompletedProcess[str]) -> str:
+        """What it printed."""
+        if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            raise UserError(f"{self.ref}: its benchmarks.suite does not run: {reason}")
+            raise UserError(f"{self.ref}: its benchmarks do not run: {reason}")
         return done.stdout
 
 
@@ -105,13 +110,16 @@ def commit_of(repository: Path, ref: str) -> str:
 
 
 @contextmanager
-def checked_out(repository: Path, ref: str) -> Iterator[Checkout]:
+def checked_out(repository: Path, ref: str, commit: str) -> Iterator[Checkout]:
     """A commit in a temporary working tree, removed at the end.
 
+    Args:
+        ref: what the user calls it.
+        commit: see `commit_of`.
+
     Raises:
-        UserError: see `commit_of` and `Checkout.check_imports`.
+        UserError: see `Checkout.check_imports`.
     """
-    commit = commit_of(repository, ref)
     checkout = Checkout(ref, commit, Path(tempfile.mkdtemp(prefix="benchmarks-")))
     try:
         if _git(repository, "worktree", "add", "--detach", str(checkout.tree), commit) is None:

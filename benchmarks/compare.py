@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pspg.engine.errors import UserError
 
-from .checkout import Checkout, checked_out
+from .checkout import Checkout, checked_out, commit_of
 from .paired import SLOWER, Comparison, coverage, paired, unpaired
 from .present import measured, number, origin, seconds, times
 from .rows import Row, read_environment, read_rows
@@ -112,8 +112,9 @@ def compare_commits(repository: Path, options: argparse.Namespace) -> tuple[Rows
     Raises:
         UserError: no such commits, no common jobs, or a suite that does not run.
     """
+    commits = [(ref, commit_of(repository, ref)) for ref in (options.a, options.b)]
     with ExitStack() as stack:
-        a, b = (stack.enter_context(checked_out(repository, ref)) for ref in (options.a, options.b))
+        a, b = (stack.enter_context(checked_out(repository, *commit)) for commit in commits)
         jobs = _common_jobs(a, b, options)
         turns: dict[Checkout, list[Rows]] = {a: [], b: []}
         bar = tqdm(total=2 * options.pairs, desc="runs", disable=None, leave=False)
@@ -154,7 +155,8 @@ def lost_rows(a: Rows, b: Rows) -> list[Key]:
     for key in [key for key in a if key in b]:
         if measured(a[key]) and measured(b[key]):
             continue
-        print(f"not compared: {_name(key)}: A {_state(a[key])}, B {_state(b[key])}")
+        states = dict.fromkeys([_state(a[key]), _state(b[key])])
+        print(f"not compared: {_name(key)}: {', then '.join(states)}")
         if measured(a[key]):
             lost.append(key)
     return lost
