@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import comb
+from math import comb, inf
 from statistics import median
 
 SLOWER, FASTER, SAME = "slower", "faster", "within noise"
@@ -48,7 +48,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Comparison:
 
 def unpaired(a: tuple[float, float, float], b: tuple[float, float, float]) -> Comparison:
     """Compare p20, p50 and p80 of two measurements made at different times: do the ranges overlap?"""
-    return Comparison(a[1], b[1], b[1] / a[1], b[0] / a[2], b[2] / a[0])
+    return Comparison(a[1], b[1], b[1] / a[1], b[0] / a[2], b[2] / a[0] if a[0] else inf)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:

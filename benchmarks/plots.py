@@ -117,7 +117,7 @@ def _figures(rows: Sequence[Row], environment: Mapping[str, Any]) -> Drawn:
             if any(speed_up(found, name, baseline) for found in by_case(part, "both").values() for name in found):
                 yield f"{suite}-speed-up-{baseline}", partial(speed_ups, part, baseline, environment)
         yield f"{suite}-memory", partial(memory, part, environment)
-        if any(row.flops and row.bytes and measured(row) for row in part):
+        if any(row.flops and row.bytes and measured(row) and row.direction == "both" for row in part):
             yield f"{suite}-roofline", partial(roofline, part, environment)
 
 
@@ -185,10 +185,13 @@ def memory(rows: Sequence[Row], environment: Mapping[str, Any]) -> Figure:
 
 def roofline(rows: Sequence[Row], environment: Mapping[str, Any]) -> Figure:
     """Achieved FLOP/s over the FLOPs of the exact algebra per byte that must move, below the measured peaks."""
-    chosen = [row for row in rows if row.direction == "both" and row.flops and row.bytes]
-    shown = [row for row in chosen if measured(row)]
+    chosen = [row for row in rows if row.direction == "both"]
+    shown = [row for row in chosen if measured(row) and row.flops and row.bytes]
     title = "Roofline: FLOPs of the exact algebra per byte in and out, and per second, forward and backward"
-    notes = [*without_numbers(chosen), f"Measured peaks: {peaks(environment)}"]
+    notes = [*without_numbers(chosen), f"measured peaks: {peaks(environment)}"]
+    uncounted = dict.fromkeys(row.operator for row in chosen if measured(row) and not (row.flops and row.bytes))
+    if uncounted:
+        notes.append(f"without matrix products, so not drawn: {', '.join(uncounted)}")
     figure, body = _sheet(title, 5.2, notes, environment, providers_of(shown))
     axes = body.subplots()
     markers = dict(zip(dict.fromkeys(row.operator for row in shown), cycle(MARKERS), strict=False))

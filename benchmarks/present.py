@@ -41,8 +41,8 @@ def case_of(row: Row) -> Case:
 
 
 def measured(row: Row) -> bool:
-    """Whether a row has a time that may be shown."""
-    return row.status == OK and row.p50 is not None
+    """Whether a row has a time that may be shown; a difference of two times can be zero."""
+    return row.status == OK and bool(row.p50)
 
 
 def times(row: Row) -> tuple[float, float, float]:

@@ -145,7 +145,7 @@ def _fastest(found: Mapping[str, Row]) -> list[str]:
         return ["", "", "", ""]
     name = min(ran, key=lambda one: times(ran[one])[1])
     row, factor = ran[name], speed_up(ran, name)
-    share = "" if row.roofline is None else f"{100 * row.roofline:.0f} %"
+    share = "" if row.roofline is None else f"{number(100 * row.roofline)} %"
     memory = "" if row.peak_bytes is None else size(row.peak_bytes)
     baseline = ran.get(BASELINE)
     if memory and name != BASELINE and baseline is not None and baseline.peak_bytes is not None:

@@ -260,3 +260,4 @@ def test_unpaired_ranges() -> None:
     assert unpaired((0.9, 1.0, 1.1), (1.05, 1.2, 1.3)).verdict == SAME
     assert unpaired((0.9, 1.0, 1.1), (1.15, 1.2, 1.3)).verdict == SLOWER
     assert unpaired((0.9, 1.0, 1.1), (0.7, 0.8, 0.85)).verdict == FASTER
+    assert unpaired((0.0, 1.0, 1.1), (0.0, 0.8, 0.85)).verdict == SAME

@@ -67,6 +67,17 @@ def test_numbers_of_a_failed_row_are_not_drawn(rows: list[Row], environment: dic
     assert "FAILED (wrong): pair_loss eager" in words(figure)
 
 
+def test_a_difference_of_two_times_may_be_zero(rows: list[Row], environment: dict) -> None:
+    """As that of a backward which is measured as the whole less the forward."""
+    low, nothing = replace(rows[0], p20=0.0), replace(rows[1], p20=0.0, p50=0.0, p80=0.0)
+    figure = plots.latency([low, nothing, rows[2]], "both", environment)
+    figure.draw_without_rendering()
+    axes = axes_named(figure, "pair_loss")
+    assert points(axes) == {(row.p50, row.provider) for row in (low, rows[2])}
+    assert axes.get_xlim()[0] > rows[2].p50 / 100
+    assert "no time: pair_loss repaired" in words(figure)
+
+
 def test_speed_up_is_the_ratio_of_medians(rows: list[Row], environment: dict) -> None:
     figure = plots.speed_ups(of(rows, "operators"), "repaired", environment)
     drawn = [line for line in axes_named(figure, "pair_loss").lines if line.get_marker() == "o"]
@@ -96,6 +107,8 @@ def test_roofline_shows_the_measured_peaks(rows: list[Row], environment: dict) -
     dots = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if line is not roof}
     assert dots == {(10, 1e6 / row.p50) for row in of(rows, "operators") if row.p50 is not None}
     assert "fp32 1 TFLOP/s, memory 100 GB/s" in words(figure)
+    copies = replace(rows[0], operator="add_norm", flops=0)
+    assert "not drawn: add_norm" in words(plots.roofline([rows[0], copies], environment))
 
 
 def test_growth_shows_points_and_exponent(rows: list[Row], environment: dict) -> None:
