@@ -261,7 +261,8 @@ def _draw_roof(axes: Axes, rows: Sequence[Row], found: Mapping[str, float]) -> N
     """A line a dtype: bandwidth times intensity up to the peak."""
     intensities = [row.flops / row.bytes for row in rows if row.flops and row.bytes]
     bandwidth = found["bandwidth"]
-    low, high = min(intensities) / 2, max([*intensities, *(found[row.dtype] / bandwidth for row in rows)]) * 3
+    places = [*intensities, *(found[row.dtype] / bandwidth for row in rows)]
+    low, high = min(places) / 2, max(places) * 3
     for dtype in dict.fromkeys(row.dtype for row in rows):
         ridge = found[dtype] / bandwidth
         axes.plot([low, ridge, high], [low * bandwidth, found[dtype], found[dtype]], color=INK, lw=1, zorder=1)

@@ -111,6 +111,15 @@ def test_roofline_shows_the_measured_peaks(rows: list[Row], environment: dict) -
     assert "not drawn: add_norm" in words(plots.roofline([rows[0], copies], environment))
 
 
+def test_the_roof_rises_to_its_peak_left_of_all_points(rows: list[Row], environment: dict) -> None:
+    figure = plots.roofline(of(rows, "operators"), {**environment, "peaks": {"fp32": 1e11, "bandwidth": 1e11}})
+    (roof,) = [line for line in figure.findobj(Axes)[0].lines if line.get_marker() == "None"]
+    x, y = list(roof.get_xdata()), list(roof.get_ydata())
+    assert x == sorted(x)
+    assert y[0] == pytest.approx(x[0] * 1e11)
+    assert y[1:] == [1e11, 1e11]
+
+
 def test_growth_shows_points_and_exponent(rows: list[Row], environment: dict) -> None:
     figure = plots.scaling(of(rows, "growth"), [FIT], environment)
     axes = axes_named(figure, "text_side")
