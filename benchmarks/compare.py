@@ -151,15 +151,14 @@ def lost_rows(a: Rows, b: Rows) -> list[Key]:
     for name, ours, theirs in (("A", a, b), ("B", b, a)):
         for key in ours.keys() - theirs.keys():
             print(f"only in {name}: {_name(key)}")
-    lost = []
-    for key in [key for key in a if key in b]:
-        if measured(a[key]) and measured(b[key]):
-            continue
-        states = dict.fromkeys([_state(a[key]), _state(b[key])])
-        print(f"not compared: {_name(key)}: {', then '.join(states)}")
-        if measured(a[key]):
-            lost.append(key)
-    return lost
+    without = [key for key in a if key in b and not (measured(a[key]) and measured(b[key]))]
+    directions: dict[tuple[str, str, str], list[str]] = {}
+    for key in without:
+        states = ", then ".join(dict.fromkeys([_state(a[key]), _state(b[key])]))
+        directions.setdefault((key.job, key.provider, states), []).append(key.direction)
+    for (job, provider, states), names in directions.items():
+        print(f"not compared: {job} {provider} {', '.join(names)}: {states}")
+    return [key for key in without if measured(a[key])]
 
 
 def _common_jobs(a: Checkout, b: Checkout, options: argparse.Namespace) -> list[str]:
