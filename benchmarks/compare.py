@@ -186,10 +186,10 @@ def _merge(turns: Sequence[Rows]) -> Rows:
 
 
 def _measured_in_both(a: Rows, b: Rows) -> list[Key]:
-    keys = [key for key, row in a.items() if measured(row) and key in b and measured(b[key])]
+    keys = [key for key, row in a.items() if measured(row) and key in b]
     if not keys:
-        raise UserError("A and B: have no measured row in common; see the rows of each")
-    return keys
+        raise UserError("A: has no measured row that B has, too; compare others, or without --only")
+    return [key for key in keys if measured(b[key])]
 
 
 def _device(environment: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -35,6 +35,7 @@ from .present import (
     by_case,
     case_of,
     flops,
+    in_direction,
     measured,
     number,
     origin,
@@ -45,6 +46,7 @@ from .present import (
     size,
     speed_up,
     times,
+    title_of,
     without_numbers,
 )
 from .rows import Row, read_environment, read_rows
@@ -111,13 +113,13 @@ def _figures(rows: Sequence[Row], environment: Mapping[str, Any]) -> Drawn:
             yield "growth", partial(scaling, part, fits_of(part), environment)
             continue
         for direction in DIRECTIONS:
-            if any(row.direction == direction for row in part):
+            if in_direction(part, direction):
                 yield f"{suite}-latency-{direction}", partial(latency, part, direction, environment)
         for baseline in (BASELINE, "reference"):
             if any(speed_up(found, name, baseline) for found in by_case(part, "both").values() for name in found):
                 yield f"{suite}-speed-up-{baseline}", partial(speed_ups, part, baseline, environment)
         yield f"{suite}-memory", partial(memory, part, environment)
-        if any(row.flops and row.bytes and measured(row) and row.direction == "both" for row in part):
+        if any(row.flops and row.bytes and measured(row) for row in in_direction(part, "both")):
             yield f"{suite}-roofline", partial(roofline, part, environment)
 
 
@@ -129,10 +131,8 @@ def latency(rows: Sequence[Row], direction: str, environment: Mapping[str, Any])
         axes.plot([p20, p80], [y, y], color=_colour(row.provider), lw=1.2)
         axes.plot(p50, y, "o", color=_colour(row.provider), ms=4.5)
 
-    title = "Time of a call" if direction == "both" else f"Time of a call, {direction}"
-    if direction == "both":
-        title += ", forward and backward"
-    return _panels(rows, direction, f"{title}: median, p20 to p80", point, seconds, environment)
+    what = "forward and backward" if direction == "both" else direction
+    return _panels(rows, direction, f"Time of a call, {what}: median, p20 to p80", point, seconds, environment)
 
 
 def speed_ups(rows: Sequence[Row], baseline: str, environment: Mapping[str, Any]) -> Figure:
@@ -176,22 +176,21 @@ def memory(rows: Sequence[Row], environment: Mapping[str, Any]) -> Figure:
         if operator == "phase2_step":
             _dashed(axes, GOAL)
 
-    direction = next(one for one in DIRECTIONS if any(row.direction == one for row in rows))
     dashed = f"dashed: {size(GOAL)}, the goal of a phase-2 step with all weights; the points are without them"
     notes = [dashed] if any(row.operator == "phase2_step" for row in rows) else []
     title = "Peak memory of a call, beyond what was held before"
-    return _panels(rows, direction, title, point, size, environment, mark=mark, notes=notes, base=2)
+    return _panels(rows, "both", title, point, size, environment, mark=mark, notes=notes, base=2)
 
 
 def roofline(rows: Sequence[Row], environment: Mapping[str, Any]) -> Figure:
     """Achieved FLOP/s over the FLOPs of the exact algebra per byte that must move, below the measured peaks."""
-    chosen = [row for row in rows if row.direction == "both"]
+    chosen = in_direction(rows, "both")
     shown = [row for row in chosen if measured(row) and row.flops and row.bytes]
     title = "Roofline: FLOPs of the exact algebra per byte in and out, and per second, forward and backward"
     notes = [*without_numbers(chosen), f"measured peaks: {peaks(environment)}"]
     uncounted = dict.fromkeys(row.operator for row in chosen if measured(row) and not (row.flops and row.bytes))
     if uncounted:
-        notes.append(f"without matrix products, so not drawn: {', '.join(uncounted)}")
+        notes.append(f"FLOPs or bytes not counted, so not drawn: {', '.join(uncounted)}")
     figure, body = _sheet(title, 5.2, notes, environment, providers_of(shown))
     axes = body.subplots()
     markers = dict(zip(dict.fromkeys(row.operator for row in shown), cycle(MARKERS), strict=False))
@@ -285,8 +284,8 @@ def _panels(
     base: int = 10,
 ) -> Figure:
     """A panel an operator with its cases from top to bottom, `point` for each provider of each, and `mark` once."""
-    chosen = [row for row in rows if row.direction == direction or row.provider == "-"]
-    cases = by_case(chosen, direction)
+    chosen = in_direction(rows, direction)
+    cases = by_case(rows, direction)
     operators = list(dict.fromkeys(case.operator for case in cases))
     columns = min(2, max(len(operators), 1))
     heights = _heights(operators, cases, columns)
@@ -296,8 +295,10 @@ def _panels(
     for axes in grid.flat[len(operators) :]:
         axes.set_axis_off()
     for operator, axes in zip(operators, grid.flat, strict=False):
-        _panel(axes, {case: found for case, found in cases.items() if case.operator == operator}, hidden, point)
-        axes.set_title(operator)
+        panel = {case: found for case, found in cases.items() if case.operator == operator}
+        _panel(axes, panel, hidden, point)
+        (any_row, *_), *_ = (list(found.values()) for found in panel.values())
+        axes.set_title(title_of(any_row) if direction == "both" else operator)
         _log_axis(axes, unit, base)
         mark(axes, operator)
     return figure

@@ -59,11 +59,30 @@ def providers_of(rows: Iterable[Row]) -> list[str]:
     return [name for name in PROVIDERS if name in found] + sorted(found - {*PROVIDERS, "-"})
 
 
-def by_case(rows: Iterable[Row], direction: str) -> dict[Case, dict[str, Row]]:
-    """Case → provider → row of one direction, in the order of the rows within an operator."""
-    cases: dict[Case, dict[str, Row]] = {}
+def in_direction(rows: Sequence[Row], direction: str) -> list[Row]:
+    """Rows of a direction; what is measured in one direction only, such as evaluation, counts as both."""
+    found: dict[str, set[str]] = {}
     for row in rows:
-        if row.direction == direction and row.provider != "-":
+        if row.provider != "-":
+            found.setdefault(row.operator, set()).add(row.direction)
+    whole = {operator: min(names, key=DIRECTIONS.index) for operator, names in found.items()}
+
+    def counts_as(row: Row) -> str:
+        return "both" if row.direction == whole.get(row.operator, row.direction) else row.direction
+
+    return [row for row in rows if (row.provider == "-" and direction == "both") or counts_as(row) == direction]
+
+
+def title_of(row: Row) -> str:
+    """An operator, with its direction where that is not both."""
+    return row.operator if row.direction == "both" else f"{row.operator}, {row.direction}"
+
+
+def by_case(rows: Sequence[Row], direction: str) -> dict[Case, dict[str, Row]]:
+    """Case → provider → row of one direction (see `in_direction`), in the order of the rows within an operator."""
+    cases: dict[Case, dict[str, Row]] = {}
+    for row in in_direction(rows, direction):
+        if row.provider != "-":
             cases.setdefault(case_of(row), {})[row.provider] = row
     operators = list(dict.fromkeys(case.operator for case in cases))
     return dict(sorted(cases.items(), key=lambda item: operators.index(item[0].operator)))

@@ -33,6 +33,7 @@ from .present import (
     size,
     speed_up,
     times,
+    title_of,
     with_range,
     without_numbers,
 )
@@ -114,7 +115,7 @@ def _tables(rows: Sequence[Row]) -> list[str]:
     return [
         _table(rows, direction) if direction == "both" else _folded(f"{direction} alone", _table(rows, direction))
         for direction in DIRECTIONS
-        if any(row.direction == direction and row.provider != "-" for row in rows)
+        if by_case(rows, direction)
     ]
 
 
@@ -126,7 +127,8 @@ def _table(rows: Sequence[Row], direction: str) -> str:
     lines = []
     for case, found in cases.items():
         cells = [_cell(found.get(name)) for name in providers]
-        lines.append([case.operator, case.shape, *cells, *_fastest(found)])
+        name = title_of(next(iter(found.values()))) if direction == "both" else case.operator
+        lines.append([name, case.shape, *cells, *_fastest(found)])
     return _grid(head, lines)
 
 

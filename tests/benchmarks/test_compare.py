@@ -213,6 +213,8 @@ def test_folders(write_results: WriteResults, rows: list[Row], capsys: pytest.Ca
     assert FASTER in capsys.readouterr().out
     assert compare.main([a, str(write_results("c", [*same[:1], *failed, *same[2:]]))]) == 1
     assert "repaired both: measured, then FAILED (wrong)" in capsys.readouterr().out
+    assert compare.main([str(write_results("d", same[1:2])), str(write_results("e", failed))]) == 1
+    assert compare.main([a, a, "--only", "nothing"]) == 2
 
 
 def test_folders_of_different_devices_are_refused(

@@ -78,6 +78,17 @@ def test_a_difference_of_two_times_may_be_zero(rows: list[Row], environment: dic
     assert "no time: pair_loss repaired" in words(figure)
 
 
+def test_what_has_one_direction_is_drawn_with_the_others(rows: list[Row], environment: dict) -> None:
+    """Evaluation has no backward; a pair loss has three directions, of which the figure shows one."""
+    scored = replace(rows[2], operator="evaluation", direction="forward")
+    half = replace(rows[2], direction="forward", p50=0.0005)
+    figure = plots.latency([*rows[:3], half, scored], "both", environment)
+    assert points(axes_named(figure, "evaluation, forward")) == {(scored.p50, "eager")}
+    assert points(axes_named(figure, "pair_loss")) == {(row.p50, row.provider) for row in rows[:3]}
+    alone = plots.latency([*rows[:3], half, scored], "forward", environment)
+    assert points(axes_named(alone, "pair_loss")) == {(half.p50, "eager")}
+
+
 def test_speed_up_is_the_ratio_of_medians(rows: list[Row], environment: dict) -> None:
     figure = plots.speed_ups(of(rows, "operators"), "repaired", environment)
     drawn = [line for line in axes_named(figure, "pair_loss").lines if line.get_marker() == "o"]
