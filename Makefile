@@ -11,7 +11,7 @@ OLDEST_TRITON := 3.6.0
 OLDEST := build/triton-$(OLDEST_TRITON)
 NEWEST := build/triton-newest
 
-.PHONY: help demo test test-slow test-triton check-kernels inspect-kernels sanitize lint format clean
+.PHONY: help demo test test-slow test-triton check-kernels inspect-kernels sanitize bench bench-gpu lint format clean
 
 help:
 	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real film, report (minutes on 2 cores)"
@@ -21,6 +21,8 @@ help:
 	@echo "make check-kernels    compile the kernels for four GPUs (without one), check and list what they use"
 	@echo "make inspect-kernels  the same, and write kernels/RESOURCES.md"
 	@echo "make sanitize         the kernels' GPU tests under compute-sanitizer"
+	@echo "make bench            speed and memory of every operator, then figures and tables (OUT=build/bench; ARGS='--only spcl')"
+	@echo "make bench-gpu        the measurements alone, with any PYTHON that has torch; at most BUDGET_S=540 s; run it again to go on"
 	@echo "make lint             ruff and mypy"
 	@echo "make format           let ruff rewrite the sources"
 
@@ -78,7 +80,22 @@ inspect-kernels: $(TEST_STAMP)
 sanitize: $(TEST_STAMP)
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels
 
-# mypy finds the mapped packages through links.
+# Results, and further arguments of benchmarks.suite.
+OUT ?= build/bench
+ARGS ?=
+BUDGET_S ?= 540
+
+# A row that FAILED (status 1) is listed in figures and tables, and still fails.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.suite --output $(OUT) $(ARGS) || status=$$?; \
+	test $${status:-0} -le 1 || exit $$status; \
+	$(BIN)/python -m benchmarks.plots $(OUT) && $(BIN)/python -m benchmarks.report $(OUT) && exit $${status:-0}
+
+# Installs nothing: the links below make pspg importable.
+bench-gpu: build/typing/pspg
+	PYTHONPATH=$(CURDIR)/build/typing $(PYTHON) -m benchmarks.suite --device cuda --budget_s $(BUDGET_S) --output $(OUT) $(ARGS)
+
+# mypy, and a python without an installation, find the mapped packages through links.
 build/typing/pspg:
 	mkdir -p $@
 	ln -sfn ../../../engine $@/engine
