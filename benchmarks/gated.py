@@ -72,10 +72,10 @@ class GradientStep:
         self._warm_up, self._detail = warm_up, detail
 
     def __call__(self, turn: int) -> dict[str, float]:
-        torch.manual_seed(turn)
         if turn == 0:
             for _ in range(self._warm_up):
                 self._backward()
+        torch.manual_seed(turn)
         seconds = seconds_of(self._backward, self._device)
         if turn == 0:
             self.outcome, self.detail = outcome_of(self._value, self._module), self._detail()

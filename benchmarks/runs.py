@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pspg.engine.cli import parse
 from pspg.engine.config import ModelConfig, TrainConfig
@@ -20,7 +18,7 @@ from pspg.engine.data.torch_loader import Batch
 from pspg.engine.device import autocast_dtype
 from pspg.engine.distributed import World, start
 from pspg.engine.inference import score
-from pspg.engine.models.clip import build_clip, clip_config, text_tower
+from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.run import _build_prompt
 from pspg.engine.trainer import Trainer
@@ -164,7 +162,7 @@ class DemoEpoch:
         return [replace(row, detail=f"{detail} of {self.val} and a checkpoint; one form: nothing to compare with")]
 
     def config(self, folder: Path, device: torch.device) -> TrainConfig:
-        """The demo's, for one epoch and without a phase 1; the loader works in this process, which may have no others."""
+        """The demo's, for one epoch, without a phase 1; the loader works in this process, which may start no others."""
         phantoms = folder / "phantoms"
         changes: dict[str, Any] = {
             "model.backbone": ROOT / "configs" / "demo_clip.json",

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pspg.engine.config import ModelConfig, OptimConfig
 from pspg.engine.losses import contrastive_loss
@@ -34,11 +34,12 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 def jobs(device: str) -> list[Job]:
     """Phase 2, evaluation, a demo epoch, phase 1."""
+    providers: tuple[str, ...] = ("reference", "repaired", "eager")
     if device == "cuda":
         cases = [(108, 64), (14, 64), (28, 64), (193, 64), (108, 16), (108, 256)]
-        providers = ("reference", "repaired", "eager", "triton")
+        providers = (*providers, "triton")
     else:
-        cases, providers = [(14, 16), (28, 8)], ("reference", "repaired", "eager")
+        cases = [(14, 16), (28, 8)]
     steps = [Phase2Step(rank=10 + k, C=c, B=b, providers=providers) for k, (c, b) in enumerate(cases)]
     forms, batch = (("eager", "triton"), 64) if device == "cuda" else (("eager",), 16)
     return [
@@ -138,7 +139,7 @@ def low_precision(device: torch.device) -> torch.dtype:
 
 
 def form_of(impl: str, images: int) -> str:
-    """How the head is told to run `impl`: the decoder's kernels take so many images, above them auto keeps the others."""
+    """What the head is told: with more images than the decoder's kernels take, auto keeps all other kernels."""
     return "auto" if impl == "triton" and images > _MOST_IMAGES else impl
 
 
@@ -156,7 +157,7 @@ class GraphedLoss:
     """
 
     def __init__(self, setup: Setup, provider: str, dtype: torch.dtype, record: Recorder | None = None) -> None:
-        self.module = setup.head
+        self.module: nn.Module = setup.head
         self._setup, self._provider, self._dtype = setup, provider, dtype
         self._graph = StepGraph(self, setup.images.device, record)
 
@@ -168,7 +169,8 @@ class GraphedLoss:
         return {"images": self._setup.images, "labels": self._setup.labels}
 
     def step(self, batch: None, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return loss_of(replace(self._setup, **tensors), self._provider, self._dtype), {}
+        setup = replace(self._setup, images=tensors["images"], labels=tensors["labels"])
+        return loss_of(setup, self._provider, self._dtype), {}
 
     @property
     def detail(self) -> str:
