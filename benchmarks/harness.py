@@ -20,6 +20,8 @@ SLOW = 10.0
 """seconds above which a call is repeated three times and needs no warm-up"""
 SECONDS = 3.0
 """of repetitions that a faster one is given"""
+FEWEST, MOST = 5, 50
+"""repetitions of a faster one"""
 Call = Callable[[int], Mapping[str, float]]
 """one repetition, given its number → direction → seconds; it synchronises with the device"""
 
@@ -48,7 +50,11 @@ class Measured:
 
 
 class Unavailable(Exception):
-    """A provider cannot run here; its message is one line."""
+    """A provider cannot run here, or is not worth its time; its message is one line."""
+
+    def __init__(self, reason: str, status: str = UNAVAILABLE) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 def take_turns(
@@ -64,7 +70,7 @@ def take_turns(
         make: provider → function that prepares it. May raise `Unavailable`.
         device: where they run.
         started: told which provider runs, before it does.
-        seconds: of repetitions for each provider.
+        seconds: of repetitions that a fast provider is given.
     """
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
@@ -75,10 +81,10 @@ def take_turns(
         first = None if call is None else _repeat(found[name], call, 0, device)
         if call is None or first is None:
             continue
-        calls[name], total = call, max(first.values())
-        left[name] = 2 if total > SLOW else min(max(int(seconds / max(total, 1e-6)), 5), 50)
-        if total > SLOW:
+        calls[name], left[name] = call, 1
+        if max(first.values()) > SLOW:
             _keep(found[name], first)
+            left[name] = 2
     turn = 1
     while any(left.values()):
         for name, call in calls.items():
@@ -86,9 +92,13 @@ def take_turns(
                 continue
             started(name)
             times = _repeat(found[name], call, turn, device)
-            left[name] = left[name] - 1 if times is not None else 0
-            if times is not None:
-                _keep(found[name], times)
+            left[name] -= 1
+            if times is None:
+                left[name] = 0
+                continue
+            _keep(found[name], times)
+            if turn == 1 and not left[name]:  # what the first took says too much: it warmed up
+                left[name] = min(max(int(seconds / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
         turn += 1
     return found
 
@@ -126,7 +136,7 @@ def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
     try:
         return function()
     except Unavailable as error:
-        measured.status, measured.detail = UNAVAILABLE, str(error)
+        measured.status, measured.detail = error.status, str(error)
     except Exception as error:  # a broken provider must not end the others
         status, first_line = (TOO_LARGE if _is_memory(error) else FAILED), (str(error).splitlines() or [""])[0]
         measured.status, measured.detail = status, f"{type(error).__name__}: {first_line}"[:200]

@@ -74,6 +74,15 @@ def timed(function: Any, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def cache_bytes(device: torch.device) -> int:
+    """Of the largest cache that a device's cores share."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    known = [int(size[:-1]) * {"K": 2**10, "M": 2**20}[size[-1]] for size in sizes if size[-1:] in ("K", "M")]
+    return max(known, default=2**25)
+
+
 def peak_bytes(device: torch.device) -> int:
     """Largest resident set of this process so far; on a GPU the most memory its tensors have held."""
     if device.type == "cuda":

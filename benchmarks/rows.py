@@ -13,7 +13,7 @@ from typing import Any
 from pspg.engine.errors import UserError
 from pspg.engine.files import write_text
 
-OK, FAILED, UNAVAILABLE, TOO_LARGE = "ok", "FAILED", "unavailable", "does not fit"
+OK, FAILED, UNAVAILABLE, TOO_LARGE, NOT_RUN = "ok", "FAILED", "unavailable", "does not fit", "not run"
 SAME = ("commit", "machine", "versions", "device")
 """what of the environment must not change within a folder"""
 

@@ -1,7 +1,7 @@
 """`python -m benchmarks.suite`: every measurement, the most important first, into one folder; run again, it continues.
 
-A job runs in a process of its own, so that one that is killed for its memory takes nothing with it. On a GPU one process
-serves all jobs while it lives: starting CUDA takes longer than most of them.
+A job runs in a process of its own, so that one that is killed for its memory takes nothing with it. On a GPU one
+process serves all jobs while it lives: starting CUDA takes longer than most of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from pspg.engine.errors import UserError
 
 from .machine import commit, describe_machine, peak_bandwidth, peak_flops, versions
-from .rows import FAILED, OK, TOO_LARGE, Results, Row
+from .rows import FAILED, OK, Results, Row
 
 Started = Callable[[str], None]
 """told the name of the provider that runs next"""
@@ -222,14 +222,9 @@ def _broken(job: Job, reason: str) -> Row:
     return Row(job=job.key, suite=suite, operator=operator, provider="-", status=FAILED, detail=reason[:200])
 
 
-def not_run(row: Row, reason: str) -> Row:
-    """The row of a provider that took its process down."""
-    return replace(row, status=TOO_LARGE, detail=reason)
-
-
 def print_table(rows: Sequence[Row]) -> None:
     """The times forward and backward together, a provider a column."""
-    providers = [name for name in ("reference", "repaired", "eager", "compiled", "triton")]
+    providers = ["reference", "repaired", "eager", "compiled", "triton"]
     cases: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row.direction == "both":

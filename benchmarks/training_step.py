@@ -10,16 +10,12 @@ triton     the exact algebra with Triton kernels, the engine's default on a GPU
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
 from pspg.engine.losses import prompt_loss
@@ -29,11 +25,12 @@ from pspg.engine.models.prompts import Vocabulary
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.trainer import make_optimizer
 from pspg.kernels.asymmetric_loss import asymmetric_loss
-from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.spcl import PairSample
-from pspg.kernels.text_tower import TextTower, pair_indices, pair_prompts, single_prompts
-from pspg.kernels.text_tower.reference import layer_norm, mlp
+from pspg.kernels.text_tower import TextTower, pair_indices
+
+from . import repaired
+from .counting import flop_counter
 
 IMPLS = ("reference", "repaired", "eager", "triton")
 
@@ -139,40 +136,16 @@ def make_step(setup: Setup, impl: str, device: torch.device, dtype: torch.dtype)
 
 
 def repaired_loss(setup: Setup) -> Tensor:
-    """The reference's loss with fused attention in the text tower: whole sequences of 77 tokens, all pairs at once."""
-    features, head, frame = setup.features(), setup.head, setup.vocabulary.frame
+    """The reference's loss in the form of `repaired`."""
+    features, head, frame, tower = setup.features(), setup.head, setup.vocabulary.frame, setup.tower
     prompts = head.prompt_learner(setup.vocabulary.class_features, features.global_, impl="reference")
-    vectors = head.channel_attention(features.tokens)
-    tokens = setup.tower.context_length
-    logits = torch.stack(
-        [
-            similarity_logits(
-                vectors, _encode(setup.tower, *single_prompts(side, frame, tokens=tokens)), head.logit_scale
-            )
-            for side in prompts
-        ],
-        dim=1,
+    vectors, scale = head.channel_attention(features.tokens), head.logit_scale
+    sides = repaired.single_features(tower, frame, prompts)
+    logits = torch.stack([similarity_logits(vectors, side, scale) for side in sides], dim=1)
+    pairs = pair_indices(len(setup.vocabulary), vectors.device)
+    return asymmetric_loss(logits, setup.labels) + repaired.spcl(
+        tower, frame, prompts[0], vectors, scale, setup.labels, pairs
     )
-    first, second = pair_indices(len(setup.vocabulary), vectors.device)
-    pairs = _encode(setup.tower, *pair_prompts(prompts[0], frame, first, second, tokens=tokens))
-    spcl = pair_loss(pairs, vectors, head.logit_scale, setup.labels, impl="reference")
-    return asymmetric_loss(logits, setup.labels) + spcl
-
-
-def _encode(tower: TextTower, embeddings: Tensor, pooled: Tensor) -> Tensor:
-    """Text features (N,D) of sequences (N,T,W), with torch's fused causal attention."""
-    x = embeddings + tower.positional_embedding[: embeddings.shape[1]]
-    for layer in tower.layers:
-        y = layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
-        q, k, v = (
-            part.unflatten(-1, (tower.heads, -1)).transpose(1, 2)
-            for part in F.linear(y, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=-1)
-        )
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        x = x + F.linear(attended, layer.out_proj_weight, layer.out_proj_bias)
-        x = x + mlp(tower, layer, layer_norm(tower, x, layer.ln_2_weight, layer.ln_2_bias))
-    x = x[torch.arange(len(x), device=x.device), pooled]
-    return layer_norm(tower, x, tower.ln_final_weight, tower.ln_final_bias) @ tower.projection
 
 
 def exact_flops(classes: int, batch: int) -> int:
@@ -180,8 +153,6 @@ def exact_flops(classes: int, batch: int) -> int:
     with torch.device("meta"):
         setup = make_setup(classes, batch, torch.device("meta"), "eager", torch.float32)
     setup.head.text_memory = 2**62
-    # Attention as plain products, which the counter knows on every device; of baddbmm it knows one form only.
-    known = {torch.ops.aten.baddbmm_: lambda into, left, right, **_: 2 * math.prod(left) * right[-1]}
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
+    with flop_counter() as counter:
         setup.loss().backward()
     return counter.get_total_flops()

@@ -33,6 +33,12 @@ class Command:
         return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
+def prepare(settings: str, help: str) -> Command:
+    """The command of a module of `data/prepare/`."""
+    module, _, _ = settings.partition(":")
+    return Command(f"data.prepare.{settings}", f"data.prepare.{module}:prepare", help)
+
+
 COMMANDS = {
     "train": Command("config:TrainConfig", "run:train", "train either phase"),
     "evaluate": Command("config:EvaluateConfig", "evaluation.evaluate:evaluate_model", "metrics, tables and a report"),
@@ -40,11 +46,25 @@ COMMANDS = {
     "phantom": Command("draw:DrawConfig", "draw:draw", "draw a phantom data set"),
     "import-checkpoint": Command("config:ImportConfig", "transfer:import_checkpoint", "read the authors' weights"),
     "export-checkpoint": Command("config:ExportConfig", "transfer:export_checkpoint", "write a model folder"),
+    "prepare chexpert": prepare("chexpert:CheXpertConfig", "manifests from CheXpert"),
+    "prepare mimic-cxr": prepare("mimic_cxr:MimicConfig", "manifests from MIMIC-CXR-JPG and its reports"),
+    "prepare padchest": prepare("padchest:PadChestConfig", "manifests from PadChest"),
+    "prepare vindr-cxr": prepare("vindr_cxr:VinDrConfig", "manifests from VinDr-CXR or VinBigData"),
+    "prepare chestxray14": prepare("chestxray14:ChestXray14Config", "manifests from the NIH's ChestX-ray14"),
+    "prepare folder": prepare("folder:FolderConfig", "manifests from images and a table of your own"),
+    "prepare check": Command("config:CheckConfig", "prepare_images:check_images", "find unreadable images"),
+    "prepare cache": Command(
+        "prepare_images:CacheConfig", "prepare_images:make_cache", "decode and resize images once"
+    ),
+}
+# A command of two words, such as "prepare folder", belongs to the group of its first word.
+GROUPS = {
+    "prepare": "Get a data set ready for training.",
 }
 
 
 def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The whole parser, and those of the subcommands."""
+    """The whole parser, and those of the commands."""
     root = ArgumentParser(
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
@@ -52,9 +72,12 @@ def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    subcommands = root.add_subcommands(required=True, dest="command")
+    branches = {"": root.add_subcommands(required=True, dest="command")}
     parsers: dict[str, ArgumentParser] = {}
     for name, command in COMMANDS.items():
+        group, _, word = name.rpartition(" ")
+        if group not in branches:
+            branches[group] = _add_group(branches[""], group)
         settings = command.load(command.settings)
         parser = parsers[name] = ArgumentParser(
             description=(settings.__doc__ or "").strip(),
@@ -64,23 +87,35 @@ def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         )
         parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
         parser.add_class_arguments(settings)
-        subcommands.add_subcommand(name, parser, help=command.help)
+        branches[group].add_subcommand(word, parser, help=command.help)
         parser.prog = f"pspg-engine {name}"
         parser.usage = "%(prog)s [--config FILE] [--key VALUE ...]"
     return root, parsers
 
 
+def _add_group(branch: Any, group: str) -> Any:
+    """Where the second words of `group` go."""
+    parser = ArgumentParser(description=GROUPS[group], exit_on_error=False, allow_abbrev=False)
+    branch.add_subcommand(group, parser, help=GROUPS[group][0].lower() + GROUPS[group][1:].rstrip("."))
+    parser.prog = f"pspg-engine {group}"
+    parser.usage = "%(prog)s COMMAND [--config FILE] [--key VALUE ...]"
+    return parser.add_subcommands(required=True, dest="command")
+
+
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
-    """Name and typed settings of the subcommand.
+    """Name and typed settings of the command.
 
     Raises:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
     root, parsers = make_parser()
     try:
-        namespace = root.parse_args(list(arguments))
-        name = namespace.command
-        values = namespace[name]
+        values = root.parse_args(list(arguments))
+        name = values.command
+        values = values[name]
+        if name in GROUPS:
+            word = values.command
+            name, values = f"{name} {word}", values[word]
         values.pop("config", None)
         settings = COMMANDS[name].load(COMMANDS[name].settings)
         for field in dataclasses.fields(settings):
@@ -113,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    program = "pspg-engine" + (f" {arguments[0]}" if arguments and arguments[0] in COMMANDS else "")
+    known = {" ".join(arguments[:words]) for words in (1, 2)} & (COMMANDS.keys() | GROUPS.keys())
+    program = " ".join(["pspg-engine", max(known, key=len, default="")]).strip()
     try:
         name, config = parse(arguments)
         function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)

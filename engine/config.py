@@ -62,10 +62,17 @@ class DataConfig:
     """two of four random augmentations (paper A.2)"""
     flip: float = 0.5
     """probability of a horizontal flip; set 0 where class names carry a side"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
     workers: int = 2
-    """loader processes"""
+    """loader processes; with dali also its decoding threads"""
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
+    max_megapixels: float = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    cache: str | None = None
+    """folder of `pspg-engine prepare cache` that holds the images of both manifests; null: decode the files"""
     cache_features: bool = False
     """phase 2: run the frozen image tower once and keep its features in memory; needs augment false"""
 
@@ -217,8 +224,15 @@ class EvaluateConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
+    max_megapixels: float = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    cache: str | None = None
+    """folder of `pspg-engine prepare cache` that holds the images of the manifest (and of the probe's)"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
     workers: int = 2
-    """loader processes"""
+    """loader processes; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
@@ -244,8 +258,13 @@ class PredictConfig:
     """images a batch"""
     on_bad_image: Literal["error", "skip"] = "skip"
     """stop at an unreadable image, or leave it out, count it and list it"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
+    max_megapixels: float = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
     workers: int = 2
-    """loader processes"""
+    """loader processes; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
@@ -285,6 +304,46 @@ class ExportConfig:
     """new folder"""
     layout: Literal["pspg-engine", "published"] = "pspg-engine"
     """pspg-engine: what evaluate and predict read; published: one safetensors file with the authors' names"""
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """Decode every image of one or more manifests and list those that cannot be used; or verify a cache of them."""
+
+    manifest: str | list[str] = ""
+    """manifest (JSONL), or a list of them"""
+    cache: str | None = None
+    """verify this cache instead of the files: checksums, that it holds every image, and that no source changed"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    output: str | None = None
+    """also list the unusable images in this file, .csv or .jsonl"""
+    max_megapixels: float = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    workers: int = 2
+    """decoding processes"""
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    """Decode, window and resize the images once, so that training reads pixels. Run again, it goes on or adds."""
+
+    manifest: str | list[str] = ""
+    """manifest (JSONL), or a list of them"""
+    output: str = ""
+    """folder of the cache; one that is there already keeps its images"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    size: int = 224
+    """side of the square, pixels: data.image_size of the training"""
+    resize: Literal["stretch", "pad"] = "stretch"
+    """stretch to the square (the paper), or keep the aspect ratio and pad with black"""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """stop at an unreadable image, or keep it as unreadable; training then does what its own on_bad_image says"""
+    max_megapixels: float = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    workers: int = 2
+    """decoding processes"""
 
 
 def require(**values: str) -> None:
@@ -395,6 +454,8 @@ def check_train(config: TrainConfig) -> None:
     for key, count in positive.items():
         if count < 1:
             raise UserError(f"{key}: must be at least 1, got {count}")
+    if not data.max_megapixels > 0:
+        raise UserError(f"data.max_megapixels: must be positive, got {data.max_megapixels}")
     if not optim.lr > 0:
         raise UserError(f"optim.lr: must be positive, got {optim.lr}")
     for key, value in not_negative.items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
@@ -42,3 +45,34 @@ def check_output(path: str | Path, *, folder: bool = True) -> None:
         raise UserError(f"output: {path} lies below {place}, which is a file; choose another name")
     if not os.access(place, os.W_OK):
         raise UserError(f"output: {place} is not writable; choose another place")
+
+
+def check_new_folder(path: str | Path) -> None:
+    """Refuse, before any work is done, an output that is not a new or empty folder.
+
+    Raises:
+        UserError: it holds something, or could not be written.
+    """
+    check_output(path)
+    if Path(path).exists() and any(Path(path).iterdir()):
+        raise UserError(f"output: {path} is not empty; name a new folder")
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill beside `path`, renamed to it at the end; nothing is left of it after an error.
+
+    Raises:
+        UserError: see `check_new_folder`.
+    """
+    check_new_folder(path)
+    target = Path(path).resolve()
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in (*partial.iterdir(), partial):
+            sync(file)
+        partial.rename(target)  # replaces an empty folder
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

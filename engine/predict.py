@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .config import PredictConfig, check_workers, require
+from .data.loaders import load_with, pick_loader
 from .data.manifest import Sample, load_label_names, load_manifest
 from .data.torch_loader import ImageDataset, make_eval_loader
 from .device import autocast_dtype, pick_device
@@ -49,8 +50,10 @@ def predict(config: PredictConfig) -> Scores:
         mean=pixels.mean,
         std=pixels.std,
         on_bad_image=config.on_bad_image,
+        max_megapixels=config.max_megapixels,
     )
-    loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers)
+    load = load_with(pick_loader("loader", config.loader, device), device)
+    loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)
     bank = loaded.bank.to(device) if config.context == "bank" and loaded.bank is not None else None
     batches = tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None)
     scores = score(model, model.head, [model.vocabulary], batches, device, autocast, context=bank, bad=loader.bad)

@@ -17,10 +17,12 @@ import yaml
 from torch import Tensor
 
 from .checkpoint import last_checkpoint
-from .config import TrainConfig, check_train
+from .config import DataConfig, TrainConfig, check_train
+from .data.cache import open_cache
 from .data.labels import label_matrix, select_classes
+from .data.loaders import load_with, pick_loader
 from .data.manifest import Manifest, load_label_names, load_manifest
-from .data.torch_loader import ImageDataset, make_eval_loader, make_train_loader, pixel_statistics
+from .data.torch_loader import EvalLoader, ImageDataset, make_eval_loader, make_train_loader, pixel_statistics
 from .device import autocast_dtype
 from .distributed import World, barrier, start
 from .errors import UserError
@@ -44,6 +46,7 @@ FREE = {
     "cuda_graphs",
     "text_memory",
     "data.workers",
+    "data.cache",
     "data.train",
     "data.val",
     "data.image_root",
@@ -66,6 +69,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     world = start(config.device)
     if config.cuda_graphs == "on" and world.device.type != "cuda":
         raise UserError("cuda_graphs: needs a GPU, torch sees none")
+    loader = pick_loader("data.loader", config.data.loader, world.device)
+    config = replace(config, data=replace(config.data, loader=loader))
     run = Path(config.output)
     check_output(run)
     check_fresh(config)
@@ -101,6 +106,7 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
             _dataset(config, held_out, pixels, tokenize=words, augment=False),
             batch_size=config.evaluation.batch_size,
             workers=data.workers,
+            load=load_with(data.loader, world.device),
         )
     loader = _loader(config, dataset, world)
     training = f"{len(manifest.samples)} image-report pairs ({data.train})"
@@ -128,9 +134,12 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
     if config.text_memory is not None:
         model.head.text_memory = config.text_memory * 2**20
 
+    def in_order(dataset: ImageDataset) -> EvalLoader:
+        size, load = config.evaluation.batch_size, load_with(data.loader, world.device)
+        return make_eval_loader(dataset, batch_size=size, workers=data.workers, load=load)
+
     def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
-        batches = make_eval_loader(dataset, batch_size=config.evaluation.batch_size, workers=data.workers)
-        return cache_features(model, batches, world.device, autocast, title=title)
+        return cache_features(model, in_order(dataset), world.device, autocast, title=title)
 
     dataset = _dataset(config, manifest, pixels, labels=labels, augment=True)
     resumed = last_checkpoint(run) is not None
@@ -158,7 +167,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
             # Batches in memory no longer know what was left out of them.
             loader.bad.update(cached.bad)
         else:
-            validation = make_eval_loader(plain, batch_size=config.evaluation.batch_size, workers=data.workers)
+            validation = in_order(plain)
     if not resumed:
         _write_start(config, world, description, {"clip": towers, "bank": {"bank": bank.cpu()}})
     task = PromptTask(
@@ -209,7 +218,10 @@ def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, 
     elif carried is not None:
         mean, std = carried.mean, carried.std
     else:
-        mean, std = pixel_statistics(manifest.samples, data.image_size, data.resize)
+        cache = open_cache(data.cache, manifest, data.image_size, data.resize)
+        mean, std = pixel_statistics(
+            manifest.samples, data.image_size, data.resize, cache=cache, max_megapixels=data.max_megapixels
+        )
     return clip, Pixels(size=data.image_size, resize=data.resize, mean=mean, std=std)
 
 
@@ -236,6 +248,8 @@ def _dataset(
         flip=data.flip if augment else 0.0,
         seed=config.seed,
         on_bad_image=data.on_bad_image,
+        max_megapixels=data.max_megapixels,
+        cache=open_cache(data.cache, manifest, pixels.size, pixels.resize),
     )
 
 
@@ -248,6 +262,7 @@ def _loader(config: TrainConfig, dataset: ImageDataset, world: World) -> Any:
         accumulate=config.optim.accumulate,
         workers=config.data.workers,
         seed=config.seed,
+        load=load_with(config.data.loader, world.device),
     )
 
 
@@ -301,4 +316,11 @@ def _contract(config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
     for key, value in asdict(config).items():
         entries = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
         flat.update({name: entry for name, entry in entries.items() if name not in FREE})
-    return {**flat, **extra}
+    return {**flat, "data.loader": _pixel_source(config.data), **extra}
+
+
+def _pixel_source(data: DataConfig) -> str:
+    """Which loader's pixels a run sees: those of DALI differ by their rounding."""
+    if data.loader == "dali" and data.cache is not None:
+        return "dali, from a cache" if data.augment or data.flip else "torch"
+    return data.loader

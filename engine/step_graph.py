@@ -136,7 +136,8 @@ def _record_on_gpu(function: Callable[[], Outcome]) -> tuple[Callable[[], None],
         function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Threads that load the next batches may use the GPU meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outcome = function()
     return graph.replay, outcome
 

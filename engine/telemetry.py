@@ -6,12 +6,15 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from .files import write_text
+
+T = TypeVar("T")
 
 
 def say(message: str) -> None:
@@ -101,6 +104,52 @@ class Telemetry:
         if self._active:
             self._file.close()
             self._tensorboard.close()
+
+
+class LoaderWatch:
+    """How much of the time the host waits for the loader, and one line, once, where that limits a run.
+
+    Only the host's clock is read. The first batch of an epoch does not count: its loader is starting.
+
+    Args:
+        advice: what to do about it.
+        active: whether this process speaks.
+    """
+
+    LIMIT = 0.25
+
+    def __init__(self, advice: str, *, active: bool = True) -> None:
+        self._advice, self._silent = advice, not active
+        self._restart()
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of an epoch."""
+        start = 0.0
+        for number, batch in enumerate(batches):
+            if number:
+                self._waited += time.perf_counter() - start
+                self._batches += 1
+            else:
+                self._restart()
+            yield batch
+            start = time.perf_counter()
+
+    def share(self, device_wait: float) -> float:
+        """Share of the time since the last call that went into waiting for batches; speaks up if it is large.
+
+        A host that runs ahead of a busy device waits for the loader at no cost. Then it waits for the device, too, when
+        it logs: for `device_wait` seconds, longer than a step, and there is nothing to say.
+        """
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        share = self._waited / elapsed
+        if share > self.LIMIT and device_wait * self._batches < elapsed and not self._silent:
+            self._silent = True
+            say(f"the loader is the bottleneck: {share:.0%} of the time goes into waiting for images; {self._advice}")
+        self._restart()
+        return share
+
+    def _restart(self) -> None:
+        self._waited, self._batches, self._since = 0.0, 0, time.perf_counter()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from .distributed import Engine, World, barrier, broadcast_buffers, gather
 from .errors import UserError
 from .models.weights import check_fit
 from .step_graph import StepGraph
-from .telemetry import Telemetry, say
+from .telemetry import LoaderWatch, Telemetry, say
 
 
 class Batches(Protocol):
@@ -164,6 +165,8 @@ class Trainer:
                 load_into(self.average.module, checkpoint / "ema.safetensors")
             self.engine.load_scaler(state["scaler"])
         self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
+        cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
+        self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
 
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch.
@@ -206,7 +209,8 @@ class Trainer:
             last * self.config.batch_size,
             start * self.config.batch_size,
         )
-        for number, batch in enumerate(self.loader.batches(self.epoch, start), start + 1):
+        batches = self.waits.watch(self.loader.batches(self.epoch, start))
+        for number, batch in enumerate(batches, start + 1):
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, self.world.rank))
             found = None if self.graph is None else self.graph(batch)
             loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
@@ -234,10 +238,14 @@ class Trainer:
     def _log(self, sums: dict[str, Tensor], batches: int, lr: float) -> None:
         """Read the sums (here the host waits for the device), average them over ranks, and stop on a lost run."""
         values = torch.stack([value.double() for value in sums.values()]) / batches
-        means = torch.tensor(gather(values.tolist()), dtype=torch.float64).mean(0).tolist()
+        clock = time.perf_counter()
+        own = values.tolist()
+        device_wait = time.perf_counter() - clock
+        means = torch.tensor(gather(own), dtype=torch.float64).mean(0).tolist()
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": lr}
         row.update(zip(sums, means, strict=True))
         row["images_per_s"] = self.telemetry.images_per_second()
+        row["loader_wait"] = self.waits.share(device_wait)
         self.telemetry.log(row)
         if not math.isfinite(row["loss"]):
             raise UserError(f"training diverged: the loss is {row['loss']} at step {self.step}; {self._advice()}")

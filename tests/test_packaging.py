@@ -57,7 +57,13 @@ def test_import_direction(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "file"), [("deepspeed", "engine/distributed.py"), ("pydicom", "engine/data/dicom.py")]
+    ("library", "file"),
+    [
+        ("deepspeed", "engine/distributed.py"),
+        ("pydicom", "engine/data/dicom.py"),
+        ("nvidia", "engine/data/dali_loader.py"),
+        ("simplejpeg", "engine/data/strict.py"),
+    ],
 )
 def test_one_file_imports(library: str, file: str) -> None:
     importers = {

@@ -1,13 +1,16 @@
-"""Random augmentation of one image (paper A.2), a function of the image and a generator only."""
+"""Random augmentation of one image (paper A.2): drawn as a plan, then applied.
+
+A plan is a function of a generator only. `apply` carries it out with Pillow; other loaders carry out the same plan.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from PIL import Image, ImageEnhance
 
 DEGREES = 10.0
 TRANSLATE = 0.0625
@@ -17,73 +20,141 @@ CROP_RATIO = (3 / 4, 4 / 3)
 JITTER = (0.8, 1.2)
 
 
-def augment(image: Image.Image, rng: torch.Generator, flip: float) -> Image.Image:
-    """Exactly two of {resized crop, rotation, affine, brightness and contrast} in random order, then
-    `random_flip`.
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Take a part of the image and resize it to the image's size, bilinear."""
 
-    Resized crop: area 0.8–1.0, ratio 3/4–4/3, bilinear. Rotation: ±10°, nearest. Affine: ±10°, translation
-    up to 0.0625 of the side, scale 0.9–1.1, nearest. Brightness and contrast: factors 0.8–1.2, in random
-    order. What comes in from outside the image is black. Ranges: paper A.2; interpolation as in the authors'
-    implementation.
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        box = (self.left, self.top, self.right, self.bottom)
+        return image.crop(box).resize(image.size, Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """Move the image, nearest neighbour; what comes in from outside is black.
+
+    `matrix` (a, b, c, d, e, f): the pixel at (x, y) comes from (ax + by + c, dx + ey + f), where the first pixel's
+    centre is (0.5, 0.5).
+    """
+
+    matrix: tuple[float, float, float, float, float, float]
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        return image.transform(image.size, Image.Transform.AFFINE, self.matrix, Image.Resampling.NEAREST)
+
+
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """Scale the distance of pixels from black (brightness) and from the image's mean (contrast)."""
+
+    brightness: float
+    contrast: float
+    brightness_first: bool
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        if self.brightness_first:
+            image = ImageEnhance.Brightness(image).enhance(self.brightness)
+            return ImageEnhance.Contrast(image).enhance(self.contrast)
+        image = ImageEnhance.Contrast(image).enhance(self.contrast)
+        return ImageEnhance.Brightness(image).enhance(self.brightness)
+
+
+Step = Crop | Warp | Jitter
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is done to one image: the steps in order, then a horizontal flip or none."""
+
+    steps: tuple[Step, ...] = ()
+    flip: bool = False
+
+
+def draw(rng: torch.Generator, side: int, *, augment: bool, flip: float) -> Plan:
+    """Draw the plan of a square image.
+
+    With `augment`, exactly two of {resized crop, rotation, affine, brightness and contrast} in random order. Resized
+    crop: area 0.8–1.0, ratio 3/4–4/3. Rotation: ±10°. Affine: ±10°, translation up to 0.0625 of the side, scale
+    0.9–1.1. Brightness and contrast: factors 0.8–1.2, in random order. Ranges: paper A.2; interpolation as in the
+    authors' implementation.
 
     Args:
-        image: mode "L", already resized.
         rng: the only source of randomness.
+        side: of the image, pixels.
+        augment: whether there are steps.
         flip: probability of the horizontal flip.
     """
-    for number in torch.randperm(len(OPERATIONS), generator=rng)[:2].tolist():
-        image = OPERATIONS[number](image, rng)
-    return random_flip(image, rng, flip)
+    chosen = torch.randperm(len(OPERATIONS), generator=rng)[:2].tolist() if augment else []
+    steps = tuple([OPERATIONS[number](rng, side) for number in chosen])
+    return Plan(steps, _uniform(rng)[0] < flip)
 
 
-def random_flip(image: Image.Image, rng: torch.Generator, flip: float) -> Image.Image:
-    """Mirror left and right with probability `flip`."""
-    return F.horizontal_flip(image) if _uniform(rng, 0, 1) < flip else image
+def apply(image: Image.Image, plan: Plan) -> Image.Image:
+    """Carry out a plan on a square mode "L" image of the side it was drawn for."""
+    for step in plan.steps:
+        image = step.apply(image)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if plan.flip else image
 
 
-def resized_crop(image: Image.Image, rng: torch.Generator) -> Image.Image:
-    """A random part of the image, resized back to the image's size."""
-    width, height = image.size
-    crop_width, crop_height = width, height
+def resized_crop(rng: torch.Generator, side: int) -> Step:
+    """A random part of the image."""
+    width = height = side
     for _ in range(10):
-        area = width * height * _uniform(rng, *CROP_AREA)
-        ratio = math.exp(_uniform(rng, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        first, second = _uniform(rng, 2)
+        area = side * side * _between(first, *CROP_AREA)
+        ratio = math.exp(_between(second, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            crop_width, crop_height = w, h
+        if 0 < w <= side and 0 < h <= side:
+            width, height = w, h
             break
-    top = _integer(rng, height - crop_height + 1)
-    left = _integer(rng, width - crop_width + 1)
-    return F.resized_crop(image, top, left, crop_height, crop_width, [height, width], InterpolationMode.BILINEAR)
+    top, left = _integer(rng, side - height + 1), _integer(rng, side - width + 1)
+    return Crop(left, top, left + width, top + height)
 
 
-def rotation(image: Image.Image, rng: torch.Generator) -> Image.Image:
+def rotation(rng: torch.Generator, side: int) -> Step:
     """Rotation about the centre."""
-    return F.rotate(image, _uniform(rng, -DEGREES, DEGREES), InterpolationMode.NEAREST)
+    return _moved(_between(_uniform(rng)[0], -DEGREES, DEGREES), side)
 
 
-def affine(image: Image.Image, rng: torch.Generator) -> Image.Image:
+def affine(rng: torch.Generator, side: int) -> Step:
     """Rotation, translation and scale together."""
-    width, height = image.size
-    angle = _uniform(rng, -DEGREES, DEGREES)
-    shift = [round(side * _uniform(rng, -TRANSLATE, TRANSLATE)) for side in (width, height)]
-    scale = _uniform(rng, *SCALE)
-    return F.affine(image, angle, shift, scale, [0.0, 0.0], InterpolationMode.NEAREST)
+    angle, x, y, scale = _uniform(rng, 4)
+    shift = [round(side * _between(share, -TRANSLATE, TRANSLATE)) for share in (x, y)]
+    # Clockwise, as in the authors' implementation; a rotation alone is counter-clockwise.
+    return _moved(-_between(angle, -DEGREES, DEGREES), side, shift[0], shift[1], _between(scale, *SCALE))
 
 
-def brightness_contrast(image: Image.Image, rng: torch.Generator) -> Image.Image:
+def brightness_contrast(rng: torch.Generator, side: int) -> Step:
     """Brightness and contrast, in random order."""
-    brightness, contrast = _uniform(rng, *JITTER), _uniform(rng, *JITTER)
-    if _uniform(rng, 0, 1) < 0.5:
-        return F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
-    return F.adjust_brightness(F.adjust_contrast(image, contrast), brightness)
+    brightness, contrast, order = _uniform(rng, 3)
+    return Jitter(_between(brightness, *JITTER), _between(contrast, *JITTER), order < 0.5)
 
 
-OPERATIONS = (resized_crop, rotation, affine, brightness_contrast)
+OPERATIONS: tuple[Callable[[torch.Generator, int], Step], ...] = (resized_crop, rotation, affine, brightness_contrast)
 
 
-def _uniform(rng: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * torch.rand((), generator=rng, dtype=torch.float64).item()
+def _moved(degrees: float, side: int, x: int = 0, y: int = 0, scale: float = 1.0) -> Warp:
+    """The warp that turns the image counter-clockwise about its centre, scales it and shifts it by (x, y) pixels."""
+    cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
+    centre = side / 2
+    c = centre - cos * (centre + x) + sin * (centre + y)
+    f = centre - sin * (centre + x) - cos * (centre + y)
+    return Warp((cos, -sin, c, sin, cos, f))
+
+
+def _uniform(rng: torch.Generator, count: int = 1) -> list[float]:
+    """`count` draws from [0, 1)."""
+    drawn: list[float] = torch.rand(count, generator=rng, dtype=torch.float64).tolist()
+    return drawn
+
+
+def _between(share: float, low: float, high: float) -> float:
+    return low + (high - low) * share
 
 
 def _integer(rng: torch.Generator, high: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from ..errors import UserError
@@ -19,6 +20,10 @@ Resize = Literal["stretch", "pad"]
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+PLUGINS = {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile}
+MAX_MEGAPIXELS = 100.0
+"""Largest image, million pixels; the largest chest films have about 20."""
 
 
 class BadImage(UserError):
@@ -32,45 +37,57 @@ class BadImage(UserError):
         return type(self), (self.path, self.reason)
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
     """Read a PNG, JPEG or DICOM file as an 8-bit grey image (mode "L").
 
-    Colour is reduced to luminance, EXIF orientation is applied. 16-bit grey goes through `window16`.
+    Colour is reduced to luminance, transparency ignored, EXIF orientation applied. 16-bit grey goes through `window16`.
 
-    Truncation is detected; bytes corrupted within a JPEG's scan decode to wrong pixels, which no decoder
-    notices.
+    Truncation is detected. Bytes corrupted within a JPEG's scan decode to wrong pixels; `strict.read_strictly` finds
+    many of them.
+
+    Args:
+        path: the file; named in errors.
+        data: its content, if already read.
 
     Raises:
-        BadImage: missing, empty, truncated, not one of these formats, or more pixels than
-            `Image.MAX_IMAGE_PIXELS`.
+        BadImage: missing, empty, truncated, not one of these formats, or more than `max_megapixels` million pixels.
     """
     path = Path(path)
-    data = _read_bytes(path)
+    data = read_bytes(path) if data is None else data
     if data[128:132] == b"DICM" or path.suffix.lower() == ".dcm":
         from .dicom import read_dicom  # pydicom is an extra
 
-        return Image.fromarray(read_dicom(path, data))
+        return Image.fromarray(read_dicom(path, data, max_megapixels=max_megapixels))
     # Pillow keeps the high byte only of these: a 12-bit film would be left with 16 levels.
     if data.startswith(PNG_MAGIC) and data[24:25] == b"\x10" and data[25:26] != b"\x00":
         raise BadImage(path, "a 16-bit PNG with colour or transparency; save it as 16-bit grey or 8-bit")
+    plugin = next((plugin for magic, plugin in PLUGINS.items() if data.startswith(magic)), None)
+    if plugin is None:
+        raise BadImage(path, "not a PNG, JPEG or DICOM image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        # Not Image.open: it has a limit of its own, one for the whole process.
+        image: Image.Image = plugin(io.BytesIO(data))
+        check_extent(path, *image.size, max_megapixels)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
             return Image.fromarray(window16(np.asarray(image)))
         return image.convert("L")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise BadImage(path, f"more than {limit} million pixels; shrink it first") from None
-    except Image.UnidentifiedImageError:
-        raise BadImage(path, "not a PNG, JPEG or DICOM image") from None
-    except MemoryError:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:  # on broken bytes Pillow raises almost any type
         raise BadImage(path, f"cannot be decoded: {_first_line(error)}") from None
+
+
+def check_extent(path: Path, width: int, height: int, max_megapixels: float) -> None:
+    """Refuse, before it is decoded, an image that would need too much memory.
+
+    Raises:
+        BadImage: more than `max_megapixels` million pixels.
+    """
+    if width * height > max_megapixels * 1e6:
+        size, limit = f"{width} × {height} pixels", f"max_megapixels {max_megapixels:g}"
+        raise BadImage(path, f"{size}, more than {limit} million; raise the limit or shrink the image")
 
 
 def window16(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -104,6 +121,11 @@ def resize(image: Image.Image, size: int, mode: Resize = "stretch") -> Image.Ima
     return square
 
 
+def square_image(path: str | Path, size: int, mode: Resize, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """Read and resize: what the loader augments and the cache keeps; raises like `read_image`."""
+    return resize(read_image(path, max_megapixels=max_megapixels), size, mode)
+
+
 def normalize(pixels: Tensor, mean: float, std: float) -> Tensor:
     """uint8 (...,h,w) to float32 (...,3,h,w): (x/255 - mean)/std, grey repeated over three channels."""
     grey = pixels.float().div_(255).sub_(mean).div_(std).unsqueeze(-3)
@@ -120,7 +142,12 @@ def to_uint8(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Content of an image file.
+
+    Raises:
+        BadImage: missing, empty, unreadable, or not a file.
+    """
     try:
         if path.exists() and not path.is_file():
             raise BadImage(path, "not a file")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +23,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import UserError
-from .augment import augment, random_flip
-from .images import BadImage, Resize, normalize, read_image, resize, to_uint8
+from .augment import Plan, apply, draw
+from .cache import PixelCache
+from .images import MAX_MEGAPIXELS, BadImage, Resize, normalize, square_image, to_uint8
 from .manifest import Sample
 
+T = TypeVar("T")
 Key = tuple[int, int]
 """(epoch, row of the manifest)"""
+Keys = Sampler[list[Key]] | Sequence[list[Key]]
+"""The batches of an epoch; iterated anew each time."""
 Tokenize = Callable[[list[str]], Tensor]
 
 
@@ -94,6 +98,8 @@ class ImageDataset(Dataset[Batch]):
         flip: float = 0.0,
         seed: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
+        cache: PixelCache | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         """
         Args:
@@ -103,10 +109,12 @@ class ImageDataset(Dataset[Batch]):
             mean, std: pixel mean and standard deviation in [0, 1].
             resize: see `images.resize`.
             tokenize: texts to int64 (B,77); picklable where workers are spawned. None: no tokens.
-            augment: two of four augmentations, see `augment.augment`.
+            augment: two of four augmentations, see `augment.draw`.
             flip: probability of a horizontal flip, also without `augment`; 0 for evaluation.
             seed: of the augmentation.
             on_bad_image: stop at an unreadable image, or leave it out and list it.
+            cache: the pixels of these samples, opened with this size and resize; None: decode the files.
+            max_megapixels: see `images.read_image`.
 
         Raises:
             UserError: labels of another length, or a sample without text where `tokenize` is given.
@@ -125,7 +133,7 @@ class ImageDataset(Dataset[Batch]):
                 self.texts.append(sample.text)
         self.image_size, self.mean, self.std, self.resize = image_size, mean, std, resize
         self.tokenize, self.augment, self.flip, self.seed = tokenize, augment, flip, seed
-        self.on_bad_image = on_bad_image
+        self.on_bad_image, self.cache, self.max_megapixels = on_bad_image, cache, max_megapixels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,22 +147,37 @@ class ImageDataset(Dataset[Batch]):
         Raises:
             UserError: an unreadable image, if `on_bad_image` is error.
         """
+        rows, pixels, bad = self.readable(keys, self.pixels)
+        side = self.image_size
+        return self.batch(rows, torch.stack(pixels) if pixels else torch.empty(0, side, side, dtype=torch.uint8), bad)
+
+    def readable(
+        self, keys: Sequence[Key], load: Callable[[int, int], T]
+    ) -> tuple[list[int], list[T], list[tuple[str, str]]]:
+        """Rows of the readable images, what `load(epoch, row)` makes of them, and (id, reason) of the others.
+
+        Raises:
+            UserError: an unreadable image, if `on_bad_image` is error.
+        """
         rows: list[int] = []
-        pixels: list[Tensor] = []
+        loaded: list[T] = []
         bad: list[tuple[str, str]] = []
         for epoch, row in keys:
             try:
-                pixels.append(self.pixels(epoch, row))
+                loaded.append(load(epoch, row))
                 rows.append(row)
             except BadImage as error:
                 if self.on_bad_image == "error":
                     raise UserError(f"{error} (sample {self.ids[row]!r}); or set data.on_bad_image to skip") from None
                 bad.append((self.ids[row], str(error)))
-        side = self.image_size
+        return rows, loaded, bad
+
+    def batch(self, rows: list[int], pixels: Tensor, bad: list[tuple[str, str]]) -> Batch:
+        """The batch of `rows`, whose pixels are given."""
         return Batch(
             ids=[self.ids[row] for row in rows],
             index=torch.tensor(rows, dtype=torch.int64),
-            pixels=torch.stack(pixels) if pixels else torch.empty(0, side, side, dtype=torch.uint8),
+            pixels=pixels,
             labels=None if self.labels is None else self.labels[rows],
             tokens=self.tokenize([self.texts[row] for row in rows]) if self.tokenize and rows else None,
             mean=self.mean,
@@ -162,12 +185,19 @@ class ImageDataset(Dataset[Batch]):
             bad=bad,
         )
 
+    def plan(self, epoch: int, row: int) -> Plan:
+        """The augmentation of one sample in one epoch."""
+        rng = generator(self.seed, epoch, self.ids[row])
+        return draw(rng, self.image_size, augment=self.augment, flip=self.flip)
+
     def pixels(self, epoch: int, row: int) -> Tensor:
         """uint8 (h,w) of one sample in one epoch."""
-        image = resize(read_image(self.paths[row]), self.image_size, self.resize)
+        if self.cache is not None:
+            image = self.cache.image(row)
+        else:
+            image = square_image(self.paths[row], self.image_size, self.resize, max_megapixels=self.max_megapixels)
         if self.augment or self.flip:
-            rng = generator(self.seed, epoch, self.ids[row])
-            image = (augment if self.augment else random_flip)(image, rng, self.flip)
+            image = apply(image, self.plan(epoch, row))
         return to_uint8(image)
 
 
@@ -229,9 +259,9 @@ class TrainLoader:
         bad: id → reason of the samples left out so far on this rank.
     """
 
-    def __init__(self, dataset: ImageDataset, sampler: EpochSampler, workers: int) -> None:
-        self.dataset, self.sampler = dataset, sampler
-        self.loader = _data_loader(dataset, sampler, workers)
+    def __init__(self, dataset: ImageDataset, sampler: EpochSampler, loaded: Iterable[Batch]) -> None:
+        """`loaded`: the batches of `sampler`, those without a readable image included, anew at each iteration."""
+        self.dataset, self.sampler, self.loaded = dataset, sampler, loaded
         self.batches_per_epoch = sampler.batches_per_epoch
         self.bad: dict[str, str] = {}
 
@@ -249,7 +279,7 @@ class TrainLoader:
         if not 0 <= start_batch <= self.batches_per_epoch:
             raise ValueError(f"start_batch {start_batch} of {self.batches_per_epoch}")
         self.sampler.epoch, self.sampler.start_batch = epoch, start_batch
-        for number, batch in enumerate(_results(self.loader), start_batch):
+        for number, batch in enumerate(self.loaded, start_batch):
             self.bad.update(batch.bad)
             if len(batch):
                 yield batch
@@ -275,24 +305,43 @@ class EvalLoader:
         bad: id → reason of the samples left out so far; a batch without any readable image is not yielded.
     """
 
-    def __init__(self, dataset: ImageDataset, batch_size: int, workers: int) -> None:
-        rows = range(len(dataset))
-        self.keys = [[(0, row) for row in rows[i : i + batch_size]] for i in rows[::batch_size]]
-        self.loader = _data_loader(dataset, self.keys, workers)
+    def __init__(self, batches: int, loaded: Iterable[Batch]) -> None:
+        """`loaded`: so many batches, those without a readable image included, anew at each iteration."""
+        self.batches, self.loaded = batches, loaded
         self.bad: dict[str, str] = {}
 
     def __len__(self) -> int:
         """Batches at most."""
-        return len(self.keys)
+        return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[tuple[str, str]] = []
-        for batch in _results(self.loader):
+        for batch in self.loaded:
             self.bad.update(batch.bad)
             waiting += batch.bad
             if len(batch):
                 batch.bad, waiting = waiting, []
                 yield batch
+
+
+class TorchBatches:
+    """Batches loaded by Pillow in DataLoader's processes.
+
+    Args:
+        dataset: the samples.
+        keys: the batches of an epoch.
+        workers: processes, kept for all epochs; 0: load in this process.
+    """
+
+    def __init__(self, dataset: ImageDataset, keys: Keys, workers: int) -> None:
+        self.loader = data_loader(dataset, keys, workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return results(self.loader)
+
+
+Load = Callable[[ImageDataset, Keys, int], Iterable[Batch]]
+"""How batches are loaded: `TorchBatches`, or another with the same arguments."""
 
 
 def make_train_loader(
@@ -304,6 +353,7 @@ def make_train_loader(
     accumulate: int = 1,
     workers: int = 0,
     seed: int = 0,
+    load: Load = TorchBatches,
 ) -> TrainLoader:
     """Shuffled training batches, see `EpochSampler` and `TrainLoader`.
 
@@ -314,6 +364,7 @@ def make_train_loader(
         accumulate: batches an optimizer step.
         workers: loader processes of this rank, kept for all epochs; 0: load in this process.
         seed: of the order.
+        load: how.
 
     Raises:
         UserError: see `EpochSampler`.
@@ -326,12 +377,16 @@ def make_train_loader(
         accumulate=accumulate,
         seed=seed,
     )
-    return TrainLoader(dataset, sampler, workers)
+    return TrainLoader(dataset, sampler, load(dataset, sampler, workers))
 
 
-def make_eval_loader(dataset: ImageDataset, *, batch_size: int, workers: int = 0) -> EvalLoader:
+def make_eval_loader(
+    dataset: ImageDataset, *, batch_size: int, workers: int = 0, load: Load = TorchBatches
+) -> EvalLoader:
     """Batches in the order of the manifest, see `EvalLoader`."""
-    return EvalLoader(dataset, batch_size, workers)
+    rows = range(len(dataset))
+    keys = [[(0, row) for row in rows[i : i + batch_size]] for i in rows[::batch_size]]
+    return EvalLoader(len(keys), load(dataset, keys, workers))
 
 
 def pixel_statistics(
@@ -340,6 +395,8 @@ def pixel_statistics(
     resize_mode: Resize = "stretch",
     limit: int = 1024,
     seed: int = 0,
+    cache: PixelCache | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> tuple[float, float]:
     """Mean and standard deviation in [0, 1] over the resized pixels of at most `limit` random samples.
 
@@ -353,7 +410,10 @@ def pixel_statistics(
     reason = "there are no samples"
     for row in tqdm(chosen, "measuring pixel mean and std", delay=2, disable=None, leave=False):
         try:
-            image = resize(read_image(samples[row].path), image_size, resize_mode)
+            if cache is not None:
+                image = cache.image(row)
+            else:
+                image = square_image(samples[row].path, image_size, resize_mode, max_megapixels=max_megapixels)
         except BadImage as error:
             reason = str(error)
             continue
@@ -384,42 +444,47 @@ class _Failed:
 
 
 class _Guarded(Dataset[Any]):
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | _Failed:
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
         try:
             return self.dataset.__getitems__(keys)
         except UserError as error:
             return _Failed(str(error))
 
 
-def _data_loader(
-    dataset: ImageDataset, batches: Sampler[list[Key]] | Sequence[list[Key]], workers: int
-) -> DataLoader[Any]:
-    """Workers load whole batches; the sampler is iterated in this process, anew each epoch.
+def data_loader(dataset: Any, keys: Keys, workers: int, *, pin: bool = True, fork: bool = True) -> DataLoader[Any]:
+    """A DataLoader of what `dataset.__getitems__` makes of whole batches of keys; read it with `results`.
 
-    Workers are forked (cheap, no copy of the dataset), but where there is a GPU they come from a fork server: a fork of
-    a process that holds CUDA and NCCL threads is not safe. DataLoader gives each worker one torch thread.
+    The keys are iterated in this process, anew each epoch. Workers are forked (cheap, no copy of the dataset), but
+    where there is a GPU, or `fork` is false, they come from a fork server: a fork of a process that holds CUDA, NCCL or
+    other threads is not safe. DataLoader gives each worker one torch thread.
     """
     cuda = torch.cuda.is_available()
-    context = multiprocessing.get_context("forkserver" if cuda else "fork") if workers else None
-    if cuda and context:
+    start = "fork" if fork and not cuda else "forkserver"
+    context = multiprocessing.get_context(start) if workers else None
+    if context and start == "forkserver":
         context.set_forkserver_preload([__name__])  # import torch once, not once a worker
     return DataLoader(
         _Guarded(dataset),
-        batch_sampler=batches,
+        batch_sampler=keys,
         collate_fn=_same,
         num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context=context,
-        pin_memory=cuda,
+        pin_memory=cuda and pin,
         # DataLoader draws a seed at every start; from the global generator that would break exact resuming.
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def _results(loader: DataLoader[Any]) -> Iterator[Batch]:
+def results(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the workers of a `data_loader` make.
+
+    Raises:
+        UserError: that of a worker, or a worker was killed.
+    """
     try:
         for result in loader:
             if isinstance(result, _Failed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import EvaluateConfig, check_evaluation, check_workers, require
+from ..data.cache import open_cache
 from ..data.labels import label_matrix, select_classes
+from ..data.loaders import load_with, pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..data.torch_loader import ImageDataset, make_eval_loader
 from ..device import autocast_dtype, pick_device
@@ -47,6 +49,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     if settings.context == "bank" and loaded.bank is None:
         raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
     device = pick_device(config.device)
+    config = replace(config, loader=pick_loader("loader", config.loader, device))
     autocast = autocast_dtype(config.precision, device)
     model = loaded.model.to(device).freeze(autocast)
 
@@ -54,7 +57,10 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         columns = select_classes(source.label_names or [], names)[1]
         labels = label_matrix(source.samples, columns, uncertain=config.uncertain, blank=config.blank)
         loader = make_eval_loader(
-            _dataset(config, loaded, source, labels), batch_size=settings.batch_size, workers=config.workers
+            _dataset(config, loaded, source, labels),
+            batch_size=settings.batch_size,
+            workers=config.workers,
+            load=load_with(config.loader, device),
         )
         vocabularies = [
             model.vocabulary if group == loaded.class_names else model.vocabulary_of(group) for group in groups.values()
@@ -156,6 +162,8 @@ def _dataset(
         mean=pixels.mean,
         std=pixels.std,
         on_bad_image=config.on_bad_image,
+        max_megapixels=config.max_megapixels,
+        cache=open_cache(config.cache, manifest, pixels.size, pixels.resize),
     )
 
 
@@ -169,6 +177,7 @@ def _settings(config: EvaluateConfig, loaded: LoadedModel) -> dict[str, Any]:
         "uncertain": config.uncertain,
         "blank": config.blank,
         "precision": config.precision,
+        "loader": config.loader,
         "pixels": asdict(loaded.pixels),
         "model": asdict(loaded.model.config),
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch", "scikit-learn")},

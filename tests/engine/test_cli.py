@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pspg.engine.cli import COMMANDS, main, parse
+from pspg.engine.cli import COMMANDS, Command, main, parse
 from pspg.engine.config import LossConfig, TrainConfig, check_train
 from pspg.engine.errors import UserError
 
@@ -78,6 +78,7 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
         ({"optim": {"lr": 0}}, "optim.lr"),
         ({"optim": {"warmup_epochs": 60}}, "optim.warmup_epochs"),
         ({"data": {"mean": 0.5}}, "data.mean"),
+        ({"data": {"max_megapixels": 0}}, "data.max_megapixels"),
         ({"data": {"cache_features": True}}, "data.cache_features"),
         ({"task": "contrastive", "data": {"cache_features": True}}, "data.cache_features"),
         ({"batch_size": 0}, "batch_size"),
@@ -131,7 +132,7 @@ def test_loss_presets() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: pspg-engine {command} [--config FILE]")
@@ -139,3 +140,28 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
     for field in dataclasses.fields(settings):
         assert f"--{field.name}" in text
     assert "(type:" in text
+
+
+def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A key with a space is all that it takes."""
+    export = COMMANDS["export-checkpoint"]
+    monkeypatch.setitem(COMMANDS, "prepare this", Command(export.settings, export.function, "first help"))
+    monkeypatch.setitem(COMMANDS, "prepare that", Command(export.settings, export.function, "second help"))
+    name, config = parse(["prepare", "that", "--output", "x"])
+    assert (name, config.output) == ("prepare that", "x")
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: pspg-engine prepare COMMAND")
+    assert "first help" in text
+    assert "second help" in text
+    for arguments, start in [
+        (["prepare", "this", "--nope", "1"], "pspg-engine prepare this: error: "),
+        (["prepare", "this"], "pspg-engine prepare this: error: checkpoint: "),
+        (["prepare", "other"], "pspg-engine prepare: error: "),
+        (["prepare"], "pspg-engine prepare: error: "),
+    ]:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(start)
+        assert error.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ pydicom = pytest.importorskip("pydicom")
 
 from pydicom.data import get_testdata_file  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.pixels import apply_voi_lut  # noqa: E402
+from pydicom.pixels import apply_modality_lut, apply_voi_lut  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian  # noqa: E402
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless  # noqa: E402
 
 from pspg.engine.data import dicom as module  # noqa: E402
 from pspg.engine.data.dicom import read_dicom  # noqa: E402
@@ -112,12 +113,17 @@ def real_film(name):
     return get_testdata_file(name, download=False)
 
 
-def test_real_chest_film(tmp_path):
+def test_real_chest_film():
     path = real_film("RG1_UNCR.dcm")
     film = np.asarray(read_image(path))
     ds = pydicom.dcmread(path)
     expected = 255 * (1 - apply_voi_lut(ds.pixel_array, ds) / (2**ds.BitsStored - 1))
     assert np.abs(film - expected).max() <= 0.51
+    check_exposure(film)
+
+
+def check_exposure(film):
+    """A chest as radiologists see it: air darker than lung, lung darker than spine, nothing saturated."""
     h, w = film.shape
     lung, spine, air = (
         film[h // 4 : h // 3, w // 4 : w // 3],
@@ -126,11 +132,73 @@ def test_real_chest_film(tmp_path):
     )
     assert air.mean() + 20 < lung.mean() < spine.mean() - 20
     assert len(np.unique(film)) > 200
-    # the lossless JPEG 2000 encoding, without suffix, is the same film
+    assert np.isin(film, (0, 255)).mean() < 0.01
+
+
+@pytest.mark.parametrize("encoding", ["UNCI", "J2KR", "J2KI"])
+def test_real_film_in_the_encodings_it_comes_in(tmp_path, encoding):
+    """Implicit or explicit, uncompressed, JPEG 2000 lossless (R) or lossy (I), and without a suffix."""
+    film = read_dicom(real_film("RG1_UNCR.dcm"))
     copy = tmp_path / "film"
-    with open(real_film("RG1_J2KR.dcm"), "rb") as file:
-        copy.write_bytes(file.read())
-    np.testing.assert_array_equal(np.asarray(read_image(copy)), film)
+    copy.write_bytes(Path(real_film(f"RG1_{encoding}.dcm")).read_bytes())
+    found = np.asarray(read_image(copy))
+    check_exposure(found)
+    # UNCI is the lossy film, decoded.
+    lossless = read_dicom(real_film("RG1_UNCI.dcm")) if encoding == "J2KI" else film
+    assert np.abs(found.astype(int) - lossless).max() == (3 if encoding == "UNCI" else 0)
+    assert np.abs(found.astype(int) - film).mean() < 0.5
+
+
+def test_real_film_in_rle(tmp_path):
+    ds = pydicom.dcmread(real_film("RG1_UNCR.dcm"))
+    ds.compress(RLELossless)
+    np.testing.assert_array_equal(read_dicom(saved(tmp_path / "a.dcm", ds)), read_dicom(real_film("RG1_UNCR.dcm")))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "uid"),
+    [
+        ("JPEGLosslessProcess14", "1.2.840.10008.1.2.4.57"),
+        ("JPEGLosslessProcess14_1", "1.2.840.10008.1.2.4.70"),
+        ("JPEGLSLossless", "1.2.840.10008.1.2.4.80"),
+        ("JPEG2000Lossless", "1.2.840.10008.1.2.4.90"),
+        ("ExplicitVRBigEndian", "1.2.840.10008.1.2.2"),
+        ("DeflatedExplicitVRLittleEndian", "1.2.840.10008.1.2.1.99"),
+    ],
+)
+def test_real_film_in_other_lossless_encodings(tmp_path, syntax, uid):
+    gdcm = pytest.importorskip("gdcm", reason="python-gdcm encodes the film")
+    source = real_film("RG1_UNCR.dcm")
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(source)
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(tmp_path / "a.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(tmp_path / "a.dcm", stop_before_pixels=True).file_meta.TransferSyntaxUID == uid
+    np.testing.assert_array_equal(read_dicom(tmp_path / "a.dcm"), read_dicom(source))
+
+
+@pytest.mark.parametrize("name", ["vlut_04.dcm", "mlut_18.dcm"])
+def test_lookup_tables_of_real_files(name):
+    ds = pydicom.dcmread(real_film(name))
+    values = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds).astype(float)
+    expected = 255 * (values - values.min()) / np.ptp(values)
+    assert np.abs(read_dicom(real_film(name)) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
+def test_every_bit_depth_uses_the_whole_range(tmp_path, bits, photometric):
+    ramp = np.linspace(0, 2**bits - 1, 64).astype(np.uint8 if bits == 8 else np.uint16).reshape(1, 64)
+    for window in ({}, {"WindowCenter": 2 ** (bits - 1), "WindowWidth": 2**bits}):
+        grey = read(tmp_path, ramp, bits=bits, photometric=photometric, **window).astype(float)[0]
+        expected = np.linspace(0, 255, 64)
+        assert np.abs(grey - (expected if photometric == "MONOCHROME2" else expected[::-1])).max() <= 1.5
 
 
 def without(ds, name):
@@ -146,6 +214,7 @@ BAD = {
     "frames": lambda: dataset(RAMP, NumberOfFrames=2),
     "window": lambda: dataset(RAMP, WindowCenter=5, WindowWidth=0),
     "large": lambda: dataset(RAMP, Rows=60000, Columns=60000),
+    "32 bits": lambda: dataset(RAMP.astype(np.uint32) * 1000, bits=32),
 }
 
 
@@ -178,6 +247,31 @@ def test_cut_streams(tmp_path, name, recwarn):
         logging.getLogger().removeHandler(handler)
     assert not logged
     assert not recwarn.list
+
+
+def test_a_decoder_that_panics(tmp_path):
+    """A run longer than the image: the RLE decoder raises what is no Exception."""
+    ds = dataset(np.arange(256, dtype=np.uint16).reshape(16, 16) * 4)
+    ds.compress(RLELossless)
+    data = bytearray(saved(tmp_path / "a.dcm", ds).read_bytes())
+    first_run = data.rindex(b"\xfe\xff\x00\xe0") + 8 + 64  # item, RLE header
+    data[first_run : first_run + 64] = bytes([127] * 64)
+    (tmp_path / "a.dcm").write_bytes(data)
+    with pytest.raises(BadImage, match="cannot be decoded as DICOM"):
+        read_dicom(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("name", ["US1_J2KR.dcm", "SC_rgb.dcm", "OBXXXX1A.dcm", "SC_ybr_full_uncompressed.dcm"])
+def test_real_colour_files_are_refused(name):
+    with pytest.raises(BadImage, match=r"not monochrome"):
+        read_dicom(real_film(name))
+
+
+def test_the_limit_of_pixels(tmp_path):
+    path = saved(tmp_path / "a.dcm", dataset(np.zeros((1000, 2000), np.uint16)))
+    assert read_image(path, max_megapixels=2).size == (2000, 1000)
+    with pytest.raises(BadImage, match=r"2000 × 1000 pixels, more than max_megapixels 1\.5 million"):
+        read_image(path, max_megapixels=1.5)
 
 
 def test_not_dicom_and_not_installed(tmp_path, monkeypatch):

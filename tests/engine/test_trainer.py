@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from pspg.engine import telemetry
 from pspg.engine.config import OptimConfig, TrainConfig
 from pspg.engine.distributed import start
 from pspg.engine.errors import UserError
@@ -98,7 +99,8 @@ def test_resume_is_exact(tmp_path: Path, world, name: str, zero_stage: int) -> N
         assert torch.equal(a, b)
 
     def rows(folder: Path) -> list[dict]:
-        return [{k: v for k, v in row.items() if k != "images_per_s"} for row in read_metrics(folder / "metrics.jsonl")]
+        clock = {"images_per_s", "loader_wait"}
+        return [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(folder / "metrics.jsonl")]
 
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
@@ -149,6 +151,55 @@ def test_decay_spares_vectors_and_the_temperature() -> None:
     assert {p.ndim for p in plain["params"]} == {0, 1}
     assert plain["weight_decay"] == 0.0
     assert sum(len(group["params"]) for group in (decayed, plain)) == len(list(module.parameters()))
+
+
+class Clock:
+    """A clock that only moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def slow(self, waits: list[float]) -> Iterator[int]:
+        for number, wait in enumerate(waits):
+            self.now += wait
+            yield number
+
+
+@pytest.mark.parametrize(
+    ("wait", "step", "device_wait", "share", "said"),
+    [
+        (1, 1, 0, 4 / 9, True),
+        (1, 4, 0, 4 / 24, False),
+        (0, 1, 5, 0, False),
+        (1, 0.1, 4.5, 4 / 9, False),  # the host ran ahead of a busy device
+        (1, 0.1, 0.5, 4 / 5, True),
+    ],
+)
+def test_waiting_for_the_loader_is_measured_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys, wait: float, step: float, device_wait: float, share: float, said: bool
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(telemetry, "time", clock)
+    watch = telemetry.LoaderWatch("raise data.workers (2)")
+    for _ in range(2):
+        clock.now += 1000  # validation
+        for _ in watch.watch(clock.slow([99, wait, wait, wait, wait])):
+            clock.now += step
+        clock.now += device_wait
+        assert watch.share(device_wait) == pytest.approx(share)
+    text = capsys.readouterr().err
+    assert text.count("the loader is the bottleneck") == said
+    assert not said or f"{share:.0%} of the time goes into waiting for images; raise data.workers (2)" in text
+
+
+def test_the_share_is_logged(tmp_path: Path, world) -> None:
+    fit(config(tmp_path, epochs=1), world)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert rows
+    assert all(0 <= row["loader_wait"] <= 1 for row in rows)
 
 
 def test_schedule() -> None:

@@ -1,0 +1,93 @@
+"""Decoding many files in several processes; a file that crashes its decoder costs only itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from .images import BadImage
+
+T = TypeVar("T")
+
+
+class DecoderPool(Generic[T]):
+    """Processes that call `function` on paths; use it in a `with` statement.
+
+    Args:
+        function: path → result; picklable; raises BadImage.
+        workers: processes, at least 1.
+    """
+
+    def __init__(self, function: Callable[[Path], T], workers: int) -> None:
+        self._attempt = _Attempt(function)
+        self._workers = workers
+        self._executor = _executor(workers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def map(self, paths: Sequence[Path]) -> Iterator[T | BadImage]:
+        """Results in the order of `paths`, BadImage as a value; give a few thousand paths at a time.
+
+        Raises:
+            UserError: what `function` raises besides BadImage.
+        """
+        done = 0
+        try:
+            for result in self._executor.map(self._attempt, paths, chunksize=8):
+                done += 1
+                yield result
+        except BrokenProcessPool:
+            # A process died over one of the others: each gets a process of its own.
+            for path in paths[done:]:
+                yield self._alone(path)
+            self._executor = _executor(self._workers)
+
+    def _alone(self, path: Path) -> T | BadImage:
+        with _executor(1) as executor:
+            try:
+                return executor.submit(self._attempt, path).result()
+            except BrokenProcessPool:
+                return BadImage(path, "its decoder crashes, or needs more memory than there is")
+
+
+class _Attempt(Generic[T]):
+    """The function with BadImage returned."""
+
+    def __init__(self, function: Callable[[Path], T]) -> None:
+        self.function = function
+
+    def __call__(self, path: Path) -> T | BadImage:
+        try:
+            return self.function(path)
+        except BadImage as error:
+            return error
+
+
+def _executor(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
