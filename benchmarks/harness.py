@@ -142,7 +142,7 @@ def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
         measured.status, measured.detail = status, f"{type(error).__name__}: {first_line}"[:200]
         if status == FAILED:
             traceback.print_exc()
-        if torch.cuda.is_available():
+        elif torch.cuda.is_available():
             torch.cuda.empty_cache()
     return None
 

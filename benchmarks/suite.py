@@ -47,9 +47,9 @@ class Job(Protocol):
 
 def all_jobs(device: str) -> list[Job]:
     """What is measured on a device, the most important first."""
-    from . import growth, operators, steps
+    from . import growth, operators, pipeline, steps
 
-    jobs: list[Job] = [*operators.jobs(device), *steps.jobs(device), *growth.jobs(device)]
+    jobs: list[Job] = [*operators.jobs(device), *steps.jobs(device), *growth.jobs(device), *pipeline.jobs(device)]
     return sorted(jobs, key=lambda job: job.rank)
 
 
@@ -192,7 +192,8 @@ class Runner:
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_work, args=(theirs, self._device), daemon=True)
+            # No daemon: those may not start loader processes.
+            self._process = context.Process(target=_work, args=(theirs, self._device))
             self._process.start()
             theirs.close()
         return self._pipe
