@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pspg.engine.config import ModelConfig
 from pspg.engine.errors import UserError
-from pspg.engine.models.clip import clip_config
 from pspg.kernels.spcl import sample_pairs
 
 from .counting import flop_counter
@@ -43,12 +42,15 @@ LABELS = 3
 """of an image"""
 SAMPLES = 8
 """pairs a class of `sampled`, as `loss.pair_samples`"""
+TEXT = {"context_length": 77, "vocab_size": 64}
 NARROW = {
     "embed_dim": 128,
-    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 64, "width": 64, "heads": 2, "layers": 2},
+    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 224},
+    "text_cfg": {**TEXT, "width": 64, "heads": 2, "layers": 2},
 }
-"""a CLIP whose text tower a CPU can run for hundreds of classes"""
+"""a CLIP whose text tower a CPU can run for hundreds of classes; no token embedding is looked up"""
+FULL = {**NARROW, "embed_dim": 1024, "text_cfg": {**TEXT, "width": 512, "heads": 8, "layers": 12}}
+"""the text side of RN50; its image tower runs once, so a small one serves"""
 
 
 class Case(NamedTuple):
@@ -186,7 +188,7 @@ class Growth:
         return int(counter.get_total_flops())
 
     def _clip(self) -> dict[str, Any]:
-        return NARROW if self.operator.startswith("narrow") else clip_config("RN50")
+        return NARROW if self.operator.startswith("narrow") else FULL
 
     def _head(self, case: Case) -> ModelConfig:
         if self.operator.startswith("narrow"):

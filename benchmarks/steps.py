@@ -88,17 +88,18 @@ class Phase2Step:
         """The step of one form."""
         setup = self.setup(name, device, dtype)
         optimizer = make_optimizer(setup.head, OptimConfig())
-        if device.type != "cuda":
-            return GradientStep(partial(loss_of, setup, name, dtype), setup.head, device, optimizer=optimizer)
-        if name in ("eager", "triton"):
-            graph = GraphedLoss(setup, name, dtype)
-            return GradientStep(
-                graph, setup.head, device, optimizer=optimizer, warm_up=WARM_UP, detail=lambda: graph.detail
-            )
         loss: Callable[[], Tensor] = partial(loss_of, setup, name, dtype)
-        if name == "repaired":
-            loss = torch.compile(loss, mode="reduce-overhead")
-        return GradientStep(loss, setup.head, device, optimizer=optimizer, warm_up=WARM_UP)
+        if device.type != "cuda":
+            return GradientStep(loss, setup.head, device, optimizer=optimizer)
+        detail: Callable[[], str] = str
+        if name in ("eager", "triton"):
+            loss = graph = GraphedLoss(setup, name, dtype)
+            detail = graph.detail
+        elif name == "repaired":
+            torch._dynamo.reset()  # else the shapes of the case before make it compile for any shape
+            loss = partial(loss_of, setup, name, dtype, torch.compile(repaired_loss, mode="reduce-overhead"))
+        # The first repetition is a replay already, whose outcome is compared.
+        return GradientStep(loss, setup.head, device, optimizer=optimizer, warm_up=WARM_UP + 1, detail=detail)
 
     def oracles(self, device: torch.device, dtype: torch.dtype, outcomes: Mapping[str, Outcome]) -> dict[str, Oracle]:
         """The same for every provider."""
@@ -143,10 +144,16 @@ def form_of(impl: str, images: int) -> str:
     return "auto" if impl == "triton" and images > _MOST_IMAGES else impl
 
 
-def loss_of(setup: Setup, provider: str, dtype: torch.dtype) -> Tensor:
-    """Loss of a step, its towers in `dtype`."""
+def loss_of(
+    setup: Setup, provider: str, dtype: torch.dtype, repaired: Callable[[Setup], Tensor] | None = None
+) -> Tensor:
+    """Loss of a step, its towers in `dtype`.
+
+    Args:
+        repaired: the repaired form, where it is compiled.
+    """
     with torch.autocast(setup.images.device.type, dtype, enabled=dtype != torch.float32):
-        return repaired_loss(setup) if provider == "repaired" else setup.loss()
+        return (repaired or repaired_loss)(setup) if provider == "repaired" else setup.loss()
 
 
 class GraphedLoss:
@@ -172,7 +179,6 @@ class GraphedLoss:
         setup = replace(self._setup, images=tensors["images"], labels=tensors["labels"])
         return loss_of(setup, self._provider, self._dtype), {}
 
-    @property
     def detail(self) -> str:
         """Whether it is a replay that is measured."""
         return f"no graph: {self._graph.refusal}" if self._graph.refusal else "CUDA graph"

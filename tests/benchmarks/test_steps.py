@@ -151,7 +151,7 @@ def test_a_recorded_step_is_the_ordinary_one(recorder: Any, said: str) -> None:
     job = phase2()
     setup = job.setup("eager", CPU, torch.float32)
     graph = GraphedLoss(setup, "eager", torch.float32, recorder)
-    step = GradientStep(graph, setup.head, CPU, warm_up=WARM_UP, detail=lambda: graph.detail)
+    step = GradientStep(graph, setup.head, CPU, warm_up=WARM_UP + 1, detail=graph.detail)
     step(0)
     assert step.detail.startswith(said)
     assert step.outcome is not None
