@@ -42,14 +42,19 @@ LABELS = 3
 """of an image"""
 SAMPLES = 8
 """pairs a class of `sampled`, as `loss.pair_samples`"""
+VISION = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
 TEXT = {"context_length": 77, "vocab_size": 64}
 NARROW = {
     "embed_dim": 128,
-    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 224},
+    "vision_cfg": {**VISION, "image_size": 32},
     "text_cfg": {**TEXT, "width": 64, "heads": 2, "layers": 2},
 }
 """a CLIP whose text tower a CPU can run for hundreds of classes; no token embedding is looked up"""
-FULL = {**NARROW, "embed_dim": 1024, "text_cfg": {**TEXT, "width": 512, "heads": 8, "layers": 12}}
+FULL = {
+    "embed_dim": 1024,
+    "vision_cfg": {**VISION, "image_size": 224},
+    "text_cfg": {**TEXT, "width": 512, "heads": 8, "layers": 12},
+}
 """the text side of RN50; its image tower runs once, so a small one serves"""
 
 
