@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from .machine import PeakMemory
-from .rows import TOO_LARGE, UNAVAILABLE, Row, without_numbers
+from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row, without_numbers
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ def take_turns(
     make: Mapping[str, Callable[[], Call]],
     device: torch.device,
     started: Callable[[str], None] = lambda name: None,
+    *,
+    seconds: float = SECONDS,
 ) -> dict[str, Measured]:
     """Measure providers in turns: a repetition of each, then the next of each.
 
@@ -67,6 +70,7 @@ def take_turns(
         make: provider → function that prepares it. May raise `Unavailable`.
         device: where they run.
         started: told which provider runs, before it does.
+        seconds: of repetitions that a fast provider is given.
     """
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
@@ -94,7 +98,7 @@ def take_turns(
                 continue
             _keep(found[name], times)
             if turn == 1 and not left[name]:  # what the first took says too much: it warmed up
-                left[name] = min(max(int(SECONDS / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
+                left[name] = min(max(int(seconds / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
         turn += 1
     return found
 
@@ -128,15 +132,22 @@ def _repeat(measured: Measured, call: Call, turn: int, device: torch.device) -> 
 
 
 def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
-    """The function's result; None, and the reason in `measured`, where it cannot run or does not fit."""
+    """The function's result; None, and the reason in `measured`, where it cannot run, does not fit or is broken."""
     try:
         return function()
     except Unavailable as error:
         measured.status, measured.detail = error.status, str(error)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        measured.status, measured.detail = TOO_LARGE, (str(error).splitlines() or ["out of memory"])[0][:200]
-        if torch.cuda.is_available():
+    except Exception as error:  # a broken provider must not end the others
+        status, first_line = (TOO_LARGE if _is_memory(error) else FAILED), (str(error).splitlines() or [""])[0]
+        measured.status, measured.detail = status, f"{type(error).__name__}: {first_line}"[:200]
+        if status == FAILED:
+            traceback.print_exc()
+        elif torch.cuda.is_available():
             torch.cuda.empty_cache()
     return None
+
+
+def _is_memory(error: Exception) -> bool:
+    """Not every message that speaks of memory: a bad access and too little shared memory are mistakes of a kernel."""
+    told = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)

@@ -10,8 +10,9 @@ triton     the exact algebra with Triton kernels, the engine's default on a GPU
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from pspg.engine.models.pspg import PromptHead
 from pspg.engine.trainer import make_optimizer
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.similarity import similarity_logits
+from pspg.kernels.spcl import PairSample
 from pspg.kernels.text_tower import TextTower, pair_indices
 
 from . import repaired
@@ -42,33 +44,56 @@ class Setup:
     head: PromptHead
     vocabulary: Vocabulary
     images: Tensor
-    """(B,3,224,224)"""
+    """(B,3,h,h), h = 224 at full size"""
     labels: Tensor
     """(B,C)"""
 
-    def loss(self) -> Tensor:
-        """ASL + SPCL (preset `paper`) of the batch, in the form that the head is set to."""
+    def loss(self, sample: PairSample | None = None) -> Tensor:
+        """ASL + SPCL (preset `paper`) of the batch, in the form that the head is set to.
+
+        Args:
+            sample: pairs that SPCL is estimated from; None: all.
+        """
         output = self.head(self.features(), self.vocabulary, self.tower)
-        memory, impl = self.head.text_memory, self.head.impl
-        return prompt_loss(output, self.labels, self.tower, self.vocabulary, LossConfig(), memory=memory, impl=impl)[0]
+        return prompt_loss(
+            output,
+            self.labels,
+            self.tower,
+            self.vocabulary,
+            LossConfig(),
+            sample=sample,
+            memory=self.head.text_memory,
+            impl=self.head.impl,
+        )[0]
 
     def features(self) -> ImageFeatures:
         with torch.no_grad():
             return self.image_tower(self.images)
 
 
-def make_setup(classes: int, batch: int, device: torch.device, impl: str, dtype: torch.dtype) -> Setup:
-    """A full-size RN50 with n = 16 and `classes` classes whose names' embeddings are random.
+def make_setup(
+    classes: int,
+    batch: int,
+    device: torch.device,
+    impl: str,
+    dtype: torch.dtype,
+    *,
+    clip_settings: Mapping[str, Any] | None = None,
+    model: ModelConfig | None = None,
+) -> Setup:
+    """Random weights and a random batch, the same for every form, and `classes` classes of random embeddings.
 
     Args:
         dtype: of the frozen towers.
+        clip_settings: CLIP in open_clip's format; None: the full-size RN50.
+        model: of the head; None: the paper's, n = 16.
     """
     torch.manual_seed(0)
-    config = {**clip_config("RN50"), "quick_gelu": True}
+    config = {**(clip_settings or clip_config("RN50")), "quick_gelu": True}
     clip = build_clip(config).requires_grad_(False).eval()
     tower = text_tower(clip)
     width, joint = tower.projection.shape
-    head = PromptHead(joint, width, ModelConfig())
+    head = PromptHead(joint, width, model or ModelConfig())
     table = 0.02 * torch.randn(2 + classes, 1, width)
     vocabulary = Vocabulary(
         [f"class {number}" for number in range(classes)],
@@ -79,7 +104,8 @@ def make_setup(classes: int, batch: int, device: torch.device, impl: str, dtype:
         [0] * classes,
     )
     head.impl = impl if impl in ("eager", "triton") else "reference"
-    images, labels = torch.randn(batch, 3, 224, 224), (torch.rand(batch, classes) < 0.1).float()
+    side = config["vision_cfg"]["image_size"]
+    images, labels = torch.randn(batch, 3, side, side), (torch.rand(batch, classes) < 0.1).float()
     clip.to(device)
     visual: Callable[[Tensor], ImageFeatures]
     if impl == "reference":

@@ -40,6 +40,9 @@ class StepGraph:
         task: the objective; its parameters must stay where they are.
         device: a GPU.
         record: for tests, another way to record.
+
+    Attributes:
+        refusal: why there is no recording; None: there is one, or none was tried yet.
     """
 
     def __init__(self, task: Recordable, device: torch.device, record: Recorder | None = None) -> None:
@@ -49,11 +52,12 @@ class StepGraph:
         self._inputs: dict[str, Tensor] = {}
         self._replay: Callable[[], None] | None = None
         self._outcome: Outcome | None = None
-        self._ordinary_steps, self._given_up = 0, False
+        self._ordinary_steps = 0
+        self.refusal: str | None = None
 
     def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]] | None:
         """Loss, differentiable in the parameters, and detached scalars of a batch; None: take the ordinary step."""
-        tensors = None if self._given_up else self._task.tensors(batch)
+        tensors = None if self.refusal else self._task.tensors(batch)
         if tensors is None:
             return None
         if self._replay is None:
@@ -94,7 +98,7 @@ class StepGraph:
             except RuntimeError as error:
                 reason = (str(error).splitlines() or ["unknown"])[0]
         if reason:
-            self._given_up = True
+            self.refusal = reason
             say(f"the step cannot be recorded as a CUDA graph, training goes on without: {reason}")
             return False
         self._replay, self._outcome = replay, outcome
