@@ -26,6 +26,7 @@ from pspg.kernels.spcl import sample_pairs
 
 from .counting import flop_counter
 from .gated import GradientStep, Oracle, Outcome, Provider, measure, outcome_of
+from .present import Fit
 from .rows import OK, Row, read_rows
 from .steps import NAMES, form_of, low_precision
 from .suite import Job, Started
@@ -67,17 +68,6 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"C{self.C}-B{self.B}-n{self.n}"
-
-
-class Fit(NamedTuple):
-    """How fast the upper part of a curve grows: time ~ variable^exponent."""
-
-    operator: str
-    provider: str
-    variable: str
-    exponent: float
-    range: tuple[int, int]
-    """of the variable, ends included"""
 
 
 def jobs(device: str) -> list[Job]:

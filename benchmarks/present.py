@@ -15,8 +15,15 @@ Units = Sequence[tuple[float, str]]
 SECONDS: Units = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
-Fit = tuple[str, str, str, float, tuple[float, float]]
-"""operator, provider, variable, exponent, range of the variable: time ~ variable ** exponent there"""
+class Fit(NamedTuple):
+    """How fast the upper part of a growth curve rises: time ~ variable^exponent."""
+
+    operator: str
+    provider: str
+    variable: str
+    exponent: float
+    range: tuple[float, float]
+    """of the variable, ends included"""
 
 
 class Case(NamedTuple):

@@ -1,0 +1,33 @@
+"""On a machine that has torch, triton and numpy only, operators are measured and nothing else is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MISSING = [
+    "open_clip",
+    "deepspeed",
+    "jsonargparse",
+    "yaml",
+    "tqdm",
+    "sklearn",
+    "scipy",
+    "PIL",
+    "safetensors",
+    "pydicom",
+]
+
+
+def test_operators_need_torch_only() -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({MISSING}))\nfrom benchmarks.suite import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "--list", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {line.split("/")[0] for line in done.stdout.split()} == {"operators"}
+    for name in ("steps", "growth", "pipeline"):
+        assert f"{name}: left out, " in done.stderr
