@@ -49,9 +49,9 @@ def import_published(
     """PsPG with published weights, on the CPU, in eval mode, fusing as the published code does (`gate_before_norm`).
 
     Architecture, the kind of decoder and widths come from the tensors (heads by OpenAI's rule, width / 64), and so does
-    the dtype: the widest of them, at least float32. Metadata of a safetensors file overrides this and the keywords. Such a file may
-    hold the token embedding's used rows only (`token_embedding.rows`, `.values`); other class lists than its own then
-    lack embeddings and are refused.
+    the dtype: the widest of them, at least float32. Metadata of a safetensors file overrides this and the keywords.
+    Such a file may hold the token embedding's used rows only (`token_embedding.rows`, `.values`); other class lists
+    than its own then lack embeddings and are refused.
 
     Args:
         path_or_state_dict: `.pth` (read with weights_only), `.safetensors`, or a state dict.
