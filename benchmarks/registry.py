@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pspg.engine.models.decoders import PromptDecoder
+from pspg.engine.models.decoders import GRUDecoder
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.prompt_decoder import decode
@@ -208,7 +208,7 @@ def _pair_loss(impl: str, problem: Problem) -> Tensor:
 
 def _decoder_problem(shape: Shape, device: torch.device, dtype: torch.dtype) -> Problem:
     with device:
-        decoders = [PromptDecoder(D, H, W, HEADS).weights() for _ in range(2)]
+        decoders = [GRUDecoder(D, H, W, HEADS).weights() for _ in range(2)]
     names = [name for name in decoders[0] if not name.startswith("output_proj")]
     weights = tuple(decoder[name].detach() for decoder in decoders for name in names)
     features, context = (_normal(rows, D, device=device) for rows in (shape.C, shape.B))

@@ -18,6 +18,11 @@ class ModelConfig:
     """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; null: random weights"""
     quick_gelu: bool = True
     """QuickGELU activations, as OpenAI's weights need; false: what the open_clip configuration says"""
+    decoder: Literal["gru", "lstm", "transformer", "mlp"] = "gru"
+    """what writes the prompts (paper, table 3); gru is the paper's, mlp writes all vectors at once"""
+    prompts: Literal["dual", "shared", "positive"] = "dual"
+    """dual: a decoder for positive and one for negative prompts; shared: one decoder with an output projection for
+    each; positive: positive prompts only, the probability is the sigmoid of their logit"""
     prompt_length: int = 16
     """n, generated prompt vectors a class"""
     hidden_size: int = 512
@@ -25,7 +30,9 @@ class ModelConfig:
     decoder_heads: int = 8
     """attention heads of the prompt decoder"""
     dropout: float = 0.2
-    """dropout on the decoder outputs"""
+    """dropout on the decoder outputs; mlp has none"""
+    drop_path: float = 0.1
+    """transformer: probability of dropping a residual branch of its last block in training"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
     fusion: Literal["gate_after_norm", "gate_before_norm", "ungated", "global"] = "gate_after_norm"
@@ -445,6 +452,7 @@ def check_train(config: TrainConfig) -> None:
     }
     below_one = {
         "model.dropout": model.dropout,
+        "model.drop_path": model.drop_path,
         "optim.momentum": optim.momentum,
         "optim.ema_decay": optim.ema_decay,
     }

@@ -9,16 +9,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import open_clip
 import torch
 from torch import Tensor, nn
 
+from pspg.kernels.prompt_decoder import Kind
+
 from .checkpoint import best_checkpoint, load_tensors, read_json, write_json, write_tensors
 from .config import ModelConfig
 from .errors import UserError
 from .models.clip import build_clip, clip_config
+from .models.prompts import Prompts
 from .models.pspg import PsPG
 from .models.weights import load_strictly
 from .published import class_encoder
@@ -103,6 +106,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         if description["kind"] == "pspg":
             head = ModelConfig(**description["head"])
             assert head.hidden_size % head.decoder_heads == 0
+            assert head.decoder in get_args(Kind)
+            assert head.prompts in get_args(Prompts)
             assert all(isinstance(name, str) for name in description["class_names"])
     except (KeyError, TypeError, AssertionError, ZeroDivisionError):
         raise UserError(f"{folder / 'model.json'}: is damaged; export or train the model again") from None

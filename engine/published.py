@@ -12,9 +12,12 @@ import open_clip
 import torch
 from torch import Tensor
 
+from pspg.kernels.prompt_decoder import Kind
+
 from .config import LossConfig, ModelConfig
 from .errors import UserError
 from .models.clip import TextEncoder, build_clip, clip_config, count_blocks, text_tower, tower_from_state
+from .models.prompts import Prompts
 from .models.pspg import PromptHead, PsPG
 from .models.spatial_fusion import Fusion
 from .models.weights import check_fit, plain_state, read_weights
@@ -23,6 +26,14 @@ _TOKENS = 49408
 """Size of CLIP's vocabulary."""
 _TEXT = "text_encoder."
 _IMAGE = "image_encoder."
+_POSITIVE = "prompt_learner.pos_decoder."
+_HIDDEN: dict[Kind, tuple[str, int]] = {
+    "gru": ("gru.weight_hh", 1),
+    "lstm": ("lstm.weight_hh", 1),
+    "transformer": ("input_proj.weight", 0),
+    "mlp": ("mlp.0.weight", 0),
+}
+"""A parameter of a module that only this kind of decoder has, and its dimension that is H."""
 _TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
@@ -37,15 +48,15 @@ def import_published(
 ) -> PsPG:
     """PsPG with published weights, on the CPU, in eval mode, fusing as the published code does (`gate_before_norm`).
 
-    Architecture and widths come from the tensors (heads by OpenAI's rule, width / 64), and so does the dtype: the
-    widest of them, at least float32. Metadata of a safetensors file overrides this and the keywords. Such a file may
-    hold the token embedding's used rows only (`token_embedding.rows`, `.values`); other class lists than its own then
-    lack embeddings and are refused.
+    Architecture, the kind of decoder and widths come from the tensors (heads by OpenAI's rule, width / 64), and so does
+    the dtype: the widest of them, at least float32. Metadata of a safetensors file overrides this and the keywords.
+    Such a file may hold the token embedding's used rows only (`token_embedding.rows`, `.values`); other class lists
+    than its own then lack embeddings and are refused.
 
     Args:
         path_or_state_dict: `.pth` (read with weights_only), `.safetensors`, or a state dict.
         class_names: classes in order; None: those of the metadata.
-        prompt_length: n.
+        prompt_length: n; that of an mlp decoder is in its tensors.
         decoder_heads: attention heads of the decoders.
         prefix: prompts stand before the class name.
         class_feature_weights: weights of the original CLIP, file or state dict; class features and token embeddings are
@@ -53,7 +64,7 @@ def import_published(
             text tower reproduces its scores only with this.
 
     Raises:
-        UserError: unreadable file, another decoder than the GRU, missing or unexpected keys, or unusable class names.
+        UserError: unreadable file, an unknown decoder, missing or unexpected keys, or unusable class names.
     """
     state, metadata, source = _read(path_or_state_dict)
     prefix = _setting(metadata, "prefix", prefix, source)
@@ -63,23 +74,28 @@ def import_published(
         class_names = _json(metadata, "names", source)
     if class_names is None:
         raise UserError(f"{source}: give class_names, the file does not say which classes it was trained on")
-    _check_decoder(state, metadata, source)
+    decoder, prompts = _decoder_kind(state, source), _choice(metadata, "prompts", "dual", Prompts, source)
+    if prompts == "dual" and not any(name.startswith("prompt_learner.neg_decoder.") for name in state):
+        raise UserError(f"{source}: has no prompt_learner.neg_decoder, and does not say that it needs none")
     state = _with_whole_embedding(state)
+    if decoder == "mlp":
+        text_width = _size(state, f"{_TEXT}ln_final.weight", 0, source)
+        prompt_length = _size(state, f"{_POSITIVE}mlp.2.weight", 0, source) // text_width
     if prompt_length < 1:
         raise UserError(f"prompt_length: must be at least 1, got {prompt_length} for {source}")
-    hidden = _size(state, "prompt_learner.pos_decoder.gru.weight_hh", 1, source)
+    name, dimension = _HIDDEN[decoder]
+    hidden = _size(state, f"{_POSITIVE}{name}", dimension, source)
     if decoder_heads < 1 or hidden % decoder_heads:
         raise UserError(f"decoder_heads: {decoder_heads} heads do not divide the hidden width {hidden} of {source}")
-    fusion = metadata.get("fusion", "gate_before_norm")
-    if fusion not in get_args(Fusion):
-        raise UserError(f"{source}: metadata fusion is {fusion!r}, not one of {', '.join(get_args(Fusion))}")
     settings = ModelConfig(
         backbone="imported",
+        decoder=decoder,
+        prompts=cast(Prompts, prompts),
         prompt_length=prompt_length,
         hidden_size=hidden,
         decoder_heads=decoder_heads,
         prefix=prefix,
-        fusion=cast(Fusion, fusion),
+        fusion=cast(Fusion, _choice(metadata, "fusion", "gate_before_norm", Fusion, source)),
     )
     clip = build_clip(_json(metadata, "clip", source) or _clip_config(state, source))
     text_width, width = clip.text_projection.shape
@@ -108,7 +124,8 @@ def published_metadata(model: PsPG) -> dict[str, str]:
     config = model.config
     return {
         "names": json.dumps(model.vocabulary.names),
-        "decoder": "gru",
+        "decoder": config.decoder,
+        "prompts": config.prompts,
         "prefix": str(config.prefix),
         "prompt_length": str(config.prompt_length),
         "decoder_heads": str(config.decoder_heads),
@@ -151,17 +168,24 @@ def _json(metadata: Mapping[str, str], key: str, source: str) -> Any:
         raise UserError(f"{source}: metadata {key} is not JSON") from None
 
 
-def _check_decoder(state: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
-    for side in ("pos", "neg"):
-        names = [name for name in state if name.startswith(f"prompt_learner.{side}_decoder.")]
-        if not names:
-            raise UserError(f"{source}: has no prompt_learner.{side}_decoder; only checkpoints with both decoders load")
-        if not any(".gru." in name for name in names):
-            parts = sorted({name.split(".")[2] for name in names})
-            kind = metadata.get("decoder", "unknown")
-            raise UserError(
-                f"{source}: its decoder ({kind}: {', '.join(parts)}) is not the GRU, which alone can be loaded"
-            )
+def _choice(metadata: Mapping[str, str], key: str, default: str, choices: object, source: str) -> str:
+    """Metadata's value, one of the arguments of the type `choices`, else the default."""
+    value = metadata.get(key, default)
+    if value not in get_args(choices):
+        raise UserError(f"{source}: metadata {key} is {value!r}, not one of {', '.join(get_args(choices))}")
+    return value
+
+
+def _decoder_kind(state: Mapping[str, Tensor], source: str) -> Kind:
+    """Kind of the decoders, by their parameters."""
+    names = [name.removeprefix(_POSITIVE) for name in state if name.startswith(_POSITIVE)]
+    if not names:
+        raise UserError(f"{source}: has no {_POSITIVE.rstrip('.')}; it is not a checkpoint of the authors' code")
+    for kind, (known, _) in _HIDDEN.items():
+        if any(name.startswith(f"{known.split('.')[0]}.") for name in names):
+            return kind
+    parts = ", ".join(sorted({name.split(".")[0] for name in names}))
+    raise UserError(f"{source}: its decoder ({parts}) is not one of {', '.join(_HIDDEN)}")
 
 
 def _with_whole_embedding(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

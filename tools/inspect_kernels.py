@@ -33,7 +33,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from pspg.engine.errors import UserError
 from pspg.engine.files import check_output, write_text
-from pspg.engine.models.decoders import PromptDecoder
+from pspg.engine.models.decoders import GRUDecoder
 from pspg.kernels.asymmetric_loss import fused as asymmetric_loss
 from pspg.kernels.launch import Launch, record
 from pspg.kernels.pair_loss import fused as pair_loss
@@ -101,7 +101,7 @@ def _pair_loss(dtype: torch.dtype) -> None:
 
 def _decoder(dtype: torch.dtype) -> None:
     with torch.device("meta"):
-        weights = [PromptDecoder(D, H, W, HEADS).to(dtype).weights() for _ in range(G)]
+        weights = [GRUDecoder(D, H, W, HEADS).to(dtype).weights() for _ in range(G)]
     features, context = _empty(C, D, dtype=dtype), _empty(B, D, dtype=dtype)
     outputs = prompt_decoder.decode(weights, features, context, prompt_length=N, heads=HEADS)
     parameters = [parameter for part in weights for parameter in part.values()]

@@ -1,21 +1,24 @@
-"""Class names as the model sees them, and the pair of decoders that writes their prompts."""
+"""Class names as the model sees them, and the decoders that write their prompts."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspg.kernels.prompt_decoder import decode
+from pspg.kernels.prompt_decoder import Kind, decode
 from pspg.kernels.text_tower import Frame, encode
 
 from ..errors import UserError
 from .clip import TextEncoder, text_encoder, tokenize, tokenizer
-from .decoders import PromptDecoder
+from .decoders import draw_branches, initialise, make_decoder
+
+Prompts = Literal["dual", "shared", "positive"]
 
 
 class Vocabulary(nn.Module):
@@ -133,38 +136,68 @@ def _check_names(names: Sequence[str], tokens: Sequence[Sequence[int]], context:
 
 
 class PromptLearner(nn.Module):
-    """Positive and negative decoder: class features and image context in, prompts out.
+    """One or two decoders: class features and image context in, prompts out.
 
     Args:
-        width, hidden_size, text_width, heads: D, H, W and attention heads of both decoders.
+        width, hidden_size, text_width, heads: D, H, W and attention heads of each decoder.
         prompt_length: n.
-        dropout: probability of dropping a decoder output's element in training.
+        dropout: probability of dropping an element of what the decoders return in training; mlp has none.
+        drop_path: transformer: largest probability of dropping a residual branch in training.
+        kind: of the decoders.
+        prompts: dual: a decoder for positive and one for negative prompts; shared: one decoder with an output
+            projection for each; positive: no negative prompts.
     """
 
     def __init__(
-        self, width: int, hidden_size: int, text_width: int, heads: int, *, prompt_length: int, dropout: float
+        self,
+        width: int,
+        hidden_size: int,
+        text_width: int,
+        heads: int,
+        *,
+        prompt_length: int,
+        dropout: float,
+        drop_path: float = 0.0,
+        kind: Kind = "gru",
+        prompts: Prompts = "dual",
     ) -> None:
         super().__init__()
-        self.prompt_length, self.heads, self.dropout = prompt_length, heads, dropout
-        self.pos_decoder = PromptDecoder(width, hidden_size, text_width, heads)
-        self.neg_decoder = PromptDecoder(width, hidden_size, text_width, heads)
+        self.prompt_length, self.heads, self.kind = prompt_length, heads, kind
+        self.dropout, self.drop_path = 0.0 if kind == "mlp" else dropout, drop_path
+        sizes = (width, hidden_size, text_width, heads, prompt_length)
+        self.pos_decoder = make_decoder(kind, *sizes)
+        self.neg_decoder = make_decoder(kind, *sizes) if prompts == "dual" else None
+        self.neg_output: nn.Linear | None = None
+        if prompts == "shared":
+            projection = self.pos_decoder.projection
+            self.neg_output = nn.Linear(projection.in_features, projection.out_features)
+            initialise(self.neg_output)
 
     def forward(self, class_features: Tensor, context: Tensor, *, impl: str = "auto") -> Tensor:
-        """Positive and negative prompts, (2,C,n,W).
+        """Positive prompts and, if any, negative ones, (2,C,n,W) or (1,C,n,W).
 
         Args:
             class_features: (C,D).
             context: (B,D) raw global features of the images that the prompts attend to.
             impl: form of the decoder, as in `decode`.
         """
-        decoders = (self.pos_decoder, self.neg_decoder)
+        decoders = [decoder for decoder in (self.pos_decoder, self.neg_decoder) if decoder is not None]
+        branches = None
+        if self.kind == "transformer" and self.training and self.drop_path:
+            branches = draw_branches(self.drop_path, len(decoders), self.prompt_length, class_features)
         outputs = decode(
             [decoder.weights() for decoder in decoders],
             class_features,
             context,
             prompt_length=self.prompt_length,
             heads=self.heads,
+            kind=self.kind,
+            branches=branches,
             impl=impl,
         )
         outputs = F.dropout(outputs, self.dropout, self.training)
-        return torch.stack([decoder.output_proj(o) for decoder, o in zip(decoders, outputs, strict=True)])
+        projections = [decoder.projection for decoder in decoders]
+        if self.neg_output is not None:
+            projections, outputs = [*projections, self.neg_output], outputs.expand(2, *outputs.shape[1:])
+        prompts = [projection(o) for projection, o in zip(projections, outputs, strict=True)]
+        return torch.stack(prompts).view(len(prompts), len(class_features), self.prompt_length, -1)

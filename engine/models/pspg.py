@@ -32,7 +32,7 @@ class TextFeatures(NamedTuple):
     positive: Tensor
     """(C,D), unit norm, float32 or better"""
     negative: Tensor
-    """(C,D), unit norm, float32 or better"""
+    """(C,D), unit norm, float32 or better; zeros where there are positive prompts only"""
     prefixes: Prefixes | None
     """states of the positive prompts' prefixes, for the pair loss; None where no gradient is recorded"""
 
@@ -42,7 +42,7 @@ class PsPGOutput:
     """What one forward pass gives."""
 
     logits: Tensor
-    """(B,2,C), index 0 positive"""
+    """(B,2,C), index 0 positive; index 1 is 0 where there are positive prompts only"""
     pair_logits: Tensor | None
     """(B,P), pairs i < j row-major, where asked for"""
     positive_prompts: Tensor
@@ -56,11 +56,14 @@ class PsPGOutput:
     positive_features: Tensor
     """(C,D), unit norm"""
     negative_features: Tensor
-    """(C,D), unit norm"""
+    """(C,D), unit norm; zeros where there are positive prompts only"""
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """(B,C) probabilities of logits (B,2,C): softmax over positive and negative (paper eq. 2)."""
+    """(B,C) probabilities of logits (B,2,C): softmax over positive and negative (paper eq. 2).
+
+    With positive prompts only this is the sigmoid of the positive logit.
+    """
     return torch.softmax(logits, dim=1)[:, 0]
 
 
@@ -70,7 +73,7 @@ class PromptHead(nn.Module):
     Args:
         width: D, joint embedding width of the CLIP.
         text_width: W, width of its text tower.
-        config: prompt_length, hidden_size, decoder_heads, dropout, fusion.
+        config: everything of the decoders, and fusion.
 
     Attributes:
         impl: form of the operators, as their `impl`.
@@ -88,6 +91,9 @@ class PromptHead(nn.Module):
             config.decoder_heads,
             prompt_length=config.prompt_length,
             dropout=config.dropout,
+            drop_path=config.drop_path,
+            kind=config.decoder,
+            prompts=config.prompts,
         )
         self.channel_attention = SpatialFusion(config.fusion)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -108,8 +114,10 @@ class PromptHead(nn.Module):
             impl=self.impl,
         )
         with no_autocast(features):
-            positive, negative = F.normalize(at_least_fp32(features), dim=-1)
-        return TextFeatures(prompts[0], positive, negative, prefixes)
+            sides = F.normalize(at_least_fp32(features), dim=-1)
+        # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
+        negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
+        return TextFeatures(prompts[0], sides[0], negative, prefixes)
 
     def forward(
         self,

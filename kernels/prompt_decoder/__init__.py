@@ -1,6 +1,6 @@
-"""Prompt decoder: class features and image context in, pseudo-prompt vectors out."""
+"""Prompt decoders: class features and image context in, pseudo-prompt vectors out."""
 
-from .op import decode
+from .op import Kind, decode
 from .reference import Decoder
 
-__all__ = ["Decoder", "decode"]
+__all__ = ["Decoder", "Kind", "decode"]

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import at_least_fp32, compute_dtype, no_autocast
 from .reference import Decoder
+from .stacked import affine, merge, split
 
 EPS = 1e-5  # of F.layer_norm
 
@@ -69,11 +70,11 @@ def decode(
         # h + attended + b_o goes through fc only: b_o moves into the bias of fc.
         b_fc = _times(w_fc, cast(b_o)) + stacked("fc.bias")
 
-        c = _affine(
+        c = affine(
             cast(context).expand(count, -1, -1), cast_stacked("encoder_proj.weight"), cast_stacked("encoder_proj.bias")
         )  # (G,B,H)
         (query, w_memory), (query_bias, b_memory) = (part.split([hidden, 2 * hidden], 1) for part in (w_cross, b_cross))
-        keys, values = (_split(part, heads) for part in _affine(c, w_memory, b_memory).chunk(2, dim=-1))
+        keys, values = (split(part, heads) for part in affine(c, w_memory, b_memory).chunk(2, dim=-1))
         keys, value = keys * keys.shape[-1] ** -0.5, w_o.mT
         if steps is not None or cross_fold_is_cheaper(
             images=len(context), rows=classes * n, hidden=hidden, heads=heads
@@ -96,7 +97,7 @@ def decode(
         scale, shift = (at_least_fp32(stacked(f"self_attention.layer_norm.{part}")) for part in ("weight", "bias"))
         w_y = stacked("self_attention.fc.weight")
         loop = Loop(
-            start=_affine(cast(class_features).expand(count, -1, -1), w_ih, cast_stacked("gru.bias_ih")),
+            start=affine(cast(class_features).expand(count, -1, -1), w_ih, cast_stacked("gru.bias_ih")),
             feedback=w_ih @ w_fc if fold_feedback else w_ih,
             feedback_bias=cast(b_ih + _times(w_ih, cast(b_fc)) if fold_feedback else b_ih),
             fc=None if fold_feedback else w_fc,
@@ -123,7 +124,7 @@ def decode(
         outputs = _Run.apply(steps, n, heads, *loop) if recording else steps.forward(loop, n, heads, False)[0]
         outputs = outputs.transpose(1, 2).contiguous()  # (G,C,n,H or D)
         if fold_feedback:
-            outputs = _affine(outputs.flatten(1, 2), w_fc, cast(b_fc)).unflatten(1, (classes, n))
+            outputs = affine(outputs.flatten(1, 2), w_fc, cast(b_fc)).unflatten(1, (classes, n))
         return outputs
 
 
@@ -289,23 +290,23 @@ def _forward(loop: Loop, n: int, heads: int, keep: bool) -> tuple[Tensor, Kept |
     for i in range(n):
         gates = _gates(x, u, loop.start.new_empty(count, classes, 4 * hidden, dtype=state))
         h = torch.lerp(gates[..., 3 * hidden :], h, gates[..., 2 * hidden : 3 * hidden])
-        qkv = _affine(h.to(dtype), loop.qkv, loop.qkv_bias)
+        qkv = affine(h.to(dtype), loop.qkv, loop.qkv_bias)
         first = _accumulate(h + loop.out_bias[:, None], _attend(qkv, heads), loop.out.mT)
         normal = F.layer_norm(first, (hidden,)).to(dtype)
         second = _accumulate(h + loop.y_bias[:, None], normal, loop.y.mT)
         h = torch.addcmul(loop.shift[:, None], F.layer_norm(second, (hidden,)), loop.scale[:, None])
         query = h.to(dtype)
-        rows = _affine(query, loop.query, loop.query_bias)
+        rows = affine(query, loop.query, loop.query_bias)
         summed = torch.baddbmm(query, _mix(loop, rows, heads).to(dtype), loop.value)
-        output = summed if loop.fc is None or loop.fc_bias is None else _affine(summed, loop.fc, loop.fc_bias)
+        output = summed if loop.fc is None or loop.fc_bias is None else affine(summed, loop.fc, loop.fc_bias)
         outputs[:, i] = output
         if kept is not None:  # products write whole tensors, which is faster than writing into a step's place
             for buffers, part in zip(kept, (gates, qkv, first, second, rows, summed), strict=True):
                 if buffers is not outputs:
                     buffers[:, i] = part
         if i + 1 < n:
-            x = _affine(output, loop.feedback, loop.feedback_bias)
-            u = _affine(query, loop.recurrent, loop.recurrent_bias)
+            x = affine(output, loop.feedback, loop.feedback_bias)
+            u = affine(query, loop.recurrent, loop.recurrent_bias)
     return outputs, kept
 
 
@@ -338,7 +339,7 @@ def _backward(loop: Loop, kept: Kept, known: Known, gradient: Tensor, heads: int
             d_mixed, query = (_heads_first(part, 1, heads)[0] for part in (d_mixed, kept.rows[:, i]))
             keys, values = (part.flatten(0, 1) for part in memory)
             d_query, *parts = _attention_backward(d_mixed, query, keys, values, 1.0)
-            d_rows[:, i] = _merge(d_query.unflatten(0, (count, heads)))
+            d_rows[:, i] = merge(d_query.unflatten(0, (count, heads)))
             for target, part in zip(d_memory, parts, strict=True):
                 target += part.view_as(target)
         d_state = _accumulate(d_state.add_(d_sum), d_rows[:, i], loop.query)
@@ -435,15 +436,15 @@ def _gate_factors(gates: Tensor, h: Tensor) -> Tensor:
 
 def _attend(qkv: Tensor, heads: int) -> Tensor:
     """Self-attention of (A,C,3H), (A,C,H), before its output projection."""
-    q, k, v = (_split(part, heads) for part in qkv.chunk(3, dim=-1))
-    return _merge(F.scaled_dot_product_attention(q, k, v))
+    q, k, v = (split(part, heads) for part in qkv.chunk(3, dim=-1))
+    return merge(F.scaled_dot_product_attention(q, k, v))
 
 
 def _mix(loop: Loop, rows: Tensor, heads: int) -> Tensor:
     """What `value` multiplies, (G,R,M): softmax over the images, or the values it mixes where they are not folded."""
     if loop.keys is None or loop.values is None:
         return torch.softmax(rows.unflatten(-1, (heads, -1)), dim=-1, dtype=loop.scale.dtype).flatten(2)
-    return _merge(F.scaled_dot_product_attention(_split(rows, heads), loop.keys, loop.values, scale=1.0))
+    return merge(F.scaled_dot_product_attention(split(rows, heads), loop.keys, loop.values, scale=1.0))
 
 
 def _attention_backward(
@@ -477,22 +478,9 @@ def _accumulate(into: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return into.baddbmm_(x, weight) if into.dtype == x.dtype else into.add_(torch.bmm(x, weight))
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (G,R,I) · weightᵀ (G,O,I) + bias (G,O), one product a decoder."""
-    return torch.baddbmm(bias[:, None], x, weight.mT)
-
-
 def _times(weight: Tensor, vector: Tensor) -> Tensor:
     """weight (G,O,I) · vector (G,I)."""
     return (weight @ vector[..., None])[..., 0]
-
-
-def _split(rows: Tensor, heads: int) -> Tensor:
-    return rows.unflatten(-1, (heads, -1)).transpose(1, 2)  # (A, heads, rows, H/heads)
-
-
-def _merge(attended: Tensor) -> Tensor:
-    return attended.transpose(1, 2).flatten(2)
 
 
 def _heads_first(rows: Tensor, parts: int, heads: int) -> Tensor:

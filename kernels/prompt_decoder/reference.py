@@ -1,4 +1,4 @@
-"""The prompt decoder, step by step (paper 3.2, eqs. 3 and 4)."""
+"""The GRU prompt decoder, step by step (paper 3.2, eqs. 3 and 4), and the attention that the other kinds share."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def decode(
 
 
 def _decode(p: Decoder, class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int) -> Tensor:
-    c = _linear(p, "encoder_proj", context)  # (B,H), the same keys and values for every class
+    c = linear(p, "encoder_proj", context)  # (B,H), the same keys and values for every class
     x = class_features  # x_0 = t_0, (C,D)
     h = x.new_zeros(len(x), c.shape[-1])  # h_0, (C,H)
     outputs = []
     for _ in range(prompt_length):
         h = _gru_cell(p, x, h)
-        h = _self_attention(p, h, heads)
-        x = _linear(p, "fc", h + _attention(p, "encoder_attention", h, c, heads))  # o_i is the next step's input
+        h = self_attention(p, h, heads)
+        x = linear(p, "fc", h + attention(p, "encoder_attention", h, c, heads))  # o_i is the next step's input
         outputs.append(x)
     return torch.stack(outputs, dim=1)
 
@@ -44,13 +44,14 @@ def _gru_cell(p: Decoder, x: Tensor, h: Tensor) -> Tensor:
     return (1 - z) * candidate + z * h
 
 
-def _self_attention(p: Decoder, h: Tensor, heads: int) -> Tensor:
+def self_attention(p: Decoder, h: Tensor, heads: int) -> Tensor:
     """Attention across the C classes and a linear layer, each with a residual; one LayerNorm serves both."""
-    y = _layer_norm(p, h + _attention(p, "self_attention.self_attention", h, h, heads))
-    return _layer_norm(p, _linear(p, "self_attention.fc", y) + h)
+    norm = "self_attention.layer_norm"
+    y = layer_norm(p, norm, h + attention(p, "self_attention.self_attention", h, h, heads))
+    return layer_norm(p, norm, linear(p, "self_attention.fc", y) + h)
 
 
-def _attention(p: Decoder, name: str, query: Tensor, memory: Tensor, heads: int) -> Tensor:
+def attention(p: Decoder, name: str, query: Tensor, memory: Tensor, heads: int) -> Tensor:
     """Multi-head attention of query (Q,H) to memory (K,H), which is key and value at once; returns (Q,H)."""
     w_q, w_k, w_v = p[f"{name}.in_proj_weight"].chunk(3)
     b_q, b_k, b_v = p[f"{name}.in_proj_bias"].chunk(3)
@@ -60,13 +61,12 @@ def _attention(p: Decoder, name: str, query: Tensor, memory: Tensor, heads: int)
 
     q, k, v = split(F.linear(query, w_q, b_q)), split(F.linear(memory, w_k, b_k)), split(F.linear(memory, w_v, b_v))
     weights = torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, dim=-1)
-    return _linear(p, f"{name}.out_proj", (weights @ v).transpose(0, 1).flatten(1))
+    return linear(p, f"{name}.out_proj", (weights @ v).transpose(0, 1).flatten(1))
 
 
-def _layer_norm(p: Decoder, x: Tensor) -> Tensor:
-    name = "self_attention.layer_norm"
+def layer_norm(p: Decoder, name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"])
 
 
-def _linear(p: Decoder, name: str, x: Tensor) -> Tensor:
+def linear(p: Decoder, name: str, x: Tensor) -> Tensor:
     return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])

@@ -74,6 +74,7 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
     [
         ({"model": {"hidden_size": 10}}, "model.decoder_heads"),
         ({"model": {"dropout": 1.5}}, "model.dropout"),
+        ({"model": {"drop_path": 1.0}}, "model.drop_path"),
         ({"optim": {"lr": float("nan")}}, "optim.lr"),
         ({"optim": {"lr": 0}}, "optim.lr"),
         ({"optim": {"warmup_epochs": 60}}, "optim.warmup_epochs"),
@@ -103,6 +104,15 @@ def test_contradictions_name_the_key(tmp_path: Path, override: dict[str, object]
 def test_shipped_configs_are_valid(file: Path) -> None:
     _, config = parse(["train", "--config", str(file)])
     check_train(config)
+
+
+@pytest.mark.parametrize("decoder", ["gru", "lstm", "transformer", "mlp"])
+@pytest.mark.parametrize("prompts", ["dual", "shared", "positive"])
+def test_the_ablations_are_overrides(decoder: str, prompts: str) -> None:
+    file = CONFIGS[0].parent / "chexpert_phase2.yaml"
+    _, config = parse(["train", "--config", str(file), "--model.decoder", decoder, "--model.prompts", prompts])
+    check_train(config)
+    assert (config.model.decoder, config.model.prompts) == (decoder, prompts)
 
 
 def test_paper_hyper_parameters() -> None:

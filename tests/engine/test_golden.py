@@ -43,7 +43,7 @@ class Golden:
         return prompt_loss(self.output, self.tensors["labels"], model.tower, model.vocabulary, settings)
 
 
-@pytest.fixture(params=["golden_gru", "golden_gru_prefix"])
+@pytest.fixture(params=["golden_gru", "golden_gru_prefix", "golden_transformer", "golden_mlp"])
 def golden(request: pytest.FixtureRequest) -> Golden:
     path = GOLDEN / f"{request.param}.safetensors"
     with safe_open(path, framework="pt") as file:
@@ -55,7 +55,9 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 def test_settings_come_from_the_file(golden: Golden, request: pytest.FixtureRequest) -> None:
-    config, prefix = golden.model.config, "prefix" in request.node.callspec.id
+    config, file = golden.model.config, request.node.callspec.id
+    decoder, prefix = file.split("_")[1], file.endswith("_prefix")
+    assert (config.decoder, config.prompts) == (decoder, "dual")
     assert (config.prompt_length, config.hidden_size, config.decoder_heads, config.prefix) == (4, 32, 4, prefix)
     assert config.fusion == "gate_before_norm"
     assert golden.model.loss_config.preset == "published"
@@ -108,6 +110,6 @@ def test_gradients_and_one_step(golden: Golden) -> None:
         golden.check(f"grad.{name}", parameter.grad)
     torch.optim.SGD(trained.values(), lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.05).step()
     after = [key for key in golden.tensors if key.startswith("after_step.")]
-    assert len(after) == 5
+    assert len(after) == {"gru": 5, "transformer": 4, "mlp": 2}[golden.model.config.decoder]
     for key in after:
         golden.check(key, trained[key.removeprefix("after_step.")])

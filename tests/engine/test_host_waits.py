@@ -83,12 +83,20 @@ def test_the_trap_catches_reads() -> None:
     assert reads.seen == ["_local_scalar_dense", "index", "_local_scalar_dense", "nonzero", "_to_copy cpu to meta"]
 
 
-@pytest.mark.parametrize("prefix", [False, True], ids=["whole", "prefix"])
-@pytest.mark.parametrize("pair", ["spcl", "pcl", "ranking"])
+@pytest.mark.parametrize(
+    ("pair", "settings"),
+    [
+        *((pair, {"prefix": prefix}) for pair in ("spcl", "pcl", "ranking") for prefix in (False, True)),
+        ("spcl", {"decoder": "lstm"}),
+        ("spcl", {"decoder": "transformer"}),
+        ("spcl", {"decoder": "mlp", "prompts": "shared"}),
+        ("spcl", {"prompts": "positive"}),
+    ],
+)
 def test_a_training_epoch_reads_nothing_before_it_logs(
-    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, pair: Any, prefix: bool
+    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, pair: Any, settings: dict[str, Any]
 ) -> None:
-    small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2, prefix=prefix)
+    small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2, **settings)
     world = start("cpu")
     model = PsPG(make_clip().float(), small, names).freeze()
     task = PromptTask(model, LossConfig(pair=pair).resolved(), world, None, bank=None, precision="fp32")

@@ -15,10 +15,12 @@ from pspg.engine.models.pspg import PsPG
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_training_on_gpu.py trains with compiled kernels")
-@pytest.mark.parametrize("prefix", [False, True], ids=["whole", "prefix"])
-def test_a_step_is_that_of_torch(make_clip: Callable[..., Any], names: list[str], prefix: bool) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "prompts"), [(False, "dual"), (True, "dual"), (False, "shared"), (True, "positive")]
+)
+def test_a_step_is_that_of_torch(make_clip: Callable[..., Any], names: list[str], prefix: bool, prompts: Any) -> None:
     torch.manual_seed(0)
-    small = ModelConfig(prompt_length=2, hidden_size=16, decoder_heads=2, prefix=prefix)
+    small = ModelConfig(prompt_length=2, hidden_size=16, decoder_heads=2, prefix=prefix, prompts=prompts)
     model = PsPG(make_clip().float(), small, names[:3]).train().freeze()
     images, labels = torch.randn(3, 3, 32, 32), torch.tensor([[1, 1, 0], [0, -1, 1], [0, 1, 0]]).float()
     parameters = dict(model.head.named_parameters())

@@ -13,9 +13,11 @@ from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.errors import UserError
 from pspg.engine.losses import prompt_loss
 from pspg.engine.models.clip import image_features, tokenize
-from pspg.engine.models.prompts import PromptLearner, make_vocabulary
+from pspg.engine.models.decoders import draw_branches
+from pspg.engine.models.prompts import PromptLearner, Prompts, make_vocabulary
 from pspg.engine.models.pspg import PromptHead, PsPG, probabilities
 from pspg.engine.models.spatial_fusion import Fusion, SpatialFusion
+from pspg.kernels.prompt_decoder import Kind
 
 MakeClip = Callable[..., Any]
 SMALL = {"prompt_length": 3, "hidden_size": 8, "decoder_heads": 2}
@@ -34,11 +36,23 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_parameter_count_of_the_paper() -> None:
+@pytest.mark.parametrize(
+    ("decoder", "prompts", "count"),
+    [
+        ("gru", "dual", 12_604_416),
+        ("transformer", "dual", 19_440_640),
+        ("mlp", "dual", 9_454_592),
+        ("gru", "positive", 12_604_416 // 2),
+        ("gru", "shared", 12_604_416 // 2 + 1024 * 512 + 512),
+        ("lstm", "dual", 12_604_416 + 2 * 512 * (1024 + 512 + 2)),
+    ],
+)
+def test_parameter_count_of_the_paper(decoder: Any, prompts: Any, count: int) -> None:
+    """12.60 M, 19.44 M and 9.45 M at n = 16 and the widths of RN50; beside them 3 of the fusion and the temperature."""
     with torch.device("meta"):
-        learner = PromptLearner(1024, 512, 512, 8, prompt_length=16, dropout=0.2)
-    assert sum(parameter.numel() for parameter in learner.parameters()) == 12_604_416
-    assert sum(parameter.numel() for parameter in SpatialFusion().parameters()) == 3
+        head = PromptHead(1024, 512, ModelConfig(decoder=decoder, prompts=prompts))
+    assert sum(parameter.numel() for parameter in head.prompt_learner.parameters()) == count
+    assert sum(parameter.numel() for parameter in head.parameters()) == count + 4
 
 
 def test_what_trains_has_the_published_names(make_clip: MakeClip, names: list[str]) -> None:
@@ -62,13 +76,14 @@ def test_what_trains_has_the_published_names(make_clip: MakeClip, names: list[st
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
-def test_initialisation() -> None:
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_initialisation(kind: Kind) -> None:
     torch.manual_seed(0)
-    decoder = PromptLearner(64, 64, 64, 4, prompt_length=1, dropout=0).pos_decoder
-    for name, parameter in decoder.named_parameters():
-        if name.startswith("gru"):
+    learner = PromptLearner(64, 64, 64, 4, prompt_length=1, dropout=0, kind=kind, prompts="shared")
+    for name, parameter in learner.named_parameters():
+        if "gru" in name or "lstm" in name:
             assert parameter.abs().max() <= 64**-0.5
-        elif name.endswith("layer_norm.weight"):
+        elif "norm.weight" in name or ("ln_" in name and name.endswith("weight")):
             assert torch.equal(parameter, torch.ones_like(parameter))
         elif "bias" in name:
             assert not parameter.any()
@@ -129,6 +144,57 @@ def test_one_class(make_clip: MakeClip) -> None:
     loss.backward()
     assert parts["pair"].item() == 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("decoder", get_args(Kind))
+@pytest.mark.parametrize("prompts", get_args(Prompts))
+@pytest.mark.parametrize("prefix", [False, True], ids=["whole", "prefix"])
+def test_every_decoder_in_every_prompt_mode(
+    make_clip: MakeClip, names: list[str], decoder: str, prompts: str, prefix: bool
+) -> None:
+    model = make(make_clip(), names, decoder=decoder, prompts=prompts, prefix=prefix).eval()
+    output = model(images(), pairs=True)
+    assert output.pair_logits is not None
+    assert output.positive_prompts.shape == (4, 3, 16)
+    close(output.positive_features.norm(dim=-1), torch.ones(4).double())
+    positive, negative = output.logits.unbind(dim=1)
+    close(probabilities(output.logits), torch.sigmoid(positive - negative))
+    if prompts == "positive":
+        assert not negative.any()
+    else:
+        assert not torch.allclose(positive, negative)
+    looks_at_images = (model(images()[:1]).logits - output.logits[:1]).abs().max() > 1e-12
+    assert looks_at_images == (decoder != "mlp")
+    model.head.impl = "reference"
+    literal = model(images(), pairs=True)
+    close(literal.logits, output.logits)
+    close(literal.pair_logits, output.pair_logits)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_shared_prompts_are_two_projections_of_one_decoder(kind: Kind) -> None:
+    torch.manual_seed(0)
+    learner = PromptLearner(6, 4, 5, 2, prompt_length=3, dropout=0.5, kind=kind, prompts="shared")
+    assert learner.neg_output is not None
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            parameter = getattr(learner.pos_decoder.projection, name)
+            getattr(learner.neg_output, name).copy_(2 * parameter)
+    positive, negative = learner.train()(torch.randn(4, 6), torch.randn(2, 6))  # one dropout for both
+    torch.testing.assert_close(negative, 2 * positive)
+
+
+def test_drop_path_only_in_training(make_clip: MakeClip, names: list[str]) -> None:
+    model = make(make_clip(), names, decoder="transformer", dropout=0, drop_path=0.5)
+    assert torch.equal(model.eval()(images()).logits, model(images()).logits)
+    assert not torch.equal(model.train()(images()).logits, model(images()).logits)
+    model = make(make_clip(), names, decoder="transformer", dropout=0, drop_path=0).train()
+    assert torch.equal(model(images()).logits, model(images()).logits)
+    factors = draw_branches(0.5, 2, 100, torch.zeros(8, 6))
+    assert factors.shape == (2, 100, 2, 3, 8)
+    assert torch.equal(factors[:, :, 0], torch.ones(2, 100, 3, 8))
+    assert set(factors[:, :, 1].unique().tolist()) == {0.0, 2.0}
+    assert factors[:, :, 1].mean().item() == pytest.approx(1, abs=0.1)
 
 
 def test_dropout_only_in_training(make_clip: MakeClip, names: list[str]) -> None:
@@ -234,6 +300,11 @@ def test_bad_class_names(make_clip: MakeClip, bad: list[str], said: str) -> None
 
 def test_prompts_must_fit_the_context(make_clip: MakeClip, names: list[str]) -> None:
     clip = make_clip()
+    for length in (8, 16, 32):  # the paper's, table 6
+        assert make(clip, names, prompt_length=length).vocabulary.names == names
+    with pytest.raises(UserError, match=r"32 vectors make pair prompts of 78 tokens.*shorten the class names") as error:
+        make(clip, ["a b c d e f", "g h i j k l"], prompt_length=32, prefix=True)
+    assert "\n" not in str(error.value)
     assert make(clip, names, prompt_length=37)(images(), pairs=True).logits.isfinite().all()
     with pytest.raises(UserError, match="78 tokens"):
         make(clip, names, prompt_length=38)

@@ -53,6 +53,26 @@ def test_round_trip(names: list[str], tmp_path: Path, vit: bool) -> None:
     assert torch.equal(score(import_published(published_state(model), names, **SETTINGS), size), score(model, size))
 
 
+@pytest.mark.parametrize("prompts", ["dual", "shared", "positive"])
+@pytest.mark.parametrize("decoder", ["gru", "lstm", "transformer", "mlp"])
+def test_every_decoder_makes_the_round_trip(names: list[str], tmp_path: Path, decoder: str, prompts: str) -> None:
+    """Tensors tell the decoder's kind and sizes; without negative decoder the metadata must say so."""
+    model = make(names, decoder=decoder, prompts=prompts, prefix=True, fusion="gate_before_norm")
+    state = published_state(model)
+    save_file(state, tmp_path / "model.safetensors", published_metadata(model))
+    loaded = import_published(tmp_path / "model.safetensors")
+    assert (loaded.config.decoder, loaded.config.prompts, loaded.config.hidden_size) == (decoder, prompts, 8)
+    assert torch.equal(score(loaded, 64), score(model, 64))
+    if prompts == "dual":
+        keywords = {**SETTINGS, "prompt_length": 16} if decoder == "mlp" else SETTINGS
+        bare = import_published(state, names, prefix=True, **keywords)
+        assert bare.config.prompt_length == 3
+        assert torch.equal(score(bare, 64), score(model, 64))
+    else:
+        with pytest.raises(UserError, match=r"has no prompt_learner\.neg_decoder, and does not say"):
+            import_published(state, names, prefix=True, **SETTINGS)
+
+
 def test_metadata_overrides_the_keywords(names: list[str], tmp_path: Path) -> None:
     model = make(names, prefix=True, fusion="gate_after_norm")
     save_file(published_state(model), tmp_path / "model.safetensors", published_metadata(model))
@@ -123,7 +143,8 @@ def rename(state: dict[str, Tensor], old: str, new: str) -> None:
         (lambda s: s.update({"odd.key": torch.zeros(1)}), "unexpected: odd.key"),
         (lambda s: s.update({"prompt_learner.odd": torch.zeros(1)}), "unexpected: prompt_learner.odd"),
         (lambda s: s.update({"channel_attention.conv.weight": torch.zeros(1, 1, 5)}), "other shape: channel_attention"),
-        (lambda s: rename(s, ".gru.", ".lstm."), "is not the GRU"),
+        (lambda s: rename(s, ".gru.", ".rnn."), "rnn, self_attention) is not one of gru, lstm, transformer, mlp"),
+        (lambda s: rename(s, "pos_decoder", "decoder"), "has no prompt_learner.pos_decoder"),
         (lambda s: rename(s, "neg_decoder", "other"), "has no prompt_learner.neg_decoder"),
     ],
 )
@@ -156,6 +177,9 @@ def test_mistakes(names: list[str], tmp_path: Path) -> None:
     save_file(state, tmp_path / "odd.safetensors", {"names": "edema"})
     with pytest.raises(UserError, match="metadata names is not JSON"):
         import_published(tmp_path / "odd.safetensors", **SETTINGS)
+    save_file(state, tmp_path / "odd.safetensors", {"prompts": "triple"})
+    with pytest.raises(UserError, match="metadata prompts is 'triple'"):
+        import_published(tmp_path / "odd.safetensors", names, **SETTINGS)
     save_file(state, tmp_path / "odd.safetensors", {"fusion": "sideways"})
     with pytest.raises(UserError, match="metadata fusion is 'sideways'"):
         import_published(tmp_path / "odd.safetensors", names, **SETTINGS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.engine.models.decoders import PromptDecoder
+from pspg.engine.models.decoders import GRUDecoder
 from pspg.kernels.prompt_decoder import decode, folded
 
 pytest.importorskip("pspg.kernels.prompt_decoder.fused", reason="needs triton")
@@ -24,7 +24,7 @@ class Inputs:
         self, device: torch.device, *, classes: int, images: int, hidden: int = 16, heads: int = 2, count: int = 2
     ) -> None:
         generator = torch.Generator().manual_seed(classes + 10 * images)
-        decoders = [PromptDecoder(hidden + 8, hidden, 1, heads) for _ in range(count)]
+        decoders = [GRUDecoder(hidden + 8, hidden, 1, heads) for _ in range(count)]
         self.heads, self.count = heads, count
         self.names = [name for name, _ in decoders[0].named_parameters() if not name.startswith("output_proj")]
         shapes = [(rows, hidden + 8) for rows in (classes, images)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.engine.models.decoders import PromptDecoder
+from pspg.engine.models.decoders import GRUDecoder
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.prompt_decoder import decode
@@ -81,7 +81,7 @@ def test_asymmetric_loss(no_worse: Check) -> None:
 def decoder_case(device: str, classes: int, images: int, width: int, hidden: int) -> tuple[list[str], list[Tensor]]:
     """Names of a decoder's parameters; class features, context and the parameters of two decoders."""
     torch.manual_seed(0)
-    decoders = [PromptDecoder(width, hidden, 8, HEADS).to(device).weights() for _ in range(2)]
+    decoders = [GRUDecoder(width, hidden, 8, HEADS).to(device).weights() for _ in range(2)]
     names = [name for name in decoders[0] if not name.startswith("output_proj")]
     features, context = (torch.randn(rows, width, device=device) for rows in (classes, images))
     return names, [features, context, *(decoder[name].detach() for decoder in decoders for name in names)]
