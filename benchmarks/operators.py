@@ -20,6 +20,8 @@ from .rows import FAILED, NOT_RUN, OK, TOO_LARGE, Row, without_numbers
 
 DIRECTIONS = ("forward", "backward", "both")
 PROVIDERS = ("reference", "repaired", "eager", "compiled", "triton")
+SLOW_TO_COMPILE = ("spcl", "text_tower")
+"""on a CPU, where others are compiled for the smallest shape only"""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ORACLE_FLOPS = {"cpu": 6 * 10**11, "cuda": 15 * 10**13}
 """what the literal equations in float64 may cost; above it a seeded sample of classes or pairs is checked"""
@@ -174,8 +176,8 @@ class Run:
         if self.device.type == "cpu":
             if shutil.which(compiler) is None:
                 raise Unavailable(f"torch.compile needs a C++ compiler, {compiler} is not there")
-            if self.job.rank:
-                raise Unavailable("on a CPU the smallest shape only: compiling takes longer than all else", NOT_RUN)
+            if self.job.rank or self.job.operator in SLOW_TO_COMPILE:
+                raise Unavailable("left out on a CPU: compiling takes longer than the rest of the job", NOT_RUN)
         torch._dynamo.reset()
         mode = "reduce-overhead" if self.device.type == "cuda" else None
         self.form = torch.compile(self.form, mode=mode)
