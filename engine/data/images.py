@@ -133,11 +133,6 @@ def normalize(pixels: Tensor, mean: float, std: float) -> Tensor:
     return grey.expand(*grey.shape[:-3], 3, *grey.shape[-2:]).contiguous()
 
 
-def to_tensor(image: Image.Image, mean: float, std: float) -> Tensor:
-    """A mode "L" image as float32 (3,h,w), see `normalize`."""
-    return normalize(to_uint8(image), mean, std)
-
-
 def to_uint8(image: Image.Image) -> Tensor:
     """A mode "L" image as uint8 (h,w)."""
     return torch.from_numpy(np.array(image, dtype=np.uint8))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pspg.engine.data.augment import OPERATIONS
-from pspg.engine.data.images import BadImage, read_image, resize, square_image, to_tensor, window16
+from pspg.engine.data.images import BadImage, normalize, read_image, resize, square_image, to_uint8, window16
 from pspg.engine.data.strict import read_strictly
 
 GRADIENT = np.tile(np.linspace(0, 1, 256), (32, 1))
@@ -173,7 +173,7 @@ def test_resize_stretch_and_pad():
 
 
 def test_tensor_is_normalised_grey_in_three_channels():
-    tensor = to_tensor(Image.fromarray(np.array([[0, 255, 51]], np.uint8)), 0.5, 0.25)
+    tensor = normalize(to_uint8(Image.fromarray(np.array([[0, 255, 51]], np.uint8))), 0.5, 0.25)
     assert tensor.dtype == torch.float32
     assert tensor.is_contiguous()
     torch.testing.assert_close(tensor, torch.tensor([[-2.0, 2.0, -1.2]]).expand(3, 1, 3).contiguous())
