@@ -16,6 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from .errors import UserError
+from .processes import loader_deaths
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -153,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, config = parse(arguments)
         function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
-        function(config)
+        with loader_deaths():
+            function(config)
     except UserError as error:
         rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if error.local or rank == "0":

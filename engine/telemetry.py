@@ -178,4 +178,4 @@ def report_bad(bad: dict[str, str]) -> None:
         for reason in list(bad.values())[:20]:
             say(f"  {reason}")
         if len(bad) > 20:
-            say(f"  … and {len(bad) - 20} more")
+            say(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")

@@ -87,6 +87,7 @@ def _pydicom() -> ModuleType:
 
 def _check(path: Path, ds: Dataset, max_megapixels: float) -> None:
     from pydicom.pixels import get_decoder
+    from pydicom.pixels.utils import get_expected_length
 
     if "PixelData" not in ds:
         raise BadImage(path, "a DICOM file without pixels, or cut short")
@@ -96,6 +97,8 @@ def _check(path: Path, ds: Dataset, max_megapixels: float) -> None:
         raise BadImage(path, "a DICOM file that is not monochrome")
     check_extent(path, ds.Columns, ds.Rows, max_megapixels)
     syntax = ds.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated and len(ds.PixelData) < get_expected_length(ds):
+        raise BadImage(path, "cut short")
     if syntax.is_encapsulated and not get_decoder(syntax).is_available:
         raise BadImage(path, "compressed in a way that needs a decoder: pip install 'pspg-engine[dicom]'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -132,11 +133,6 @@ def normalize(pixels: Tensor, mean: float, std: float) -> Tensor:
     return grey.expand(*grey.shape[:-3], 3, *grey.shape[-2:]).contiguous()
 
 
-def to_tensor(image: Image.Image, mean: float, std: float) -> Tensor:
-    """A mode "L" image as float32 (3,h,w), see `normalize`."""
-    return normalize(to_uint8(image), mean, std)
-
-
 def to_uint8(image: Image.Image) -> Tensor:
     """A mode "L" image as uint8 (h,w)."""
     return torch.from_numpy(np.array(image, dtype=np.uint8))
@@ -162,4 +158,5 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r" \(\d+ bytes not processed\)$", "", line)  # one reason, however much is missing

@@ -38,6 +38,7 @@ ABBREVIATIONS = [
     (re.compile(r"\b([ap])\.m\.?", re.IGNORECASE), r"\1m"),
     (re.compile(r"\bM\.\s?D\b\.?"), "MD"),
     (re.compile(r"\bx-X{4,}", re.IGNORECASE), "x-ray"),
+    (re.compile(r"<br ?/?>", re.IGNORECASE), " "),
 ]
 NUMBER = re.compile(r"(?:(?<=[\s.])|^)\(?(\d{1,2})[.)],?\s*(?=[A-Z(])")
 ENDED = ("", ".", ":", ";", "?", "!")
@@ -71,7 +72,7 @@ TOLD = re.compile(
 )
 ONLY_VIEWS = re.compile(
     r"^(?:(?:chest|technique|exam|the|an?|there (?:is|are)|limited)\s+)*"
-    rf"(?:{ALL_VIEWS}|{VIEWS}\s+chest|{VIEWS}|{PICTURE}[,\s]\s*{VIEWS})"
+    rf"(?:{ALL_VIEWS}|{VIEWS}\s+chest|{VIEWS}|{PICTURE}[,\s]\s*{VIEWS}|chest\s+{PICTURE})"
     r"(?:\s+(?:is|are|was|were))?(?:\s+(?:obtained|submitted|provided|performed|reviewed|available|presented)"
     r"|\s+compared\b(?!.*\b(?:show|demonstrate|reveal)).*)?\W*$",
     re.IGNORECASE,
@@ -116,6 +117,7 @@ LOOSE_END = re.compile(
 TIDY = [
     (re.compile(r"\(\s*\)"), ""),
     (re.compile(r"\s+"), " "),
+    (re.compile(r"\b(of|the|in|to|with) \1\b"), r"\1"),  # "loss of XXXX of a vertebra"
     (re.compile(r"\s+([.,;:!?)])"), r"\1"),
     (re.compile(r"([,;:])(?:\s*[,;:])+"), r"\1"),
     (re.compile(r"[,;:]+\s*\.|\.(?:\s*\.)+"), "."),

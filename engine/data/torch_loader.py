@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..processes import die_with_parent, loader_deaths
 from .augment import Plan, apply, draw
 from .cache import PixelCache
 from .images import MAX_MEGAPIXELS, BadImage, Resize, normalize, square_image, to_uint8
@@ -473,6 +474,7 @@ def data_loader(dataset: Any, keys: Keys, workers: int, *, pin: bool = True, for
         num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context=context,
+        worker_init_fn=_start_worker if workers else None,
         pin_memory=cuda and pin,
         # DataLoader draws a seed at every start; from the global generator that would break exact resuming.
         generator=torch.Generator().manual_seed(0),
@@ -485,18 +487,16 @@ def results(loader: DataLoader[Any]) -> Iterator[Any]:
     Raises:
         UserError: that of a worker, or a worker was killed.
     """
-    try:
+    with loader_deaths():
         for result in loader:
             if isinstance(result, _Failed):
                 raise UserError(result.message)
             yield result
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise UserError(
-            "a loader process was killed, for want of memory (lower data.workers or batch_size) or by a decoder that"
-            " a corrupt file crashed"
-        ) from error
+
+
+def _start_worker(_: int) -> None:
+    # DataLoader's own watch looks at the fork server, which lives as long as its children do.
+    die_with_parent()
 
 
 def _same(result: Any) -> Any:

@@ -231,6 +231,11 @@ def test_bad_files_are_named_and_nothing_of_them_is_printed(tmp_path, kind, capf
     assert not recwarn.list
 
 
+def test_fewer_pixels_than_rows_and_columns_is_cut_short(tmp_path):
+    with pytest.raises(BadImage, match="cut short"):
+        read_image(saved(tmp_path / "a.dcm", dataset(RAMP, Rows=500)))
+
+
 @pytest.mark.parametrize("name", ["RG1_J2KR.dcm", "JPEG-LL.dcm"])
 def test_cut_streams(tmp_path, name, recwarn):
     with open(real_film(name), "rb") as file:

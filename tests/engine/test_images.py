@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pspg.engine.data.augment import OPERATIONS
-from pspg.engine.data.images import BadImage, read_image, resize, square_image, to_tensor, window16
+from pspg.engine.data.images import BadImage, normalize, read_image, resize, square_image, to_uint8, window16
 from pspg.engine.data.strict import read_strictly
 
 GRADIENT = np.tile(np.linspace(0, 1, 256), (32, 1))
@@ -62,7 +62,7 @@ def test_exif_orientation_is_applied(tmp_path):
         ("none.png", None, "no such file"),
         ("empty.jpg", b"", "empty"),
         ("text.jpg", b"No acute process.", "not a PNG, JPEG or DICOM"),
-        ("short.jpg", "JPEG", "truncated"),
+        ("short.jpg", "JPEG", "is truncated"),
         ("short.png", "PNG", "cannot be decoded"),
         ("other.gif", "GIF", "not a PNG, JPEG or DICOM"),
     ],
@@ -81,6 +81,7 @@ def test_bad_files_are_named_with_their_reason(tmp_path, name, content, reason):
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert reason in message
+    assert "bytes not processed" not in message  # the table of prepare check counts by reason
     assert "\n" not in message
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
 
@@ -172,7 +173,7 @@ def test_resize_stretch_and_pad():
 
 
 def test_tensor_is_normalised_grey_in_three_channels():
-    tensor = to_tensor(Image.fromarray(np.array([[0, 255, 51]], np.uint8)), 0.5, 0.25)
+    tensor = normalize(to_uint8(Image.fromarray(np.array([[0, 255, 51]], np.uint8))), 0.5, 0.25)
     assert tensor.dtype == torch.float32
     assert tensor.is_contiguous()
     torch.testing.assert_close(tensor, torch.tensor([[-2.0, 2.0, -1.2]]).expand(3, 1, 3).contiguous())

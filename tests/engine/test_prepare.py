@@ -435,6 +435,7 @@ def test_folder_of_images_alone(prepare: Callable[..., str], tmp_path: Path) -> 
         ("path,Edema", "a.png,2", "table.csv:2: column 'Edema'"),
         ("path,Edema,Edema", "a.png,1,0", "class name 'Edema' stands twice"),
         ("file,Edema", "a.png,1", "has no column 'path'"),
+        ("path,path,Edema", "a.png,b.png,1", "has two columns 'path'"),
         ("path,Edema,split,patient_id", "a.png,1,train,p\nb.png,1,test,p", "1 patients are in two splits"),
         ("path,Edema", '"a.png,1', "not a CSV table"),
     ],

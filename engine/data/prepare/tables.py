@@ -59,14 +59,16 @@ class Table:
             columns: those it must have.
 
         Raises:
-            UserError: unreadable, empty, or without one of `columns`.
+            UserError: unreadable, empty, or without one of `columns`, or with two of its name.
         """
         self.path = path
         _, header = next(self._records(), (0, []))
         self.columns = [name.strip() for name in header]
         for column in columns:
             if column not in self.columns:
-                raise UserError(f"{path}: has no column {column!r}; is it the official table?")
+                raise UserError(f"{path}: has no column {column!r} in its first line, whose cells commas must separate")
+            if self.columns.count(column) > 1:
+                raise UserError(f"{path}: has two columns {column!r}; rename one")
 
     def __iter__(self) -> Iterator[Line]:
         """
