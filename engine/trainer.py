@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import last_checkpoint, load_tensors, read_json, save_checkpoint
 from .config import OptimConfig, TrainConfig, graph_needs
-from .device import autocast_dtype
+from .device import autocast_dtype, peak_bytes
 from .distributed import Engine, World, barrier, broadcast_buffers, gather
 from .errors import UserError
 from .models.weights import check_fit
@@ -264,7 +264,8 @@ class Trainer:
         score, best = self.task.score(metrics), self.best["best_score"]
         if score is not None and math.isfinite(score) and (best is None or score > best):
             self.best = {"best_step": self.step, "best_score": score}
-        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics})
+        peaks = gather(peak_bytes(self.world.device))
+        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks})
         if self.world.is_main:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
             mark = "  (best)" if self.best["best_step"] == self.step else ""
