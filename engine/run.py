@@ -120,7 +120,7 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
         clip.to(world.device), world, validation, config.precision
     )
     contract = _contract(config, {"data.train": fingerprint(manifest)})
-    batches = SharedBatches(loader, config.batch_size // world.size) if shared else loader
+    batches = SharedBatches(loader, config.batch_size // world.size, world.rank) if shared else loader
     return Trainer(config, task, batches, world, contract)
 
 
@@ -188,7 +188,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
         precision=config.precision,
     )
     contract = _contract(config, {"data.train": fingerprint(manifest, labels), "data.class_names": names})
-    batches = SharedBatches(loader, config.batch_size // world.size) if shared else loader
+    batches = SharedBatches(loader, config.batch_size // world.size, world.rank) if shared else loader
     return Trainer(config, task, batches, world, contract)
 
 

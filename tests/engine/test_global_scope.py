@@ -9,13 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import Tensor
 
+from pspg.engine import global_scope
 from pspg.engine.checkpoint import last_checkpoint, load_tensors
 from pspg.engine.collectives import split
 from pspg.engine.config import TrainConfig, graph_needs
+from pspg.engine.data.torch_loader import Batch
+from pspg.engine.global_scope import SharedBatch, SharedBatches
 from pspg.engine.telemetry import read_metrics
 
 RANKS = Path(__file__).parent / "ranks"
@@ -33,7 +38,8 @@ RUNS: dict[str, tuple[str, dict[str, object], dict[int, int]]] = {
         {2: 1},
     ),
     "ranking": ("prompt", {"loss.pair": "ranking", "loss.classification": "bce"}, {2: 0}),
-    "a bad image": ("prompt", {"data.on_bad_image": "skip"}, {2: 2, 4: 0}),
+    "a bad image": ("prompt", {"data.on_bad_image": "skip"}, {2: 2}),
+    "a share without an image": ("prompt", {"data.on_bad_image": "skip", "batch_size": 4, "optim.epochs": 2}, {4: 2}),
     # Rounding grows fast in an untrained ResNet; small steps keep it in sight.
     "contrastive": ("contrastive", {"optim.clip_norm": 0.1, "optim.lr": 1e-3}, {2: 1, 4: 0}),
 }
@@ -75,7 +81,7 @@ def trained(
     def arguments(name: str, processes: int, **more: object) -> list[str]:
         task, own, stages = RUNS[name]
         values = {
-            "data.train": phantoms / ("sixty_bad.jsonl" if name == "a bad image" else "sixty.jsonl"),
+            "data.train": phantoms / ("sixty_bad.jsonl" if "data.on_bad_image" in own else "sixty.jsonl"),
             "data.mean": 0.5,
             "data.std": 0.25,
             "optim.name": "sgd",
@@ -145,6 +151,37 @@ def test_local_scope_is_another_computation(trained: Callable[[int], Path]) -> N
 @pytest.mark.slow
 def test_primitives() -> None:
     launch("primitives.py", 3, timeout=120)
+
+
+def test_batch_of_which_nothing_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank has a stand-in. One of them counts, the last rank's, which is the one that one process takes."""
+    labels = {"first": [1.0, 0.0], "last": [0.0, -1.0]}
+
+    def shared(rank: int, *, readable: bool) -> SharedBatch:
+        standing = [not readable, True]
+        batches = [
+            Batch([name], torch.zeros(1), torch.zeros(1, 2, 2), torch.tensor([row]), None, 0.5, 0.2, stand_in=stand_in)
+            for (name, row), stand_in in zip(labels.items(), standing, strict=True)
+        ]
+        messages = [
+            torch.tensor([0.0 if stand_in else 1.0, *row, 0.0, 0.0])
+            for row, stand_in in zip(labels.values(), standing, strict=True)
+        ]
+
+        def exchange(own: Tensor) -> list[Tensor]:
+            assert torch.equal(own, messages[rank])
+            return messages
+
+        monkeypatch.setattr(global_scope, "exchange", exchange)
+        loader = SimpleNamespace(batches_per_epoch=1, bad={}, batches=lambda epoch, start: iter([batches[rank]]))
+        (found,) = SharedBatches(loader, 2, rank).batches(0)
+        return found
+
+    for rank, count in enumerate([0, 1]):
+        found = shared(rank, readable=False)
+        assert (found.count, found.counts, found.labels.tolist()) == (count, [0, 1], [labels["last"]])
+        found = shared(rank, readable=True)
+        assert (found.count, found.counts, found.labels.tolist()) == (1 - count, [1, 0], [labels["first"]])
 
 
 def test_pieces_are_contiguous_and_balanced() -> None:
