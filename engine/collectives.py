@@ -25,6 +25,11 @@ def own_rank() -> int:
     return dist.get_rank()
 
 
+def ranks() -> int:
+    """How many there are."""
+    return dist.get_world_size()
+
+
 def own_part(count: int) -> tuple[int, int]:
     """Start and stop of this rank's piece of `count` things."""
     return split(count, dist.get_world_size())[dist.get_rank()]
@@ -50,6 +55,13 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     if len(rows) != counts[dist.get_rank()]:
         raise ValueError(f"gather_rows: {len(rows)} rows on rank {dist.get_rank()}, counts are {list(counts)}")
     found: Tensor = _GatherRows.apply(rows, tuple(counts))
+    return found
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum of `values` over the ranks, without gradients."""
+    found = values.clone()
+    dist.all_reduce(found)
     return found
 
 
@@ -94,9 +106,7 @@ class _MeanGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient / dist.get_world_size()
+        return total(gradient) / dist.get_world_size()
 
 
 def _pad(rows: Tensor, length: int) -> Tensor:

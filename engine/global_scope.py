@@ -69,7 +69,10 @@ class SharedBatches:
 
 
 class GlobalContrastiveTask(ContrastiveTask):
-    """Phase 1 over the batch of all ranks: every image against every text, batch norm over all images."""
+    """Phase 1 over the batch of all ranks: every image against every text, batch norm over all images.
+
+    A stand-in counts nowhere but in the statistics of batch norm.
+    """
 
     def __init__(self, clip: open_clip.CLIP, world: World, *arguments: Any) -> None:
         super().__init__(synchronise(clip, world.device), world, *arguments)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from pspg.kernels.precision import at_least_fp32
+
+from ..collectives import gather_rows, ranks, total
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,7 +35,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        y, mean, variance, count = _Normalise.apply(at_least_fp32(x), self.weight, self.bias, self.eps)
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             assert self.momentum is not None
@@ -41,7 +44,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        return y
+        return y.to(x.dtype)
 
 
 class _Normalise(torch.autograd.Function):
@@ -54,9 +57,7 @@ class _Normalise(torch.autograd.Function):
         own_mean = x.sum(dims) / counted.clamp(min=1)
         own_square = (x - _channels(own_mean)).square().sum(dims)
         own = torch.stack([counted, own_mean, own_square])
-        found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(found, own)
-        counts, means, squares = torch.stack(found, dim=1)
+        counts, means, squares = gather_rows(own[None], [1] * ranks()).unbind(dim=1)
         count = counts.sum(0)
         mean = (counts * means).sum(0) / count
         variance = (squares + counts * (means - mean).square()).sum(0) / count
@@ -71,9 +72,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         normal, inverse, weight, count = ctx.saved_tensors
         own = torch.stack([gradient.sum([0, 2, 3]), (gradient * normal).sum([0, 2, 3])])
-        whole = own.clone()
-        dist.all_reduce(whole)
-        constant, slope = whole / count
+        constant, slope = total(own) / count
         x = _channels(weight * inverse) * (gradient - _channels(constant) - normal * _channels(slope))
         return x, own[1], own[0], None
 
