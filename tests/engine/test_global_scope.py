@@ -39,7 +39,18 @@ RUNS: dict[str, tuple[str, dict[str, object], dict[int, int]]] = {
     ),
     "ranking": ("prompt", {"loss.pair": "ranking", "loss.classification": "bce"}, {2: 0}),
     "a bad image": ("prompt", {"data.on_bad_image": "skip"}, {2: 2}),
-    "a share without an image": ("prompt", {"data.on_bad_image": "skip", "batch_size": 4, "optim.epochs": 2}, {4: 2}),
+    # Shares of one image, one of them unreadable; three classes and pairs, fewer than ranks.
+    "less than a rank each": (
+        "prompt",
+        {
+            "data.on_bad_image": "skip",
+            "batch_size": 4,
+            "optim.epochs": 2,
+            "optim.lr": 2e-5,
+            "data.class_names": "three.txt",
+        },
+        {4: 2},
+    ),
     # Rounding grows fast in an untrained ResNet; small steps keep it in sight.
     "contrastive": ("contrastive", {"optim.clip_norm": 0.1, "optim.lr": 1e-3}, {2: 1, 4: 0}),
 }
@@ -78,6 +89,9 @@ def trained(
     (phantoms / "images" / "unreadable.png").write_bytes(b"")
     (phantoms / "sixty_bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    names = (phantoms / "classes.txt").read_text().splitlines()
+    (phantoms / "three.txt").write_text("\n".join(names[:3]))
+
     def arguments(name: str, processes: int, **more: object) -> list[str]:
         task, own, stages = RUNS[name]
         values = {
@@ -92,6 +106,8 @@ def trained(
             **own,
             **more,
         }
+        if "data.class_names" in own:
+            values["data.class_names"] = phantoms / "three.txt"
         if values.get("data.cache_features"):
             values.update({"data.augment": False, "data.flip": 0})
         words = settings(task)
@@ -140,6 +156,9 @@ def test_any_number_of_processes_computes_the_step_of_one(
     assert len(losses(one)) >= 20
     assert losses(several) == pytest.approx(losses(one), rel=5e-6)
     assert apart(one, several) < 2e-6
+    peaks = [row["peak_bytes"] for row in read_metrics(several / "metrics.jsonl") if "peak_bytes" in row]
+    assert peaks
+    assert all(len(of_ranks) == processes and min(of_ranks) > 2**20 for of_ranks in peaks)
 
 
 @pytest.mark.slow

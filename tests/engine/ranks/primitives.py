@@ -55,7 +55,9 @@ def check_gathering(counts: Counts) -> None:
 
 
 def check_contrastive(counts: Counts, scale: float) -> None:
-    images, texts = torch.randn(2, sum(counts), 5, dtype=torch.float64)
+    """The first rank's texts are swapped, the last one's match: their parts pull the temperature both ways."""
+    images = 1 + 0.1 * torch.randn(sum(counts), 5, dtype=torch.float64)
+    texts = torch.cat([images[: counts[0]].flip(0), images[counts[0] :]])
     tensors = images, texts, torch.tensor(scale, dtype=torch.float64)
     compare(contrastive_loss, lambda *own: contrastive_loss(*own, counts), *tensors, counts=counts)
 
