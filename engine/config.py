@@ -179,6 +179,10 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     batch_size: int = 64
     """images a batch over all processes"""
+    scope: Literal["global", "local"] = "global"
+    """with several processes, what the parts that look at a whole batch see (context, co-occurrence, pooling,
+    contrastive pairs, batch norm). global: the batch of all processes, so that any number of them computes the step of
+    one, pairs shared out; local: each process its own share"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
@@ -400,8 +404,8 @@ def check_seed(key: str, seed: int) -> None:
         raise UserError(f"{key}: must lie between 0 and 2^63 - 1, got {seed}")
 
 
-def graph_needs(config: TrainConfig) -> str | None:
-    """What a run lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
+def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
+    """What a run of so many processes lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
     needs = {
         "task prompt": config.task == "prompt",
         "zero_stage 0": config.zero_stage == 0,
@@ -409,6 +413,7 @@ def graph_needs(config: TrainConfig) -> str | None:
         "loss.pair_samples 0, they are drawn on the host": not config.loss.pair_samples,
         "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
         "a GPU, device is cpu": config.device != "cpu",
+        "one process or scope local, collectives are not recorded": processes == 1 or config.scope == "local",
     }
     return next((need for need, met in needs.items() if not met), None)
 

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from .checkpoint import last_checkpoint
-from .config import DataConfig, TrainConfig, check_train
+from .config import DataConfig, TrainConfig, check_train, graph_needs
 from .data.cache import open_cache
 from .data.labels import label_matrix, select_classes
 from .data.loaders import load_with, pick_loader
@@ -27,6 +27,7 @@ from .device import autocast_dtype
 from .distributed import World, barrier, start
 from .errors import UserError
 from .files import check_output, write_text
+from .global_scope import GlobalContrastiveTask, GlobalPromptTask, SharedBatches
 from .inference import CachedBatches, cache_features
 from .model_folder import Pixels, describe, load_bank, load_clip_folder, write_model
 from .models.clip import load_clip, tokenize
@@ -69,6 +70,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     world = start(config.device)
     if config.cuda_graphs == "on" and world.device.type != "cuda":
         raise UserError("cuda_graphs: needs a GPU, torch sees none")
+    need = graph_needs(config, world.size)
+    if config.cuda_graphs == "on" and need:
+        raise UserError(f"cuda_graphs: needs {need}")
     loader = pick_loader("data.loader", config.data.loader, world.device)
     config = replace(config, data=replace(config.data, loader=loader))
     run = Path(config.output)
@@ -111,9 +115,13 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
     loader = _loader(config, dataset, world)
     training = f"{len(manifest.samples)} image-report pairs ({data.train})"
     _write_start(config, world, describe("clip", clip, pixels, training=training), {})
-    task = ContrastiveTask(clip.to(world.device), world, validation, config.precision)
+    shared = _shares_batch(config, world)
+    task = (GlobalContrastiveTask if shared else ContrastiveTask)(
+        clip.to(world.device), world, validation, config.precision
+    )
     contract = _contract(config, {"data.train": fingerprint(manifest)})
-    return Trainer(config, task, loader, world, contract)
+    batches = SharedBatches(loader, config.batch_size // world.size, world.rank) if shared else loader
+    return Trainer(config, task, batches, world, contract)
 
 
 def _build_prompt(config: TrainConfig, world: World) -> Trainer:
@@ -170,7 +178,8 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
             validation = in_order(plain)
     if not resumed:
         _write_start(config, world, description, {"clip": towers, "bank": {"bank": bank.cpu()}})
-    task = PromptTask(
+    shared = _shares_batch(config, world)
+    task = (GlobalPromptTask if shared else PromptTask)(
         model,
         config.loss,
         world,
@@ -179,7 +188,12 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
         precision=config.precision,
     )
     contract = _contract(config, {"data.train": fingerprint(manifest, labels), "data.class_names": names})
-    return Trainer(config, task, loader, world, contract)
+    batches = SharedBatches(loader, config.batch_size // world.size, world.rank) if shared else loader
+    return Trainer(config, task, batches, world, contract)
+
+
+def _shares_batch(config: TrainConfig, world: World) -> bool:
+    return config.scope == "global" and world.size > 1
 
 
 def _labelled(config: TrainConfig, path: str) -> Manifest:

@@ -11,7 +11,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from pspg.kernels.spcl import sample_pairs
+from pspg.kernels.spcl import PairSample, sample_pairs
 
 from .config import LossConfig
 from .data.torch_loader import Batch
@@ -20,7 +20,7 @@ from .distributed import World, gather
 from .errors import UserError
 from .evaluation.metrics import macro_auc
 from .inference import Scores, frozen_features, score
-from .losses import contrastive_loss, prompt_loss
+from .losses import Whole, contrastive_loss, prompt_loss
 from .models.clip import encode_tokens
 from .models.pspg import PromptHead, PsPG, PsPGOutput
 
@@ -61,8 +61,7 @@ class ContrastiveTask:
         return batch.to(self._world.device, non_blocking=True).images, tokens
 
     def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = contrastive_loss(*output)
-        return loss, {"temperature": output[2].detach().exp().reciprocal().mean()}
+        return contrastive_loss(*output), temperature(output[2])
 
     def bad(self) -> dict[str, str]:
         return bad_images(self._validation)
@@ -126,11 +125,18 @@ class PromptTask:
         return features, self._model.vocabulary, self._model.tower
 
     def loss(self, output: PsPGOutput, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        labels = batch.labels.to(self._world.device, non_blocking=True)
-        model, sample = self._model, None
-        if self._loss.pair_samples and self._loss.pair in ("spcl", "pcl"):
-            # From the labels on the host: nothing waits for the device.
-            sample = sample_pairs(batch.labels, self._loss.pair_samples * len(model.vocabulary))
+        return self._prompt_loss(output, batch.labels, self._sample(batch.labels))
+
+    def _sample(self, labels: Tensor) -> PairSample | None:
+        """Pairs for the pair loss, from labels on the host: nothing waits for the device. None: all of them."""
+        if not self._loss.pair_samples or self._loss.pair not in ("spcl", "pcl"):
+            return None
+        return sample_pairs(labels, self._loss.pair_samples * len(self._model.vocabulary))
+
+    def _prompt_loss(
+        self, output: PsPGOutput, labels: Tensor, sample: PairSample | None, whole: Whole | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        labels, model = labels.to(self._world.device, non_blocking=True), self._model
         # DeepSpeed's autocast ends with the forward, but the pair prompts are encoded here.
         with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
             return prompt_loss(
@@ -140,6 +146,7 @@ class PromptTask:
                 model.vocabulary,
                 self._loss,
                 sample=sample,
+                whole=whole,
                 memory=self.module.text_memory,
                 impl=self.module.impl,
             )
@@ -189,6 +196,11 @@ class PromptTask:
     def score(self, metrics: dict[str, float]) -> float | None:
         """Validation Macro AUC."""
         return metrics["val_macro_auc"] if metrics else None
+
+
+def temperature(logit_scale: Tensor) -> dict[str, Tensor]:
+    """The scalar that phase 1 logs."""
+    return {"temperature": logit_scale.detach().exp().reciprocal().mean()}
 
 
 def bad_images(batches: object) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import last_checkpoint, load_tensors, read_json, save_checkpoint
 from .config import OptimConfig, TrainConfig, graph_needs
-from .device import autocast_dtype
+from .device import autocast_dtype, peak_bytes
 from .distributed import Engine, World, barrier, broadcast_buffers, gather
 from .errors import UserError
 from .models.weights import check_fit
@@ -147,7 +147,9 @@ class Trainer:
             zero_stage=config.zero_stage,
             autocast=autocast_dtype(config.precision, world.device),
         )
-        recordable = config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config) is None
+        recordable = (
+            config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config, world.size) is None
+        )
         self.graph = StepGraph(task, world.device) if recordable else None  # type: ignore[arg-type]
         self.average: AveragedModel | None = None
         if config.optim.ema_decay:
@@ -202,6 +204,8 @@ class Trainer:
         last = self.steps_per_epoch * accumulate
         sums: dict[str, Tensor] = {}
         pending = 0
+        # Ranks that share one batch draw the same dropout.
+        rank = 0 if self.config.scope == "global" else self.world.rank
         self.task.module.train()
         self.telemetry.epoch(
             self.epoch,
@@ -211,7 +215,7 @@ class Trainer:
         )
         batches = self.waits.watch(self.loader.batches(self.epoch, start))
         for number, batch in enumerate(batches, start + 1):
-            torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, self.world.rank))
+            torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
             found = None if self.graph is None else self.graph(batch)
             loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
             self.engine.backward(loss)
@@ -260,7 +264,8 @@ class Trainer:
         score, best = self.task.score(metrics), self.best["best_score"]
         if score is not None and math.isfinite(score) and (best is None or score > best):
             self.best = {"best_step": self.step, "best_score": score}
-        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics})
+        peaks = gather(peak_bytes(self.world.device))
+        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks})
         if self.world.is_main:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
             mark = "  (best)" if self.best["best_step"] == self.step else ""

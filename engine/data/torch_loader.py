@@ -55,6 +55,8 @@ class Batch:
     std: float
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason) of the samples left out since the last batch"""
+    stand_in: bool = False
+    """its one image is not of this batch: none of those could be read"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -294,7 +296,7 @@ class TrainLoader:
             batch = self.dataset[epoch, order[(first + offset) % len(order)]]
             self.bad.update(batch.bad)
             if len(batch):
-                batch.bad = bad
+                batch.bad, batch.stand_in = bad, True
                 return batch
         raise UserError(f"none of the {len(order)} training images can be read; the first: {bad[0][1]}")
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.spcl import pair_features
-from pspg.kernels.text_tower import Prefixes, TextTower, encode_prompts
+from pspg.kernels.text_tower import Frame, Prefixes, TextTower, encode_prompts
 
+from ..collectives import gather_rows, own_part, split
 from ..config import LossConfig, ModelConfig
 from .clip import ImageFeatures, TextEncoder, image_features, text_tower
 from .frozen_image import FrozenImageTower
@@ -34,7 +35,8 @@ class TextFeatures(NamedTuple):
     negative: Tensor
     """(C,D), unit norm, float32 or better; zeros where there are positive prompts only"""
     prefixes: Prefixes | None
-    """states of the positive prompts' prefixes, for the pair loss; None where no gradient is recorded"""
+    """states of the positive prompts' prefixes, for the pair loss; None where no gradient is recorded, or where ranks
+    share the classes: each encodes the prefixes of its own pairs then"""
 
 
 @dataclass
@@ -98,34 +100,44 @@ class PromptHead(nn.Module):
         self.channel_attention = SpatialFusion(config.fusion)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def text_features(self, context: Tensor, vocabulary: Vocabulary, tower: TextTower) -> TextFeatures:
+    def text_features(self, context: Tensor, vocabulary: Vocabulary, tower: TextTower, ranks: int = 1) -> TextFeatures:
         """Prompts and text features of the classes.
 
         Args:
             context: (M,D) raw global features that the prompts attend to.
+            ranks: how many ranks, this one among them, ask for the same. Where there are as many classes, each encodes
+                the single prompts of its part of them: that costs a text tower less a class that others encode, and two
+                collectives of (2,C,D). The decoders run on every rank, as classes attend to one another at each step.
         """
         prompts = self.prompt_learner(vocabulary.class_features, context, impl=self.impl)
-        features, prefixes = encode_prompts(
-            tower,
-            vocabulary.frame,
-            prompts,
-            prefixes=torch.is_grad_enabled(),
-            memory=self.text_memory,
-            impl=self.impl,
-        )
-        with no_autocast(features):
-            sides = F.normalize(at_least_fp32(features), dim=-1)
+        if 1 < ranks <= len(vocabulary):
+            pieces = split(len(vocabulary), ranks)
+            start, stop = own_part(len(vocabulary))
+            own, frame = prompts[:, start:stop], vocabulary.frame.rows(start, stop)
+            sides, prefixes = self._encode(own, frame, tower, prefixes=False)
+            sides = gather_rows(sides.transpose(0, 1), [stop - start for start, stop in pieces]).transpose(0, 1)
+        else:
+            sides, prefixes = self._encode(prompts, vocabulary.frame, tower, prefixes=torch.is_grad_enabled())
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
         negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
         return TextFeatures(prompts[0], sides[0], negative, prefixes)
+
+    def _encode(
+        self, prompts: Tensor, frame: Frame, tower: TextTower, *, prefixes: bool
+    ) -> tuple[Tensor, Prefixes | None]:
+        """Unit features (G,C,D) of the single prompts, and the prefixes' states if asked for."""
+        found = encode_prompts(tower, frame, prompts, prefixes=prefixes, memory=self.text_memory, impl=self.impl)
+        with no_autocast(found.features):
+            return F.normalize(at_least_fp32(found.features), dim=-1), found.prefixes
 
     def forward(
         self,
         features: ImageFeatures | tuple[Tensor, Tensor],
         vocabulary: Vocabulary,
         tower: TextTower,
-        *,
         context: Tensor | None = None,
+        ranks: int = 1,
+        *,
         text: TextFeatures | None = None,
         pairs: bool = False,
     ) -> PsPGOutput:
@@ -136,12 +148,13 @@ class PromptHead(nn.Module):
             vocabulary: the classes.
             tower: frozen text tower.
             context: (M,D) global features that the prompts attend to; None: those of this batch (the paper).
+            ranks: as in `text_features`.
             text: result of `text_features`, computed before; `context` is then not used.
             pairs: compute pair logits too.
         """
         global_, tokens = features
         if text is None:
-            text = self.text_features(global_ if context is None else context, vocabulary, tower)
+            text = self.text_features(global_ if context is None else context, vocabulary, tower, ranks)
         vectors = self.channel_attention(tokens)
         logits = [similarity_logits(vectors, side, self.logit_scale) for side in (text.positive, text.negative)]
         pair_logits = None

@@ -20,12 +20,13 @@ ChunkLoss = Callable[[Chunk, tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
 """(chunk, rows low to high of the tensors with a row a class, the other tensors) → the chunk's part of the loss."""
 
 
-def row_major_chunks(classes: int, size: int) -> Iterator[Chunk]:
-    """All pairs i < j of `classes`, row-major, `size` at a time."""
+def row_major_chunks(classes: int, size: int, part: tuple[int, int] | None = None) -> Iterator[Chunk]:
+    """Pairs i < j of `classes`, row-major, `size` at a time: all, or numbers start to stop of them."""
     ends = [i * (2 * classes - i - 1) // 2 for i in range(1, classes)]  # pairs of rows 0 to i − 1
+    begin, end = part or (0, ends[-1] if ends else 0)
     row = 0
-    for start in range(0, ends[-1] if ends else 0, size):
-        stop = min(start + size, ends[-1])
+    for start in range(begin, end, size):
+        stop = min(start + size, end)
         while ends[row] <= start:
             row += 1
         last = row

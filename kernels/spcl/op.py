@@ -10,13 +10,21 @@ from torch import Tensor
 from ..dispatch import check_shapes, resolve
 from ..pair_loss import pair_loss
 from ..precision import compute_dtype, no_autocast
-from ..text_tower import Frame, Prefixes, TextTower, default_memory, encode_prompts, pair_indices
+from ..text_tower import (
+    Frame,
+    Prefixes,
+    TextTower,
+    default_memory,
+    encode_prompts,
+    number_of_pairs,
+    pair_indices,
+)
 from ..text_tower.frozen import EAGER, require_frozen
 from ..text_tower.op import shared_forms
 from ..text_tower.passes import Passes
 from ..text_tower.shared_prefix import Tails, encode_prefixes, encode_tails, pair_rows, pair_tails, token_bytes
 from . import reference
-from .chunked import row_major_chunks, sampled_chunks, sum_of_chunks
+from .chunked import Chunk, row_major_chunks, sampled_chunks, sum_of_chunks
 from .sampling import PairSample
 
 PairLoss = Callable[..., Tensor]
@@ -37,6 +45,7 @@ def spcl(
     reduction: Reduction = "sum",
     prefixes: Prefixes | None = None,
     sample: PairSample | None = None,
+    part: tuple[int, int] | None = None,
     memory: int | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -56,6 +65,8 @@ def spcl(
         reduction: sum or mean. No pairs (C < 2): 0, with zero gradients.
         prefixes: what `encode_prompts` kept of the same prompts; None: they are encoded here.
         sample: pairs and weights to estimate the loss from; None: all pairs.
+        part: (start, stop), the loss of these pairs alone, numbered row-major (with `sample`: in its order); losses and
+            gradients of parts add up to the whole. None: all. An empty part gives 0, with zero gradients.
         memory: bytes of activations to hold at a time; None: `default_memory`. A chunk has at least one pair.
         impl: triton (exact algebra with kernels, first on a GPU; PCL's loss itself stays in torch), eager (exact
             algebra in torch; both need frozen weights), reference, or auto, the first that can run.
@@ -75,13 +86,16 @@ def spcl(
         labels=(labels, "B C"),
     )
     run = resolve(impl, shared_forms(tower, impl, prompts, _chunked, _whole))
+    count = number_of_pairs(len(prompts)) if sample is None else len(sample.first)
+    if part is not None and not 0 <= part[0] <= part[1] <= count:
+        raise ValueError(f"spcl: part {part} of {count} pairs")
 
     def loss(features: Tensor, vectors: Tensor, scale: Tensor, *, impl: str, **options: Any) -> Tensor:
         form = "triton" if impl == "triton" and target == "batch" else "reference"
         return pair_loss(features, vectors, scale, labels, target=target, reduction=reduction, impl=form, **options)
 
     memory = memory or default_memory(prompts.device)
-    return run(tower, frame, prompts, image_vectors, logit_scale, loss, sample, prefixes, memory)
+    return run(tower, frame, prompts, image_vectors, logit_scale, loss, sample, part, prefixes, memory)
 
 
 def pair_features(tower: TextTower, frame: Frame, prompts: Tensor, *, impl: str = "auto") -> Tensor:
@@ -106,10 +120,11 @@ def _whole(
     logit_scale: Tensor,
     loss: PairLoss,
     sample: PairSample | None,
+    part: tuple[int, int] | None,
     *_: object,
 ) -> Tensor:
     """All features, then the loss; there are no prefixes to continue, and no bound on the memory."""
-    first, second, weights = _pairs(prompts, sample)
+    first, second, weights = _pairs(prompts, sample, part)
     features = reference.pair_features(tower, frame, prompts, first, second)
     return loss(features, image_vectors, logit_scale, pairs=(first, second), weights=weights, impl="reference")
 
@@ -122,6 +137,7 @@ def _chunked(
     logit_scale: Tensor,
     loss: PairLoss,
     sample: PairSample | None,
+    part: tuple[int, int] | None,
     prefixes: Prefixes | None,
     memory: int,
     *,
@@ -132,26 +148,28 @@ def _chunked(
     dtype = compute_dtype(prompts)
     tower, frame, prompts = tower.to(dtype), frame.to(dtype), prompts.to(dtype)
     size = max(memory // ((n + 1 + frame.longest_name) * token_bytes(tower)), 1)
-    first, second, weights = _pairs(prompts, sample)
-    chunks = list(row_major_chunks(classes, size)) if sample is None else sampled_chunks(sample.first, size)
+    first, second, weights = _pairs(prompts, sample, part)
+    chunks, (low, high) = _chunks(classes, size, sample, part)
     form = "eager" if passes is EAGER else "triton"
     with no_autocast(prompts):
         if prefixes is None:
-            prefixes = encode_prompts(tower, frame, prompts[None], prefixes=True, memory=memory, impl=form).prefixes
+            some, around = prompts[None, low:high], frame.rows(low, high)
+            prefixes = encode_prompts(tower, around, some, prefixes=True, memory=memory, impl=form).prefixes
+        elif part is not None:
+            prefixes = tuple(state[low:high] for state in prefixes)
         assert prefixes is not None
         tails = pair_tails(tower, frame, prompts)
         rows = pair_rows(frame, first, second)
         lengths = 1 + n + frame.name_lengths[first] if frame.named else None
 
-        def loss_of(chunk: tuple[int, int, int, int], states: Prefixes, shared: tuple[Tensor, ...]) -> Tensor:
-            start, stop, low, _ = chunk
-            part = slice(start, stop)
+        def loss_of(chunk: Chunk, states: Prefixes, shared: tuple[Tensor, ...]) -> Tensor:
+            part = slice(*chunk[:2])
             x, entry, vectors, scale = shared
             features = encode_tails(
                 tower,
                 states,
                 Tails(x, entry, tails.pooled),
-                first[part] - low,
+                first[part] - (low + chunk[2]),
                 rows[part],
                 None if lengths is None else lengths[part],
                 passes,
@@ -162,9 +180,31 @@ def _chunked(
         return sum_of_chunks(loss_of, chunks, prefixes, (tails.x, tails.entry, image_vectors, logit_scale))
 
 
-def _pairs(prompts: Tensor, sample: PairSample | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _pairs(
+    prompts: Tensor, sample: PairSample | None, part: tuple[int, int] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Classes i and j of the pairs, and the factors of their losses."""
-    return (*pair_indices(len(prompts), prompts.device), None) if sample is None else sample.to(prompts.device)
+    if sample is not None:
+        return (sample if part is None else sample.part(*part)).to(prompts.device)
+    first, second = pair_indices(len(prompts), prompts.device)
+    return (first, second, None) if part is None else (first[slice(*part)], second[slice(*part)], None)
+
+
+def _chunks(
+    classes: int, size: int, sample: PairSample | None, part: tuple[int, int] | None
+) -> tuple[list[Chunk], tuple[int, int]]:
+    """Chunks of the pairs that `_pairs` gives, and the classes low to high among which their first ones lie."""
+    if sample is not None:
+        chunks = sampled_chunks((sample if part is None else sample.part(*part)).first, size)
+    else:
+        chunks = list(row_major_chunks(classes, size, part))
+    if part is None:
+        return chunks, (0, classes)
+    if not chunks:
+        return [], (0, 1)  # a prefix that no pair continues still hands its zero gradient to the prompts
+    begin = 0 if sample is not None else part[0]
+    low, high = chunks[0][2], chunks[-1][3]
+    return [(start - begin, stop - begin, i - low, k - low) for start, stop, i, k in chunks], (low, high)
 
 
 def _pair_features(

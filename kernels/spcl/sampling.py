@@ -20,6 +20,10 @@ class PairSample(NamedTuple):
     weights: Tensor
     """(R,) float32"""
 
+    def part(self, start: int, stop: int) -> PairSample:
+        """Pairs start to stop."""
+        return PairSample(*(tensor[start:stop] for tensor in self))
+
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The three tensors on a device, without waiting for it."""
         first, second, weights = (tensor.to(device, non_blocking=True) for tensor in self)

@@ -1,4 +1,4 @@
-"""Both phases on two gloo processes under every ZeRO stage."""
+"""Two gloo processes under every ZeRO stage; `test_global_scope.py` has the batch that ranks share."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def one_image(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 BCE = ["--loss.classification", "bce", "--loss.classification_reduction", "mean", "--loss.pair", "none"]
+LOCAL = ["--scope", "local"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_phase_2_equals_one_process_for_a_mean_over_samples(
 ) -> None:
     run = tmp_path / "run"
     same = ["--data.train", one_image, "--data.augment", "false", "--data.flip", "0", "--model.dropout", "0"]
-    arguments = [*settings("prompt"), *BCE, *same, "--output", run, "--zero_stage", stage]
+    arguments = [*settings("prompt"), *BCE, *LOCAL, *same, "--output", run, "--zero_stage", stage]
     finish(engine_command(arguments, processes=2))
     expected, got = weights(alone), weights(run)
     assert expected.keys() == got.keys()

@@ -27,7 +27,7 @@ def finish(process) -> str:
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
-    clock = {"images_per_s", "loader_wait"}
+    clock = {"images_per_s", "loader_wait", "peak_bytes"}
     return [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(folder / "metrics.jsonl")]
 
 

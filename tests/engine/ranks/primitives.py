@@ -1,0 +1,91 @@
+"""Run on three ranks: collectives, contrastive loss and batch norm against one process that holds all rows, float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pspg.engine.collectives import exchange, gather_rows, mean_gradient, own_part
+from pspg.engine.losses import MAX_LOGIT_SCALE, contrastive_loss
+from pspg.engine.models.batch_norm import synchronise
+
+Counts = list[int]
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def leaves(*tensors: Tensor, rows: slice) -> list[Tensor]:
+    return [(tensor[rows] if tensor.ndim else tensor).clone().requires_grad_() for tensor in tensors]
+
+
+def compare(function: Callable[..., Tensor], part: Callable[..., Tensor], *tensors: Tensor, counts: Counts) -> None:
+    """Sum of the ranks' parts and its gradients against `function` of all rows."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    whole, own = leaves(*tensors, rows=slice(None)), leaves(*tensors, rows=rows)
+    loss, mine = function(*whole), size * part(*own)
+    expected = torch.autograd.grad(loss, whole)
+    got = torch.autograd.grad(mine, own)
+    total = mine.detach().clone()
+    dist.all_reduce(total)
+    close(total / size, loss.detach())
+    for one, other in zip(got, expected, strict=True):
+        if one.ndim:
+            close(one / size, other[rows])
+        else:
+            mean = one.clone()
+            dist.all_reduce(mean)
+            close(mean / size, other)
+
+
+def check_gathering(counts: Counts) -> None:
+    rows, weights = torch.randn(sum(counts), 4, dtype=torch.float64), torch.randn(sum(counts), 4, dtype=torch.float64)
+    first, last = own_part(sum(counts))
+
+    def part(own: Tensor) -> Tensor:
+        # Each rank uses other rows of what all gathered: gradients come from elsewhere.
+        return (gather_rows(own, counts) ** 3 * weights)[first:last].sum()
+
+    compare(lambda rows: (rows**3 * weights).sum(), part, rows, counts=counts)
+
+
+def check_contrastive(counts: Counts, scale: float) -> None:
+    """The first rank's texts are swapped, the last one's match: their parts pull the temperature both ways."""
+    images = 1 + 0.1 * torch.randn(sum(counts), 5, dtype=torch.float64)
+    texts = torch.cat([images[: counts[0]].flip(0), images[counts[0] :]])
+    tensors = images, texts, torch.tensor(scale, dtype=torch.float64)
+    compare(contrastive_loss, lambda *own: contrastive_loss(*own, counts), *tensors, counts=counts)
+
+
+def check_batch_norm(counts: Counts) -> None:
+    x, weights = torch.randn(2, sum(counts), 3, 4, 4, dtype=torch.float64) * 3 + 1
+    plain, shared = (nn.Sequential(nn.BatchNorm2d(3)).double() for _ in range(2))
+    synchronise(shared, torch.device("cpu"))
+    rank = dist.get_rank()
+    own = weights[sum(counts[:rank]) : sum(counts[: rank + 1])]
+    compare(lambda x: (plain(x) * weights).sum(), lambda x: (shared(x) * own).sum(), x, counts=counts)
+    for name, buffer in plain.named_buffers():
+        close(shared.get_buffer(name), buffer)
+    assert shared.state_dict().keys() == plain.state_dict().keys()
+    close(shared.eval()(x), plain.eval()(x))
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    assert [int(value) for value in exchange(torch.tensor([dist.get_rank()]))] == [0, 1, 2]
+    value = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (mean_gradient(value) * dist.get_rank()).backward()
+    assert value.grad == 1.0
+    for counts in ([2, 2, 2], [3, 0, 2]):
+        check_gathering(counts)
+        check_contrastive(counts, 1.0)
+        check_contrastive(counts, MAX_LOGIT_SCALE + 0.1)
+        check_batch_norm(counts)
+    dist.barrier()
+    dist.destroy_process_group()
