@@ -21,6 +21,8 @@ INTERVAL = 0.5
 """seconds between two signs of life"""
 PATIENCE = 4.0
 """seconds without a sign of life after which a rank is lost, once something has failed"""
+LINGER = 2 * INTERVAL
+"""seconds in which the others read why the run ends, before the one that may serve the store leaves"""
 LOST = 1
 """exit status of a rank that lost another"""
 
@@ -110,6 +112,7 @@ class Watch:
         try:
             if spoken:
                 self._store.compare_set("verdict", "", f"rank {self._rank} has told its own error")
+                time.sleep(LINGER)
             self._store.set(f"beat/{self._rank}", f"left {error or ''}")
         except RuntimeError:
             pass  # the store went with another rank
@@ -188,7 +191,7 @@ class Watch:
         furthest = max(self._progress, *(heard.progress for heard in self._others.values()))
         behind = [other for other, heard in self._others.items() if heard.left is None and heard.progress < furthest]
         if behind and now - self._moved > self._timeout:
-            return f"{self._names(behind)} stuck: no batch for {now - self._moved:.0f} s while the others wait"
+            return f"{self._names(behind)} stuck: no batch for over {self._timeout:g} s while the others wait"
         return None
 
     def _names(self, ranks: list[int]) -> str:
@@ -208,6 +211,7 @@ class Watch:
                 first = self._speaks_alone
         if first:
             self._say(line)
+            time.sleep(LINGER)
         self._end()
 
     def _end(self) -> None:
