@@ -71,7 +71,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config = replace(config, loss=config.loss.resolved())
     world = start(config.device, config.timeout_s)
     with _watch(config, world) as watch:
-        return _train(config, world, watch)
+        trainer = make_trainer(config, world)
+        trainer.watch = watch
+        try:
+            result = trainer.fit()
+        except UserError as error:
+            error.local = True
+            raise
+        bad = trainer.bad()
+    if world.is_main:
+        say(f"finished at step {result['step']}: {config.output}")
+        report_bad(bad)
+    return result
 
 
 def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Watch | None]:
@@ -92,7 +103,12 @@ def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Watch | 
     return Watch(world.store, world.rank, world.size, speaks_alone=alone, timeout=config.timeout_s, say=say_lost)
 
 
-def _train(config: TrainConfig, world: World, watch: Watch | None) -> dict[str, Any]:
+def make_trainer(config: TrainConfig, world: World) -> Trainer:
+    """What trains a run, from its newest checkpoint if it is resumed.
+
+    Raises:
+        UserError: see `train`.
+    """
     if config.cuda_graphs == "on" and world.device.type != "cuda":
         raise UserError("cuda_graphs: needs a GPU, torch sees none")
     loader = pick_loader("data.loader", config.data.loader, world.device)
@@ -104,18 +120,7 @@ def _train(config: TrainConfig, world: World, watch: Watch | None) -> dict[str, 
         raise UserError(f"output: {run} holds an exported or imported model; choose another folder")
     torch.manual_seed(config.seed)
     build = _build_contrastive if config.task == "contrastive" else _build_prompt
-    trainer = build(config, world)
-    trainer.watch = watch
-    try:
-        result = trainer.fit()
-    except UserError as error:
-        error.local = True
-        raise
-    bad = trainer.bad()
-    if world.is_main:
-        say(f"finished at step {result['step']}: {run}")
-        report_bad(bad)
-    return result
+    return build(config, world)
 
 
 def _build_contrastive(config: TrainConfig, world: World) -> Trainer:

@@ -5,50 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
 from pspg.engine.checkpoint import last_checkpoint, read_json
 from pspg.engine.telemetry import read_metrics
 
-Ranks = list[subprocess.Popen[str]]
-
-
-@pytest.fixture
-def ranks() -> Iterator[Callable[..., Ranks]]:
-    """Start the ranks of a run without a launcher, which would end the others by itself; none outlives the test."""
-    started: Ranks = []
-
-    def start(arguments: list[str], count: int) -> Ranks:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for rank in range(count):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments],
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "MASTER_PORT": str(port)}
-                    | {key: str(value) for key, value in place.items()},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    start_new_session=True,
-                )
-            )
-        return started
-
-    yield start
-    for process in started:
-        for number in (signal.SIGKILL, signal.SIGCONT):
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-        process.communicate()
+Ranks = list[Popen[str]]
 
 
 def wait_for_rows(run: Path, rows: int, processes: Ranks) -> None:
