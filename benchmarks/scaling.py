@@ -13,13 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import socket
-import statistics
 import sys
-from contextlib import nullcontext
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +22,15 @@ import torch
 from tqdm import tqdm
 
 from pspg.engine.checkpoint import read_json
-from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
-from pspg.engine.data.torch_loader import Batch
-from pspg.engine.device import autocast_dtype
-from pspg.engine.distributed import Engine, barrier, start
 from pspg.engine.errors import UserError
 from pspg.engine.files import check_output, write_text
-from pspg.engine.models.clip import build_clip, clip_config
-from pspg.engine.models.pspg import PsPG
-from pspg.engine.tasks import PromptTask
-from pspg.engine.trainer import make_optimizer
 
-from .machine import commit, describe_machine, peak_bytes, timed, versions
-from .traffic import Network, Traffic, compute_share, step_payload
+from .machine import commit, describe_machine, versions
+from .ranks import measure
+from .traffic import Network, compute_share, step_payload
 from .training_step import exact_flops, make_setup
 
-NARROW: dict[str, Any] = {
-    "embed_dim": 64,
-    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64, "head_width": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-}
-NARROW_HEAD = ModelConfig(prompt_length=4, hidden_size=32, decoder_heads=2)
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
-PATIENCE = 600
-"""seconds for the ranks of one measurement"""
 
 
 def main() -> int:
@@ -130,112 +110,15 @@ def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a number of ranks and kind of scaling."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    same = {key: vars(arguments)[key] for key in ("classes", "device", "zero_stage", "repeat")}
     for count in tqdm(arguments.ranks, "ranks", disable=None, leave=False):
         for scaling, batch in (("strong", arguments.batch), ("weak", arguments.batch * count)):
             if scaling == "weak" and count == 1:
                 rows.append({**rows[-1], "scaling": "weak"})
                 continue
-            rows.append({"scaling": scaling, "ranks": count, "batch": batch, **_run(count, batch, arguments)})
+            rows.append({"scaling": scaling, "ranks": count, "batch": batch, **measure(count, batch, **same)})
     return rows
-
-
-def _run(count: int, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the slowest of `count` ranks took.
-
-    Raises:
-        UserError: a rank ended before its work was done.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for rank in range(count):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(theirs, rank, count, port, batch, arguments), daemon=True)
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    found: list[dict[str, Any]] = []
-    try:
-        waiting = list(pipes)
-        while waiting:
-            ready = wait(waiting, PATIENCE)
-            if not ready:
-                raise UserError(f"{count} ranks did not answer within {PATIENCE} s")
-            for pipe in ready:
-                waiting.remove(pipe)  # type: ignore[arg-type]
-                found.append(pipe.recv())  # type: ignore[union-attr]
-    except EOFError:
-        raise UserError(f"one of {count} ranks ended before its work was done") from None
-    finally:
-        for process in processes:
-            process.join(10 if len(found) == count else 0)
-            process.kill()
-    seconds = [max(times) for times in zip(*(part["seconds"] for part in found), strict=True)]
-    payload = found[0]["payload"]
-    expected = step_payload(found[0]["parameters"], count, arguments.zero_stage)
-    return {
-        "seconds": statistics.median(seconds),
-        "repeat": len(seconds),
-        "peak_bytes": max(part["peak_bytes"] for part in found),
-        "payload": payload,
-        "calls": found[0]["calls"],
-        "formula": expected,
-        "parameters": found[0]["parameters"],
-    }
-
-
-def _work(pipe: Connection, rank: int, count: int, port: int, batch: int, arguments: argparse.Namespace) -> None:
-    """One rank: steps under the engine, their seconds, and what the ranks sent in one more."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    cuda = arguments.device == "cuda"
-    if not cuda:
-        torch.set_num_threads(1)
-    world = start(arguments.device, PATIENCE)
-    torch.manual_seed(0)
-    clip = build_clip({**(clip_config("RN50") if cuda else NARROW), "quick_gelu": True})
-    head = ModelConfig() if cuda else NARROW_HEAD
-    autocast = autocast_dtype("auto", world.device)
-    model = PsPG(clip, head, [f"class {number}" for number in range(arguments.classes)])
-    model.to(world.device).freeze(autocast)
-    task = PromptTask(model, LossConfig().resolved(), world, None, bank=None, precision="auto")
-    optimizer = make_optimizer(task.module, OptimConfig())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    engine = Engine(
-        task.module,
-        optimizer,
-        scheduler,
-        world,
-        batch_size=batch,
-        accumulate=1,
-        clip_norm=0.0,
-        zero_stage=arguments.zero_stage,
-        autocast=autocast,
-    )
-    share, side = batch // count, 224 if cuda else 64
-    pixels = torch.randint(0, 256, (share, side, side), dtype=torch.uint8)
-    labels = (torch.rand(share, arguments.classes) < 0.1).float()
-    images = Batch([str(row) for row in range(share)], torch.arange(share), pixels, labels, None, mean=0.5, std=0.25)
-
-    def step() -> None:
-        loss, _ = task.loss(engine(*task.inputs(images)), images)
-        engine.backward(loss)
-        engine.step()
-
-    seconds = []
-    traffic = Traffic()
-    for number in range(2 + arguments.repeat + 1):
-        barrier()
-        with traffic if number == 2 + arguments.repeat else nullcontext():
-            seconds.append(timed(step, world.device))
-    parameters = sum(parameter.numel() for parameter in task.module.parameters() if parameter.requires_grad)
-    answer = {"seconds": seconds[2:-1], "payload": dict(traffic.payload), "calls": dict(traffic.calls)}
-    pipe.send({**answer, "parameters": parameters, "peak_bytes": peak_bytes(world.device)})
-    barrier()
 
 
 def _model(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -278,9 +161,8 @@ def _print(found: dict[str, Any]) -> None:
         f"measured: phase-2 step, {about['model']} model, C={about['classes']}, {about['device']}, "
         f"ZeRO {about['zero_stage']}, {about['cores']} cores"
     )
-    print(
-        f"{'':<8}{'ranks':>6}{'batch':>7}{'s/step':>9}{'img/s':>8}{'payload':>10}{'formula':>9}{'peak GiB':>10}  (MiB of collectives a step)"
-    )
+    print("payload, formula: MiB of collectives a step")
+    print(f"{'':<8}{'ranks':>6}{'batch':>7}{'s/step':>9}{'img/s':>8}{'payload':>10}{'formula':>9}{'peak GiB':>10}")
     for row in found["measured"]:
         sent, formula = (sum(row[key].values()) / 2**20 for key in ("payload", "formula"))
         print(
