@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import statistics
+import warnings
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
@@ -93,6 +94,7 @@ def _work(
     """One rank: steps under the engine, their seconds, and what the ranks sent in one more."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
     cuda = device == "cuda"
     if not cuda:
         torch.set_num_threads(1)

@@ -40,9 +40,8 @@ def main() -> int:
         for path in (arguments.json, arguments.plot):
             if path:
                 check_output(path, folder=False)
-        found = {"environment": _environment(arguments), "measured": _measure(arguments)}
-        if arguments.step:
-            found["model"] = _model(arguments)
+        model = {"model": _model(arguments)} if arguments.step else {}
+        found = {"environment": _environment(arguments), "measured": _measure(arguments), **model}
     except UserError as error:
         print(f"benchmarks.scaling: error: {error}", file=sys.stderr)
         return 2

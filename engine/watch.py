@@ -85,17 +85,21 @@ class Watch:
         self._old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
         # Python writes a signal's number there at once, also while the main thread is held in a collective.
         self._old_descriptor = signal.set_wakeup_fd(self._alarm.fileno(), warn_on_full_buffer=False)
-        for work in (self._beat, self._judge):
-            threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
+        self._beats = threading.Thread(target=self._beat, name="watch: beats", daemon=True)
+        self._beats.start()
+        threading.Thread(target=self._judge, name="watch: judge", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            try:
+                dist.barrier()  # the one that serves the store leaves when no other needs it
+            except RuntimeError as late:
+                error = late
         if isinstance(error, RuntimeError):
             # A collective fails when another rank is lost; the judge ends this process, or finds nobody missing.
             self._alarm.send(_FAILED)
             self._cleared.wait()
-        elif error is None:
-            dist.barrier()  # the one that serves the store leaves when no other needs it
         self._leave(error)
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             reason = " ".join(str(error).split())
@@ -105,9 +109,12 @@ class Watch:
 
     def _leave(self, error: BaseException | None) -> None:
         self._closing.set()
-        signal.set_wakeup_fd(self._old_descriptor)
-        signal.signal(signal.SIGTERM, self._old_handler)
+        self._beats.join(PATIENCE)  # else its last sign of life might come after the word that this rank has left
         self._alarm.send(_STOP)
+        if error is None:
+            # After an error SIGTERM stays without effect: what is to be said comes after this.
+            signal.set_wakeup_fd(self._old_descriptor)
+            signal.signal(signal.SIGTERM, self._old_handler)
         spoken = error is not None and (not isinstance(error, UserError) or error.local or self._rank == 0)
         try:
             if spoken:
@@ -195,7 +202,7 @@ class Watch:
         return None
 
     def _names(self, ranks: list[int]) -> str:
-        names = [f"rank {rank} ({self._others[rank].host})" for rank in ranks]
+        names = [f"rank {rank} ({self._others[rank].host or 'starting'})" for rank in ranks]
         listing = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         return f"{listing} {'is' if len(names) == 1 else 'are'}"
 
