@@ -70,9 +70,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_train(config)
     config = replace(config, loss=config.loss.resolved())
     world = start(config.device, config.timeout_s)
-    with _watch(config, world) as watch:
+    with _watch(config, world):
         trainer = make_trainer(config, world)
-        trainer.watch = watch
         try:
             result = trainer.fit()
         except UserError as error:
@@ -85,8 +84,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Watch | None]:
-    """Over what the ranks do together; None for one process."""
+def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
+    """Over what the ranks do together; nothing for one process."""
     if world.store is None or world.size == 1:
         return nullcontext()
     run = Path(config.output)

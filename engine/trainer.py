@@ -21,7 +21,7 @@ from .errors import UserError
 from .models.weights import check_fit
 from .step_graph import StepGraph
 from .telemetry import LoaderWatch, Telemetry, say
-from .watch import Watch
+from .watch import advance
 
 
 class Batches(Protocol):
@@ -167,8 +167,6 @@ class Trainer:
             self.engine.load_scaler(state["scaler"])
         self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
         cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
-        self.watch: Watch | None = None
-        """to be told how far this rank is; None: nobody waits for it"""
         self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
 
     def fit(self) -> dict[str, Any]:
@@ -214,7 +212,7 @@ class Trainer:
         )
         batches = self.waits.watch(self.loader.batches(self.epoch, start))
         for number, batch in enumerate(batches, start + 1):
-            self._advance()
+            advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, self.world.rank))
             found = None if self.graph is None else self.graph(batch)
             loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
@@ -287,12 +285,8 @@ class Trainer:
                 "contract": self.contract,
             }
             save_checkpoint(self.run, self.step, tensors, state)
-        self._advance()
+        advance()
         barrier()
-
-    def _advance(self) -> None:
-        if self.watch is not None:
-            self.watch.advance()
 
     def _resume_from(self) -> Path | None:
         check_fresh(self.config)

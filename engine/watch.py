@@ -41,11 +41,17 @@ class _Heard:
     """why it has ended; empty: its work was done"""
 
 
+def advance() -> None:
+    """Say that this rank has come further, a batch for instance; others may be waiting for it."""
+    if _watch is not None:
+        _watch.progress += 1
+
+
 class Watch:
     """Context of the work of one rank among several.
 
-    A thread tells the others every half second that this process lives and how many batches it has begun, and reads
-    what they say. Another judges: a rank that has said nothing for `timeout` seconds, or has stayed behind the others
+    A thread tells the others every half second that this process lives and how far it is (`advance`), and reads what
+    they say. Another judges: a rank that has said nothing for `timeout` seconds, or has stayed behind the others
     while none of them moved, is lost; after a failed collective or SIGTERM (what launchers send to the rest once a rank
     has died) a few seconds do. The first to find it prints the line; then all processes leave at once, with status 1,
     as their main threads may never return from a collective.
@@ -69,7 +75,7 @@ class Watch:
         self._store, self._for_beats, self._for_verdicts = store, store.clone(), store.clone()
         now = time.monotonic()
         self._others = {other: _Heard("", now) for other in range(size) if other != rank}
-        self._progress = 0
+        self.progress = 0
         self._moved = self._answered = now
         self._verdict = ""
         self._cleared = threading.Event()
@@ -77,11 +83,9 @@ class Watch:
         self._ears, self._alarm = socket.socketpair()
         self._alarm.setblocking(False)
 
-    def advance(self) -> None:
-        """Say that this rank has come one batch further."""
-        self._progress += 1
-
     def __enter__(self) -> Self:
+        global _watch
+        _watch = self
         self._old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
         # Python writes a signal's number there at once, also while the main thread is held in a collective.
         self._old_descriptor = signal.set_wakeup_fd(self._alarm.fileno(), warn_on_full_buffer=False)
@@ -108,6 +112,8 @@ class Watch:
             raise failure from error
 
     def _leave(self, error: BaseException | None) -> None:
+        global _watch
+        _watch = None
         self._closing.set()
         self._beats.join(PATIENCE)  # else its last sign of life might come after the word that this rank has left
         self._alarm.send(_STOP)
@@ -130,7 +136,7 @@ class Watch:
         while not self._closing.is_set():
             number += 1
             try:
-                self._for_beats.set(f"beat/{self._rank}", f"{number} {self._progress} {host}")
+                self._for_beats.set(f"beat/{self._rank}", f"{number} {self.progress} {host}")
                 *beats, verdict = (value.decode() for value in self._for_beats.multi_get([*keys, "verdict"]))
             except RuntimeError:
                 self._alarm.send(_FAILED)
@@ -169,8 +175,8 @@ class Watch:
                 for heard in self._others.values():
                     heard.since = now
             last = now
-            if own != self._progress:
-                own, self._moved = self._progress, now
+            if own != self.progress:
+                own, self._moved = self.progress, now
             limit = self._timeout if failed is None else min(PATIENCE, self._timeout)
             if self._verdict:
                 # Its main thread may be about to end by itself, with something to say.
@@ -195,10 +201,10 @@ class Watch:
         if silent:
             quiet = now - max(self._others[other].since for other in silent)
             return f"{self._names(silent)} lost: no sign of life for {quiet:.0f} s"
-        furthest = max(self._progress, *(heard.progress for heard in self._others.values()))
+        furthest = max(self.progress, *(heard.progress for heard in self._others.values()))
         behind = [other for other, heard in self._others.items() if heard.left is None and heard.progress < furthest]
         if behind and now - self._moved > self._timeout:
-            return f"{self._names(behind)} stuck: no batch for over {self._timeout:g} s while the others wait"
+            return f"{self._names(behind)} stuck: no progress for over {self._timeout:g} s while the others wait"
         return None
 
     def _names(self, ranks: list[int]) -> str:
@@ -224,3 +230,7 @@ class Watch:
     def _end(self) -> None:
         if not self._closing.is_set():
             os._exit(LOST)
+
+
+_watch: Watch | None = None
+"""of this process"""

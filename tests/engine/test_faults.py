@@ -96,11 +96,11 @@ WORK = """
 import sys, time
 from pspg.engine.errors import UserError
 from pspg.engine.rendezvous import announced, meet
-from pspg.engine.watch import Watch
+from pspg.engine.watch import Watch, advance
 place = announced()
 store = meet(place, 60)
 say = lambda line: print(line, flush=True)
-with Watch(store, place.rank, place.size, speaks_alone=False, timeout=2, say=say) as watch:
+with Watch(store, place.rank, place.size, speaks_alone=False, timeout=2, say=say):
     {work}
 """
 
@@ -110,10 +110,10 @@ with Watch(store, place.rank, place.size, speaks_alone=False, timeout=2, say=say
     ("work", "line"),
     [
         (
-            "[watch.advance() for _ in range(3 - place.rank)]; time.sleep(60)",
-            "rank 1 ({host}) is stuck: no batch for over 2 s while the others wait",
+            "[advance() for _ in range(3 - place.rank)]; time.sleep(60)",
+            "rank 1 ({host}) is stuck: no progress for over 2 s while the others wait",
         ),
-        ("watch.advance() if place.rank else sys.exit('its own error'); time.sleep(60)", "its own error"),
+        ("advance() if place.rank else sys.exit('its own error'); time.sleep(60)", "its own error"),
     ],
 )
 def test_ranks_leave_together(ranks: Callable[..., Ranks], work: str, line: str) -> None:
