@@ -24,7 +24,7 @@ from pspg.engine.tasks import PromptTask
 from pspg.engine.trainer import make_optimizer
 
 from .machine import peak_bytes, timed
-from .traffic import Traffic, step_payload
+from .traffic import Traffic, group_sizes, step_payload
 
 NARROW: dict[str, Any] = {
     "embed_dim": 64,
@@ -75,8 +75,8 @@ def measure(count: int, batch: int, *, classes: int, device: str, zero_stage: in
         "peak_bytes": max(part["peak_bytes"] for part in found),
         "payload": found[0]["payload"],
         "calls": found[0]["calls"],
-        "formula": step_payload(found[0]["parameters"], count, zero_stage),
-        "parameters": found[0]["parameters"],
+        "formula": step_payload(found[0]["groups"], count, zero_stage),
+        "parameters": sum(found[0]["groups"]),
     }
 
 
@@ -107,6 +107,7 @@ def _work(
     model.to(world.device).freeze(autocast)
     task = PromptTask(model, LossConfig().resolved(), world, None, bank=None, precision="auto")
     optimizer = make_optimizer(task.module, OptimConfig())
+    groups = group_sizes(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     engine = Engine(
         task.module,
@@ -135,7 +136,6 @@ def _work(
         barrier()
         with traffic if number == 2 + repeat else nullcontext():
             seconds.append(timed(step, world.device))
-    parameters = sum(parameter.numel() for parameter in task.module.parameters() if parameter.requires_grad)
     answer = {"seconds": seconds[2:-1], "payload": dict(traffic.payload), "calls": dict(traffic.calls)}
-    pipe.send({**answer, "parameters": parameters, "peak_bytes": peak_bytes(world.device)})
+    pipe.send({**answer, "groups": groups, "peak_bytes": peak_bytes(world.device)})
     barrier()

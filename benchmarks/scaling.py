@@ -22,12 +22,14 @@ import torch
 from tqdm import tqdm
 
 from pspg.engine.checkpoint import read_json
+from pspg.engine.config import OptimConfig
 from pspg.engine.errors import UserError
 from pspg.engine.files import check_output, write_text
+from pspg.engine.trainer import make_optimizer
 
 from .machine import commit, describe_machine, versions
 from .ranks import measure
-from .traffic import Network, compute_share, step_payload
+from .traffic import Network, compute_share, group_sizes, step_payload
 from .training_step import exact_flops, make_setup
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -131,11 +133,11 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     fixed, batch = step["p50"] * fixed_share, step["p50"] * (1 - fixed_share)
     with torch.device("meta"):
         head = make_setup(step["classes"], 1, torch.device("meta"), "eager", torch.float32).head
-    parameters = sum(parameter.numel() for parameter in head.parameters())
+    groups = group_sizes(make_optimizer(head, OptimConfig()))
     network = Network(arguments.latency_us * 1e-6, arguments.node_gbs * 1e9, arguments.network_gbs * 1e9)
     rows = []
     for count in COUNTS:
-        sent = network.seconds(step_payload(parameters, count, arguments.zero_stage), count)
+        sent = network.seconds(step_payload(groups, count, arguments.zero_stage), count)
         rows.append(
             {
                 "ranks": count,
@@ -148,7 +150,7 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
         "note": "a model, not measured: computation by FLOPs from the step of one device, collectives by α and β",
         "step": {key: step[key] for key in ("p50", "classes", "batch", "device", "impl")},
         "fixed_share": fixed_share,
-        "parameters": parameters,
+        "parameters": sum(groups),
         "network": vars(network),
         "rows": rows,
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
@@ -52,18 +53,25 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(entry)
 
 
-def step_payload(parameters: int, ranks: int, zero_stage: int) -> dict[str, int]:
+def group_sizes(optimizer: Optimizer) -> list[int]:
+    """Elements of each group."""
+    return [sum(parameter.numel() for parameter in group["params"]) for group in optimizer.param_groups]
+
+
+def step_payload(groups: Sequence[int], ranks: int, zero_stage: int) -> dict[str, int]:
     """Bytes of payload that a phase-2 step needs, by kind of collective.
 
     Ranks that look at their own share of a batch exchange gradients alone, in fp32. ZeRO 1 and 2 update a part of the
-    weights each, and gather them; their flat tensors are padded to a multiple of twice the ranks.
+    weights each and gather them, padded to a multiple of twice the ranks, and add up the gradient norm of each group.
 
     Args:
-        parameters: elements that train.
+        groups: elements that train, by group of the optimizer.
     """
+    gradients = 4 * sum(groups)
     if zero_stage == 0:
-        return {ALL_REDUCE: 4 * parameters}
-    return {ALL_REDUCE: 4 * parameters, ALL_GATHER: 4 * parameters}
+        return {ALL_REDUCE: gradients}
+    padded = sum(math.ceil(count / (2 * ranks)) * 2 * ranks for count in groups)
+    return {ALL_REDUCE: gradients + 4 * len(groups), ALL_GATHER: 4 * padded}
 
 
 @dataclass(frozen=True)

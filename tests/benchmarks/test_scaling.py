@@ -11,13 +11,13 @@ import pytest
 from benchmarks.ranks import measure
 from benchmarks.scaling import COUNTS, _model
 from benchmarks.scaling_plot import draw
-from benchmarks.traffic import ALL_GATHER, ALL_REDUCE, Network, step_payload
+from benchmarks.traffic import ALL_GATHER, ALL_REDUCE, Network
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_counted_traffic_is_the_formula(stage: int) -> None:
-    found = measure(2, 4, classes=5, device="cpu", zero_stage=stage, repeat=1)
+    found = measure(3, 6, classes=5, device="cpu", zero_stage=stage, repeat=1)
     assert found["payload"] == found["formula"]
     assert found["parameters"] > 50_000
 
@@ -39,8 +39,7 @@ def test_model_starts_at_the_measured_step_and_is_labelled(tmp_path: Path) -> No
     assert [row["ranks"] for row in model["rows"]] == list(COUNTS)
     assert model["rows"][0]["strong"] == pytest.approx(0.1)
     assert model["rows"][0]["communication"] == 0
-    # 12,604,416 of the decoders, three of the gate, the temperature, and the projection of prompts
-    assert step_payload(model["parameters"], 8, 0)[ALL_REDUCE] > 4 * 12_604_416
+    assert model["parameters"] > 12_604_416  # the decoders, the gate, the temperature, the projection of prompts
     measured = [
         {"scaling": scaling, "ranks": ranks, "batch": 8, "seconds": 1.0}
         for scaling in ("strong", "weak")
