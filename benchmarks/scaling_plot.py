@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from pspg.engine.evaluation.plots import COLOURS, STYLE
 
@@ -49,5 +50,7 @@ def _line(axes: Axes, ranks: list[int], rates: list[float], colour: str, label: 
     axes.plot(ranks, [rates[0] * count for count in ranks], ":", color="#6b7280", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="ranks (dotted: ideal)", ylabel="images / s", xticks=ranks)
     axes.set_xticklabels([str(count) for count in ranks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
     axes.grid(True)
