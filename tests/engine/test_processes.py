@@ -74,7 +74,7 @@ def test_phase_2_equals_one_process_for_a_mean_over_samples(
 def test_run_of_one_process_goes_on_with_two(
     tmp_path: Path, settings, engine_command, kill_after, task: str, stage: int
 ) -> None:
-    """A checkpoint does not know how many ranks wrote it, nor under which ZeRO stage (test_rank_counts: all of them)."""
+    """A checkpoint does not know how many ranks wrote it, nor its ZeRO stage (test_rank_counts: all of them)."""
     run = tmp_path / "run"
     arguments = [
         *settings(task),
