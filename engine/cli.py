@@ -148,11 +148,15 @@ def one_line(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = {" ".join(arguments[:words]) for words in (1, 2)} & (COMMANDS.keys() | GROUPS.keys())
     program = " ".join(["pspg-engine", max(known, key=len, default="")]).strip()
     try:
         name, config = parse(arguments)
+        if name != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError("runs as one process; start it without a launcher")
         function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
         with loader_deaths():
             function(config)

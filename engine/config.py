@@ -190,6 +190,9 @@ class TrainConfig:
     """DeepSpeed ZeRO stage"""
     resume: Literal["latest"] | None = None
     """latest: continue this run from its newest checkpoint, or start it if it has none"""
+    timeout_s: int = 600
+    """several processes: seconds without a sign of life, or without a batch while the others wait, after which a rank
+    counts as lost and the run ends; also how long the processes wait for each other at the start"""
     save_every: int = 0
     """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
     log_every: int = 10
@@ -434,6 +437,7 @@ def check_train(config: TrainConfig) -> None:
         "optim.accumulate": optim.accumulate,
         "batch_size": config.batch_size,
         "log_every": config.log_every,
+        "timeout_s": config.timeout_s,
         "text_memory": 1 if config.text_memory is None else config.text_memory,
     }
     not_negative = {

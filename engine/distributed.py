@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .device import pick_device
 from .errors import UserError
+from .rendezvous import Place, announced, meet
 
 
 @dataclass(frozen=True)
@@ -25,39 +27,65 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
+    """among the processes of this machine"""
+    store: dist.Store | None = None
+    """that the ranks share; None: one process without a launcher"""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
 
-def start(device: str) -> World:
+_store: dist.Store | None = None
+
+
+def start(device: str, timeout: float = 600) -> World:
     """Join the process group that a launcher announced, or make a group of one.
 
     Args:
         device: auto, cpu or cuda.
+        timeout: seconds that ranks wait for each other.
 
     Raises:
-        UserError: no GPU for a rank that was asked to use one.
+        UserError: what the launcher announced does not fit, no GPU for a rank that was asked to use one, the port is
+            taken, or ranks are missing.
     """
-    torch_device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    global _store
+    place = announced()
+    torch_device = _pick_device(device, place)
     os.environ["DS_ACCELERATOR"] = torch_device.type
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
     if not dist.is_initialized():
         # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
-        _join("nccl" if torch_device.type == "cuda" else "gloo")
-    return World(dist.get_rank(), dist.get_world_size(), torch_device)
+        _store = _join("nccl" if torch_device.type == "cuda" else "gloo", place, timeout)
+    return World(dist.get_rank(), dist.get_world_size(), torch_device, place.local_rank if place else 0, _store)
 
 
-def _join(backend: str) -> None:
-    if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
-        dist.init_process_group(backend)
-    else:
+def _pick_device(device: str, place: Place | None) -> torch.device:
+    """Like `pick_device`, but refused by all processes of a machine that has too few GPUs for them."""
+    try:
+        pick_device(device, place.local_size - 1 if place else 0)
+    except UserError as error:
+        error.local = place is not None and place.local_rank == 0
+        raise
+    return pick_device(device, place.local_rank if place else 0)
+
+
+def _join(backend: str, place: Place | None, timeout: float) -> dist.Store | None:
+    if place is None:
         # No launcher. A group of one needs no port, and with these set DeepSpeed does not look for MPI.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        store = None
+    else:
+        store = meet(place, timeout)
+        # Later than the watch, which names the rank that is missing.
+        limit = timedelta(seconds=timeout + 30)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
     atexit.register(dist.destroy_process_group)
+    return store
 
 
 class Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,11 +36,13 @@ from .models.pspg import PsPG
 from .tasks import ContrastiveTask, PromptTask
 from .telemetry import report_bad, say
 from .trainer import Trainer, check_fresh
+from .watch import Watch
 
 # Settings that a run may change when it is resumed: where and how fast, not what is computed.
 FREE = {
     "output",
     "resume",
+    "timeout_s",
     "device",
     "zero_stage",
     "save_every",
@@ -67,7 +70,45 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     check_train(config)
     config = replace(config, loss=config.loss.resolved())
-    world = start(config.device)
+    world = start(config.device, config.timeout_s)
+    with _watch(config, world):
+        trainer = make_trainer(config, world)
+        try:
+            result = trainer.fit()
+        except UserError as error:
+            error.local = True
+            raise
+        bad = trainer.bad()
+    if world.is_main:
+        say(f"finished at step {result['step']}: {config.output}")
+        report_bad(bad)
+    return result
+
+
+def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
+    """Over what the ranks do together; nothing for one process."""
+    if world.store is None or world.size == 1:
+        return nullcontext()
+    run = Path(config.output)
+
+    def say_lost(line: str) -> None:
+        try:
+            last = last_checkpoint(run)
+        except UserError:
+            last = None
+        kept = f"last good checkpoint: {last}, go on with --resume latest" if last else "there is no checkpoint yet"
+        say(f"pspg-engine train: error: {line}; {kept}")
+
+    alone = world.rank == 1 or world.local_rank == 0
+    return Watch(world.store, world.rank, world.size, speaks_alone=alone, timeout=config.timeout_s, say=say_lost)
+
+
+def make_trainer(config: TrainConfig, world: World) -> Trainer:
+    """What trains a run, from its newest checkpoint if it is resumed.
+
+    Raises:
+        UserError: see `train`.
+    """
     if config.cuda_graphs == "on" and world.device.type != "cuda":
         raise UserError("cuda_graphs: needs a GPU, torch sees none")
     need = graph_needs(config, world.size)
@@ -82,17 +123,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise UserError(f"output: {run} holds an exported or imported model; choose another folder")
     torch.manual_seed(config.seed)
     build = _build_contrastive if config.task == "contrastive" else _build_prompt
-    trainer = build(config, world)
-    try:
-        result = trainer.fit()
-    except UserError as error:
-        error.local = True
-        raise
-    bad = trainer.bad()
-    if world.is_main:
-        say(f"finished at step {result['step']}: {run}")
-        report_bad(bad)
-    return result
+    return build(config, world)
 
 
 def _build_contrastive(config: TrainConfig, world: World) -> Trainer:

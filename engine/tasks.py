@@ -72,18 +72,19 @@ class ContrastiveTask:
         if self._validation is None:
             return {}
         module.eval()
-        total, images = torch.zeros((), device=self._world.device), 0
+        mine: list[tuple[int, Tensor, int]] = []
         for number, batch in enumerate(self._validation):
             if number % self._world.size == self._world.rank:
                 with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
                     output = module(*self.inputs(batch))
-                total += contrastive_loss(*output) * len(batch.ids)
-                images += len(batch.ids)
-        parts = gather((total.item(), images))
-        count = sum(part[1] for part in parts)
+                mine.append((number, contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
+        # Summed in the order of the batches, whichever ranks they were on: the same bits for any number of ranks.
+        own = [(number, loss.item(), images) for number, loss, images in mine]
+        parts = sorted(part for ranks_own in gather(own) for part in ranks_own)
+        count = sum(images for _, _, images in parts)
         if not count:
             raise UserError("data.val: no image could be read")
-        loss = sum(part[0] for part in parts) / count
+        loss = sum(total for _, total, _ in parts) / count
         if not math.isfinite(loss):
             raise UserError(f"training diverged: the validation loss is {loss}; lower optim.lr or set optim.clip_norm")
         return {"val_loss": loss}

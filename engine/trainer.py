@@ -21,6 +21,7 @@ from .errors import UserError
 from .models.weights import check_fit
 from .step_graph import StepGraph
 from .telemetry import LoaderWatch, Telemetry, say
+from .watch import advance
 
 
 class Batches(Protocol):
@@ -215,6 +216,7 @@ class Trainer:
         )
         batches = self.waits.watch(self.loader.batches(self.epoch, start))
         for number, batch in enumerate(batches, start + 1):
+            advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
             found = None if self.graph is None else self.graph(batch)
             loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
@@ -288,6 +290,7 @@ class Trainer:
                 "contract": self.contract,
             }
             save_checkpoint(self.run, self.step, tensors, state)
+        advance()
         barrier()
 
     def _resume_from(self) -> Path | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,35 @@ def kill_after() -> Callable[..., None]:
         process.communicate()
 
     return kill
+
+
+@pytest.fixture
+def ranks() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    """Start the ranks of a run without a launcher, which would end the others by itself; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(arguments: list[str], count: int) -> list[subprocess.Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in range(count):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "MASTER_PORT": str(port)}
+                    | {key: str(value) for key, value in place.items()},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+        return started[-count:]
+
+    yield start
+    for process in started:
+        for number in (signal.SIGKILL, signal.SIGCONT):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+        process.communicate()

@@ -1,0 +1,141 @@
+"""A phase-2 step under the engine on several ranks of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import statistics
+import warnings
+from contextlib import nullcontext
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
+from pspg.engine.data.torch_loader import Batch
+from pspg.engine.device import autocast_dtype
+from pspg.engine.distributed import Engine, barrier, start
+from pspg.engine.errors import UserError
+from pspg.engine.models.clip import build_clip, clip_config
+from pspg.engine.models.pspg import PsPG
+from pspg.engine.tasks import PromptTask
+from pspg.engine.trainer import make_optimizer
+
+from .machine import peak_bytes, timed
+from .traffic import Traffic, group_sizes, step_payload
+
+NARROW: dict[str, Any] = {
+    "embed_dim": 64,
+    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+NARROW_HEAD = ModelConfig(prompt_length=4, hidden_size=32, decoder_heads=2)
+PATIENCE = 600
+"""seconds for the ranks of one measurement"""
+
+
+def measure(count: int, batch: int, *, classes: int, device: str, zero_stage: int, repeat: int) -> dict[str, Any]:
+    """A step of `batch` images on `count` ranks: what the slowest of them took, and what the first sent.
+
+    Raises:
+        UserError: a rank ended before its work was done.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for rank in range(count):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_work, args=(theirs, rank, count, port, batch, classes, device, zero_stage, repeat), daemon=True
+        )
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    try:
+        found = []
+        for pipe in pipes:
+            if not pipe.poll(PATIENCE):
+                raise UserError(f"{count} ranks did not answer within {PATIENCE} s")
+            found.append(pipe.recv())
+    except EOFError:
+        raise UserError(f"one of {count} ranks ended before its work was done") from None
+    finally:
+        for process in processes:
+            process.join(10 if len(found) == count else 0)
+            process.kill()
+    seconds = [max(times) for times in zip(*(part["seconds"] for part in found), strict=True)]
+    return {
+        "seconds": statistics.median(seconds),
+        "repeat": len(seconds),
+        "peak_bytes": max(part["peak_bytes"] for part in found),
+        "payload": found[0]["payload"],
+        "calls": found[0]["calls"],
+        "formula": step_payload(found[0]["groups"], count, zero_stage),
+        "parameters": sum(found[0]["groups"]),
+    }
+
+
+def _work(
+    pipe: Connection,
+    rank: int,
+    count: int,
+    port: int,
+    batch: int,
+    classes: int,
+    device: str,
+    zero_stage: int,
+    repeat: int,
+) -> None:
+    """One rank: steps under the engine, their seconds, and what the ranks sent in one more."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    cuda = device == "cuda"
+    if not cuda:
+        torch.set_num_threads(1)
+    world = start(device, PATIENCE)
+    torch.manual_seed(0)
+    clip = build_clip({**(clip_config("RN50") if cuda else NARROW), "quick_gelu": True})
+    head = ModelConfig() if cuda else NARROW_HEAD
+    autocast = autocast_dtype("auto", world.device)
+    model = PsPG(clip, head, [f"class {number}" for number in range(classes)])
+    model.to(world.device).freeze(autocast)
+    task = PromptTask(model, LossConfig().resolved(), world, None, bank=None, precision="auto")
+    optimizer = make_optimizer(task.module, OptimConfig())
+    groups = group_sizes(optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    engine = Engine(
+        task.module,
+        optimizer,
+        scheduler,
+        world,
+        batch_size=batch,
+        accumulate=1,
+        clip_norm=0.0,
+        zero_stage=zero_stage,
+        autocast=autocast,
+    )
+    share, side = batch // count, 224 if cuda else 64
+    pixels = torch.randint(0, 256, (share, side, side), dtype=torch.uint8)
+    labels = (torch.rand(share, classes) < 0.1).float()
+    images = Batch([str(row) for row in range(share)], torch.arange(share), pixels, labels, None, mean=0.5, std=0.25)
+
+    def step() -> None:
+        loss, _ = task.loss(engine(*task.inputs(images)), images)
+        engine.backward(loss)
+        engine.step()
+
+    seconds = []
+    traffic = Traffic()
+    for number in range(2 + repeat + 1):
+        barrier()
+        with traffic if number == 2 + repeat else nullcontext():
+            seconds.append(timed(step, world.device))
+    answer = {"seconds": seconds[2:-1], "payload": dict(traffic.payload), "calls": dict(traffic.calls)}
+    pipe.send({**answer, "groups": groups, "peak_bytes": peak_bytes(world.device)})
+    barrier()

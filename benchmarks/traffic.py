@@ -1,0 +1,103 @@
+"""What the ranks of a step send: counted, by formula, and what a formula of latency and bandwidth makes of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
+KINDS = {
+    "allreduce_": ALL_REDUCE,
+    "allreduce_coalesced_": ALL_REDUCE,
+    "allgather_": ALL_GATHER,
+    "_allgather_base_": ALL_GATHER,
+    "allgather_into_tensor_coalesced_": ALL_GATHER,
+    "reduce_scatter_": REDUCE_SCATTER,
+    "_reduce_scatter_base_": REDUCE_SCATTER,
+}
+"""c10d operator → kind; others are counted under their own name"""
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the collectives of this rank while it is active: `payload`, bytes of each kind, and `calls`.
+
+    The payload is the whole tensor that a collective reduces, gathers or scatters, whatever a rank sends of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.payload: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "c10d":
+            name = function.overloadpacket.__name__
+            kind = KINDS.get(name, name)
+            self.payload[kind] += max(sum(tensor.nbytes for tensor in _tensors(argument)) for argument in args)
+            self.calls[kind] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)
+
+
+def group_sizes(optimizer: Optimizer) -> list[int]:
+    """Elements of each group."""
+    return [sum(parameter.numel() for parameter in group["params"]) for group in optimizer.param_groups]
+
+
+def step_payload(groups: Sequence[int], ranks: int, zero_stage: int) -> dict[str, int]:
+    """Bytes of payload that a phase-2 step needs, by kind of collective.
+
+    Ranks that look at their own share of a batch exchange gradients alone, in fp32. ZeRO 1 and 2 update a part of the
+    weights each and gather them, padded to a multiple of twice the ranks, and add up the gradient norm of each group.
+
+    Args:
+        groups: elements that train, by group of the optimizer.
+    """
+    gradients = 4 * sum(groups)
+    if zero_stage == 0:
+        return {ALL_REDUCE: gradients}
+    padded = sum(math.ceil(count / (2 * ranks)) * 2 * ranks for count in groups)
+    return {ALL_REDUCE: gradients + 4 * len(groups), ALL_GATHER: 4 * padded}
+
+
+@dataclass(frozen=True)
+class Network:
+    """α–β model of rings: a collective of S bytes on N ranks takes rounds · (α + S / N / β)."""
+
+    latency: float
+    """α, seconds a round"""
+    node_bandwidth: float
+    """β within a node, bytes/s a GPU"""
+    network_bandwidth: float
+    """β between nodes, bytes/s a GPU"""
+    gpus_per_node: int = 8
+
+    def seconds(self, payload: dict[str, int], ranks: int) -> float:
+        """Of the collectives of a step, one after the other, none hidden behind computation."""
+        bandwidth = self.node_bandwidth if ranks <= self.gpus_per_node else self.network_bandwidth
+        rounds = {kind: (ranks - 1) * (2 if kind == ALL_REDUCE else 1) for kind in payload}
+        return math.fsum(rounds[kind] * (self.latency + size / ranks / bandwidth) for kind, size in payload.items())
+
+
+def compute_share(ranks: int, *, fixed: float, batch: float) -> float:
+    """Seconds of computation of a rank, from those of one device with the whole batch.
+
+    Args:
+        fixed: of what looks at all classes and pairs, which every rank repeats.
+        batch: of what grows with the images, which ranks share.
+    """
+    return fixed + batch / ranks
