@@ -7,7 +7,9 @@ import os
 import socket
 import statistics
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +20,7 @@ from pspg.engine.data.torch_loader import Batch
 from pspg.engine.device import autocast_dtype
 from pspg.engine.distributed import Engine, barrier, start
 from pspg.engine.errors import UserError
+from pspg.engine.global_scope import GlobalPromptTask, SharedBatches
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.tasks import PromptTask
@@ -36,7 +39,9 @@ PATIENCE = 600
 """seconds for the ranks of one measurement"""
 
 
-def measure(count: int, batch: int, *, classes: int, device: str, zero_stage: int, repeat: int) -> dict[str, Any]:
+def measure(
+    count: int, batch: int, *, classes: int, device: str, zero_stage: int, scope: str, repeat: int
+) -> dict[str, Any]:
     """A step of `batch` images on `count` ranks: what the slowest of them took, and what the first sent.
 
     Raises:
@@ -50,7 +55,9 @@ def measure(count: int, batch: int, *, classes: int, device: str, zero_stage: in
     for rank in range(count):
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=_work, args=(theirs, rank, count, port, batch, classes, device, zero_stage, repeat), daemon=True
+            target=_work,
+            args=(theirs, rank, count, port, batch, classes, device, zero_stage, scope, repeat),
+            daemon=True,
         )
         process.start()
         theirs.close()
@@ -75,9 +82,29 @@ def measure(count: int, batch: int, *, classes: int, device: str, zero_stage: in
         "peak_bytes": max(part["peak_bytes"] for part in found),
         "payload": found[0]["payload"],
         "calls": found[0]["calls"],
-        "formula": step_payload(found[0]["groups"], count, zero_stage),
+        "formula": step_payload(
+            found[0]["groups"],
+            count,
+            zero_stage,
+            scope=scope,
+            classes=classes,
+            batch=batch,
+            width=found[0]["width"],
+        ),
         "parameters": sum(found[0]["groups"]),
     }
+
+
+@dataclass
+class _One:
+    """A loader of one batch."""
+
+    batch: Batch
+    batches_per_epoch: int = 1
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        yield self.batch
 
 
 def _work(
@@ -89,6 +116,7 @@ def _work(
     classes: int,
     device: str,
     zero_stage: int,
+    scope: str,
     repeat: int,
 ) -> None:
     """One rank: steps under the engine, their seconds, and what the ranks sent in one more."""
@@ -105,7 +133,10 @@ def _work(
     autocast = autocast_dtype("auto", world.device)
     model = PsPG(clip, head, [f"class {number}" for number in range(classes)])
     model.to(world.device).freeze(autocast)
-    task = PromptTask(model, LossConfig().resolved(), world, None, bank=None, precision="auto")
+    shared = scope == "global" and count > 1
+    task = (GlobalPromptTask if shared else PromptTask)(
+        model, LossConfig().resolved(), world, None, bank=None, precision="auto"
+    )
     optimizer = make_optimizer(task.module, OptimConfig())
     groups = group_sizes(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -124,9 +155,11 @@ def _work(
     pixels = torch.randint(0, 256, (share, side, side), dtype=torch.uint8)
     labels = (torch.rand(share, classes) < 0.1).float()
     images = Batch([str(row) for row in range(share)], torch.arange(share), pixels, labels, None, mean=0.5, std=0.25)
+    loader = SharedBatches(_One(images), share) if shared else _One(images)
 
     def step() -> None:
-        loss, _ = task.loss(engine(*task.inputs(images)), images)
+        (batch,) = loader.batches(0)
+        loss, _ = task.loss(engine(*task.inputs(batch)), batch)
         engine.backward(loss)
         engine.step()
 
@@ -137,5 +170,6 @@ def _work(
         with traffic if number == 2 + repeat else nullcontext():
             seconds.append(timed(step, world.device))
     answer = {"seconds": seconds[2:-1], "payload": dict(traffic.payload), "calls": dict(traffic.calls)}
-    pipe.send({**answer, "groups": groups, "peak_bytes": peak_bytes(world.device)})
+    width = model.tower.projection.shape[1]
+    pipe.send({**answer, "groups": groups, "width": width, "peak_bytes": peak_bytes(world.device)})
     barrier()

@@ -29,7 +29,7 @@ from pspg.engine.trainer import make_optimizer
 
 from .machine import commit, describe_machine, versions
 from .ranks import measure
-from .traffic import Network, compute_share, group_sizes, step_payload
+from .traffic import Network, group_sizes, step_payload
 from .training_step import exact_flops, make_setup
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -69,6 +69,12 @@ def _arguments() -> argparse.Namespace:
     add("--batch", type=_positive, default=16, metavar="B", help="images a step, weak scaling: a rank (default 16)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--zero_stage", type=int, choices=(0, 1, 2), default=0)
+    add(
+        "--scope",
+        choices=("global", "local"),
+        default="global",
+        help="whose images a rank's loss sees (default global)",
+    )
     add("--repeat", type=_positive, default=5, help="timed steps after two warm-ups (default 5)")
     add("--step", metavar="FILE", help="JSON of benchmarks.step on one device: adds the model")
     add("--latency_us", type=float, default=10, help="model: α, a round of a collective (default 10 µs, assumed)")
@@ -102,6 +108,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
         "batch": arguments.batch,
         "device": arguments.device,
         "zero_stage": arguments.zero_stage,
+        "scope": arguments.scope,
         "cores": len(os.sched_getaffinity(0)),
         "machine": describe_machine(torch.device(arguments.device)),
         "versions": versions(),
@@ -112,7 +119,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
 def _measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a number of ranks and kind of scaling."""
     rows: list[dict[str, Any]] = []
-    same = {key: vars(arguments)[key] for key in ("classes", "device", "zero_stage", "repeat")}
+    same = {key: vars(arguments)[key] for key in ("classes", "device", "zero_stage", "scope", "repeat")}
     for count in tqdm(arguments.ranks, "ranks", disable=None, leave=False):
         for scaling, batch in (("strong", arguments.batch), ("weak", arguments.batch * count)):
             if scaling == "weak" and count == 1:
@@ -129,27 +136,28 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{arguments.step}: is not the JSON of benchmarks.step for one form")
     # FLOPs grow linearly with the images: what one image costs, and what is there without images.
     one, two = (exact_flops(step["classes"], batch) for batch in (1, 2))
-    fixed_share = (2 * one - two) / ((2 * one - two) + step["batch"] * (two - one))
-    fixed, batch = step["p50"] * fixed_share, step["p50"] * (1 - fixed_share)
+    images, texts = step["batch"] * (two - one), 2 * one - two
+    repeated = texts - (one - exact_flops(step["classes"], 1, "none") if arguments.scope == "global" else 0)
+    share = repeated / (images + texts)
+    repeated_s, shared_s = step["p50"] * share, step["p50"] * (1 - share)
     with torch.device("meta"):
-        head = make_setup(step["classes"], 1, torch.device("meta"), "eager", torch.float32).head
-    groups = group_sizes(make_optimizer(head, OptimConfig()))
+        setup = make_setup(step["classes"], 1, torch.device("meta"), "eager", torch.float32)
+    groups = group_sizes(make_optimizer(setup.head, OptimConfig()))
+    sizes = {"scope": arguments.scope, "classes": step["classes"], "width": setup.tower.projection.shape[1]}
     network = Network(arguments.latency_us * 1e-6, arguments.node_gbs * 1e9, arguments.network_gbs * 1e9)
     rows = []
     for count in COUNTS:
-        sent = network.seconds(step_payload(groups, count, arguments.zero_stage), count)
-        rows.append(
-            {
-                "ranks": count,
-                "communication": sent,
-                "strong": compute_share(count, fixed=fixed, batch=batch) + sent,
-                "weak": step["p50"] + sent,
-            }
-        )
+        row: dict[str, Any] = {"ranks": count}
+        for scaling, batch in (("strong", step["batch"]), ("weak", step["batch"] * count)):
+            payload = step_payload(groups, count, arguments.zero_stage, batch=batch, **sizes)
+            sent = row[f"{scaling}_communication"] = network.seconds(payload, count)
+            images_s = 0 if scaling == "strong" else step["p50"] * images / (images + texts) * (1 - 1 / count)
+            row[scaling] = repeated_s + shared_s / count + images_s + sent
+        rows.append(row)
     return {
         "note": "a model, not measured: computation by FLOPs from the step of one device, collectives by α and β",
         "step": {key: step[key] for key in ("p50", "classes", "batch", "device", "impl")},
-        "fixed_share": fixed_share,
+        "repeated_share": share,
         "parameters": sum(groups),
         "network": vars(network),
         "rows": rows,
@@ -174,11 +182,11 @@ def _print(found: dict[str, Any]) -> None:
         return
     step, rows = found["model"]["step"], found["model"]["rows"]
     print(f"\nMODEL, not measured: {step['p50']:.3f} s on one {step['device']}, C={step['classes']}, B={step['batch']}")
-    print(f"{'ranks':>6}{'strong s':>10}{'speed-up':>10}{'weak s':>10}{'of it communication':>21}")
+    print(f"{'ranks':>6}{'strong s':>10}{'speed-up':>10}{'weak s':>10}{'strong: communication':>23}")
     for row in rows:
         speedup = rows[0]["strong"] / row["strong"]
         print(
-            f"{row['ranks']:>6}{row['strong']:>10.4f}{speedup:>9.1f}×{row['weak']:>10.4f}{row['communication']:>21.5f}"
+            f"{row['ranks']:>6}{row['strong']:>10.4f}{speedup:>9.1f}×{row['weak']:>10.4f}{row['strong_communication']:>23.5f}"
         )
 
 

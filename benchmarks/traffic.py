@@ -58,20 +58,34 @@ def group_sizes(optimizer: Optimizer) -> list[int]:
     return [sum(parameter.numel() for parameter in group["params"]) for group in optimizer.param_groups]
 
 
-def step_payload(groups: Sequence[int], ranks: int, zero_stage: int) -> dict[str, int]:
+def step_payload(
+    groups: Sequence[int], ranks: int, zero_stage: int, *, scope: str, classes: int, batch: int, width: int
+) -> dict[str, int]:
     """Bytes of payload that a phase-2 step needs, by kind of collective.
 
-    Ranks that look at their own share of a batch exchange gradients alone, in fp32. ZeRO 1 and 2 update a part of the
-    weights each and gather them, padded to a multiple of twice the ranks, and add up the gradient norm of each group.
+    Gradients are reduced in fp32. ZeRO 1 and 2 update a part of the weights each and gather them, padded to a multiple
+    of twice the ranks, and add up the gradient norm of each group. Under scope global ranks gather the labels and
+    numbers of their images, the context, the text features and the image vectors, and scatter the gradients of the last
+    two.
 
     Args:
         groups: elements that train, by group of the optimizer.
+        batch: images over all ranks.
+        width: D, of features.
     """
-    gradients = 4 * sum(groups)
-    if zero_stage == 0:
-        return {ALL_REDUCE: gradients}
-    padded = sum(math.ceil(count / (2 * ranks)) * 2 * ranks for count in groups)
-    return {ALL_REDUCE: gradients + 4 * len(groups), ALL_GATHER: 4 * padded}
+    found = {ALL_REDUCE: 4 * sum(groups)}
+    if zero_stage:
+        found[ALL_REDUCE] += 4 * len(groups)
+        found[ALL_GATHER] = 4 * sum(math.ceil(count / (2 * ranks)) * 2 * ranks for count in groups)
+    if scope == "local" or ranks == 1:
+        return found
+    images = 4 * batch * width
+    # Pieces of unequal length are padded; where there are fewer classes than ranks, each encodes them all.
+    texts = 4 * 2 * width * ranks * math.ceil(classes / ranks) if ranks <= classes else 0
+    labels = 4 * (ranks + batch * classes)
+    found[ALL_GATHER] = found.get(ALL_GATHER, 0) + labels + 2 * images + texts
+    found[REDUCE_SCATTER] = images + texts
+    return found
 
 
 @dataclass(frozen=True)
@@ -91,13 +105,3 @@ class Network:
         bandwidth = self.node_bandwidth if ranks <= self.gpus_per_node else self.network_bandwidth
         rounds = {kind: (ranks - 1) * (2 if kind == ALL_REDUCE else 1) for kind in payload}
         return math.fsum(rounds[kind] * (self.latency + size / ranks / bandwidth) for kind, size in payload.items())
-
-
-def compute_share(ranks: int, *, fixed: float, batch: float) -> float:
-    """Seconds of computation of a rank, from those of one device with the whole batch.
-
-    Args:
-        fixed: of what looks at all classes and pairs, which every rank repeats.
-        batch: of what grows with the images, which ranks share.
-    """
-    return fixed + batch / ranks

@@ -12,7 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+<<<<<<< ours
 from typing import Any
+=======
+from typing import Literal
+>>>>>>> theirs
 
 import torch
 from torch import Tensor
@@ -48,6 +52,7 @@ class Setup:
     labels: Tensor
     """(B,C)"""
 
+<<<<<<< ours
     def loss(self, sample: PairSample | None = None) -> Tensor:
         """ASL + SPCL (preset `paper`) of the batch, in the form that the head is set to.
 
@@ -64,6 +69,14 @@ class Setup:
             sample=sample,
             memory=self.head.text_memory,
             impl=self.head.impl,
+=======
+    def loss(self, pair: Literal["spcl", "none"] = "spcl") -> Tensor:
+        """ASL + SPCL (preset `paper`) of the batch, in the form that the head is set to."""
+        output = self.head(self.features(), self.vocabulary, self.tower)
+        memory, impl = self.head.text_memory, self.head.impl
+        return prompt_loss(
+            output, self.labels, self.tower, self.vocabulary, LossConfig(pair=pair), memory=memory, impl=impl
+>>>>>>> theirs
         )[0]
 
     def features(self) -> ImageFeatures:
@@ -148,11 +161,11 @@ def repaired_loss(setup: Setup) -> Tensor:
     )
 
 
-def exact_flops(classes: int, batch: int) -> int:
+def exact_flops(classes: int, batch: int, pair: Literal["spcl", "none"] = "spcl") -> int:
     """FLOPs of a step in the exact algebra with nothing computed twice, counted by torch on tensors without storage."""
     with torch.device("meta"):
         setup = make_setup(classes, batch, torch.device("meta"), "eager", torch.float32)
     setup.head.text_memory = 2**62
     with flop_counter() as counter:
-        setup.loss().backward()
+        setup.loss(pair).backward()
     return counter.get_total_flops()
