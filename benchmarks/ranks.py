@@ -155,7 +155,7 @@ def _work(
     pixels = torch.randint(0, 256, (share, side, side), dtype=torch.uint8)
     labels = (torch.rand(share, classes) < 0.1).float()
     images = Batch([str(row) for row in range(share)], torch.arange(share), pixels, labels, None, mean=0.5, std=0.25)
-    loader = SharedBatches(_One(images), share) if shared else _One(images)
+    loader = SharedBatches(_One(images), share, world.rank) if shared else _One(images)
 
     def step() -> None:
         (batch,) = loader.batches(0)

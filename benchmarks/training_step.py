@@ -12,11 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-<<<<<<< ours
-from typing import Any
-=======
-from typing import Literal
->>>>>>> theirs
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,12 +48,12 @@ class Setup:
     labels: Tensor
     """(B,C)"""
 
-<<<<<<< ours
-    def loss(self, sample: PairSample | None = None) -> Tensor:
+    def loss(self, sample: PairSample | None = None, pair: Literal["spcl", "none"] = "spcl") -> Tensor:
         """ASL + SPCL (preset `paper`) of the batch, in the form that the head is set to.
 
         Args:
             sample: pairs that SPCL is estimated from; None: all.
+            pair: none leaves SPCL out.
         """
         output = self.head(self.features(), self.vocabulary, self.tower)
         return prompt_loss(
@@ -65,18 +61,10 @@ class Setup:
             self.labels,
             self.tower,
             self.vocabulary,
-            LossConfig(),
+            LossConfig(pair=pair),
             sample=sample,
             memory=self.head.text_memory,
             impl=self.head.impl,
-=======
-    def loss(self, pair: Literal["spcl", "none"] = "spcl") -> Tensor:
-        """ASL + SPCL (preset `paper`) of the batch, in the form that the head is set to."""
-        output = self.head(self.features(), self.vocabulary, self.tower)
-        memory, impl = self.head.text_memory, self.head.impl
-        return prompt_loss(
-            output, self.labels, self.tower, self.vocabulary, LossConfig(pair=pair), memory=memory, impl=impl
->>>>>>> theirs
         )[0]
 
     def features(self) -> ImageFeatures:
@@ -167,5 +155,5 @@ def exact_flops(classes: int, batch: int, pair: Literal["spcl", "none"] = "spcl"
         setup = make_setup(classes, batch, torch.device("meta"), "eager", torch.float32)
     setup.head.text_memory = 2**62
     with flop_counter() as counter:
-        setup.loss(pair).backward()
+        setup.loss(pair=pair).backward()
     return counter.get_total_flops()
