@@ -80,7 +80,8 @@ class GlobalContrastiveTask(ContrastiveTask):
         super().__init__(synchronise(clip, world.device), world, *arguments)
 
     def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
-        return super().inputs(batch.own)
+        # Batches of validation are whole, each on one rank.
+        return super().inputs(batch.own if isinstance(batch, SharedBatch) else batch)
 
     def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, texts, scale = output

@@ -111,7 +111,8 @@ def trained(
         if values.get("data.cache_features"):
             values.update({"data.augment": False, "data.flip": 0})
         words = settings(task)
-        words[words.index("--data.val") : words.index("--data.val") + 2] = []
+        if task == "prompt":
+            words[words.index("--data.val") : words.index("--data.val") + 2] = []
         return [*words, *(word for key, value in values.items() for word in (f"--{key}", str(value).lower()))]
 
     def train(processes: int) -> Path:
@@ -143,8 +144,8 @@ def apart(one: Path, other: Path) -> float:
     )
 
 
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+def losses(run: Path, key: str = "loss") -> list[float]:
+    return [row[key] for row in read_metrics(run / "metrics.jsonl") if key in row]
 
 
 @pytest.mark.slow
@@ -156,6 +157,9 @@ def test_any_number_of_processes_computes_the_step_of_one(
     assert len(losses(one)) >= 20
     assert losses(several) == pytest.approx(losses(one), rel=5e-6)
     assert apart(one, several) < 2e-6
+    if name == "contrastive":
+        assert losses(several, "val_loss") == pytest.approx(losses(one, "val_loss"), rel=5e-6)
+        assert losses(one, "val_loss")
     peaks = [row["peak_bytes"] for row in read_metrics(several / "metrics.jsonl") if "peak_bytes" in row]
     assert peaks
     assert all(len(of_ranks) == processes and min(of_ranks) > 2**20 for of_ranks in peaks)
