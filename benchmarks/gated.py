@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .harness import SECONDS, Call, seconds_of, take_turns
+from .harness import Call, seconds_of, take_turns
 from .rows import FAILED, TOO_LARGE, Row, without_numbers
 
 PART = 4.0
@@ -128,7 +128,7 @@ def measure(
     started: Callable[[str], None],
     *,
     dtype: torch.dtype,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> list[Row]:
     """A row for every provider, in the order of `prepare`.
 

@@ -62,7 +62,7 @@ def take_turns(
     device: torch.device,
     started: Callable[[str], None] = lambda name: None,
     *,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> dict[str, Measured]:
     """Measure providers in turns: a repetition of each, then the next of each.
 
@@ -70,7 +70,7 @@ def take_turns(
         make: provider → function that prepares it. May raise `Unavailable`.
         device: where they run.
         started: told which provider runs, before it does.
-        seconds: of repetitions that a fast provider is given.
+        seconds: of repetitions that a fast provider is given; None: `SECONDS`.
     """
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
@@ -98,7 +98,10 @@ def take_turns(
                 continue
             _keep(found[name], times)
             if turn == 1 and not left[name]:  # what the first took says too much: it warmed up
-                left[name] = min(max(int(seconds / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
+                left[name] = (
+                    min(max(int((SECONDS if seconds is None else seconds) / max(*times.values(), 1e-6)), FEWEST), MOST)
+                    - 1
+                )
         turn += 1
     return found
 
