@@ -72,6 +72,7 @@ def take_turns(
         started: told which provider runs, before it does.
         seconds: of repetitions that a fast provider is given; None: `SECONDS`.
     """
+    given = SECONDS if seconds is None else seconds
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
     left: dict[str, int] = {}
