@@ -99,10 +99,7 @@ def take_turns(
                 continue
             _keep(found[name], times)
             if turn == 1 and not left[name]:  # what the first took says too much: it warmed up
-                left[name] = (
-                    min(max(int((SECONDS if seconds is None else seconds) / max(*times.values(), 1e-6)), FEWEST), MOST)
-                    - 1
-                )
+                left[name] = min(max(int(given / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
         turn += 1
     return found
 
