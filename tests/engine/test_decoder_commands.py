@@ -72,7 +72,10 @@ def test_a_run_from_training_to_scores(
     bank = scores(whole, phantoms, tmp_path / "bank.csv")
     np.testing.assert_allclose(scores(whole, phantoms, tmp_path / "x.csv", "--batch_size", "7"), bank, atol=1e-6)
     batch = scores(whole, phantoms, tmp_path / "x.csv", "--batch_size", "7", "--context", "batch")
-    assert (np.abs(batch - bank).max() > 1e-7) == (decoder != "mlp")
+    if decoder == "mlp":  # the one that does not attend to images; what is left is rounding
+        np.testing.assert_allclose(batch, bank, atol=1e-6)
+    else:
+        assert np.abs(batch - bank).max() > 1e-7
 
     report = ["evaluate", "--checkpoint", str(whole), "--manifest", str(phantoms / "test.jsonl"), "--workers", "0"]
     unseen = ["--class_lists", json.dumps({"unseen": str(phantoms / "unseen.txt")}), "--baselines", "false"]
