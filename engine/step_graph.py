@@ -79,7 +79,8 @@ class StepGraph:
 
     def _try(self, batch: Any, tensors: dict[str, Tensor]) -> bool:
         """Record the step; where that fails, say so once and never try again."""
-        self._inputs = {name: tensor.to(self._device, copy=True) for name, tensor in tensors.items()}
+        # Recorded on mirrored pixels and labels, checked on the true ones: what it kept of its own inputs shows.
+        self._inputs = {name: tensor.flip(-1).to(self._device, copy=True) for name, tensor in tensors.items()}
 
         def run() -> Outcome:
             loss, parts = self._task.step(batch, self._inputs)
@@ -91,6 +92,8 @@ class StepGraph:
         with torch.random.fork_rng(devices):
             try:
                 replay, outcome = self._record(run)
+                for name, tensor in tensors.items():
+                    self._inputs[name].copy_(tensor)
                 torch.manual_seed(0)
                 replay()
                 torch.manual_seed(0)
@@ -106,13 +109,13 @@ class StepGraph:
 
 
 def _agree(one: Outcome, other: Outcome) -> bool:
-    """Whether two outcomes are equal to 2 % of the loss and of the norm of all gradients together."""
+    """Whether outcomes are equal to a rounding of bfloat16, 0.5 % of the loss and of the norm of all gradients."""
     if [part is None for part in one[2]] != [part is None for part in other[2]]:
         return False
     pairs = [(a.double(), b.double()) for a, b in zip(one[2], other[2], strict=True) if a is not None and b is not None]
     apart = sum((a - b).square().sum() for a, b in pairs)
     size = sum(b.square().sum() for _, b in pairs)
-    close = (one[0] - other[0]).abs() <= 0.02 * other[0].abs() and apart <= 0.02**2 * size
+    close = (one[0] - other[0]).abs() <= 0.005 * other[0].abs() and apart <= 0.005**2 * size
     return bool(close)
 
 

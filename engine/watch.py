@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -122,13 +123,11 @@ class Watch:
             signal.set_wakeup_fd(self._old_descriptor)
             signal.signal(signal.SIGTERM, self._old_handler)
         spoken = error is not None and (not isinstance(error, UserError) or error.local or self._rank == 0)
-        try:
+        with suppress(RuntimeError):  # the store may have gone with another rank, and then nobody is left to read this
             if spoken:
                 self._store.compare_set("verdict", "", f"rank {self._rank} has told its own error")
                 time.sleep(LINGER)
             self._store.set(f"beat/{self._rank}", f"left {error or ''}")
-        except RuntimeError:
-            pass  # the store went with another rank
 
     def _beat(self) -> None:
         keys = [f"beat/{other}" for other in self._others]
