@@ -19,7 +19,7 @@ from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.step_graph import WARM_UP, Recorder, StepGraph
 from pspg.engine.tasks import ContrastiveModel
 from pspg.engine.trainer import make_optimizer
-from pspg.kernels.prompt_decoder.op import _MOST_IMAGES
+from pspg.kernels.prompt_decoder.op import MOST_IMAGES
 
 from .counting import flop_counter
 from .gated import GradientStep, Oracle, Outcome, Provider, measure, outcome_of
@@ -141,7 +141,7 @@ def low_precision(device: torch.device) -> torch.dtype:
 
 def form_of(impl: str, images: int) -> str:
     """What the head is told: with more images than the decoder's kernels take, auto keeps all other kernels."""
-    return "auto" if impl == "triton" and images > _MOST_IMAGES else impl
+    return "auto" if impl == "triton" and images > MOST_IMAGES else impl
 
 
 def loss_of(

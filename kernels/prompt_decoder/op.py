@@ -20,7 +20,7 @@ _FORMS: dict[Kind, dict[str, Callable[..., Tensor]]] = {
     "transformer": {"eager": transformer.eager, "reference": transformer.reference},
     "mlp": {"eager": mlp.decode, "reference": mlp.decode},
 }
-_MOST_IMAGES, _MOST_HIDDEN, _MOST_HEAD_WIDTH = 128, 1024, 128  # of the kernels
+MOST_IMAGES, _MOST_HIDDEN, _MOST_HEAD_WIDTH = 128, 1024, 128  # of the kernels
 
 
 def decode(
@@ -76,7 +76,7 @@ def decode(
 
 def _kernels_take(decoders: Sequence[Decoder], context: Tensor, heads: int) -> bool:
     most = min(_MOST_HIDDEN, _MOST_HEAD_WIDTH * heads)
-    return len(context) <= _MOST_IMAGES and all(p["gru.weight_hh"].shape[-1] <= most for p in decoders)
+    return len(context) <= MOST_IMAGES and all(p["gru.weight_hh"].shape[-1] <= most for p in decoders)
 
 
 def _fused(*arguments: Any, **options: Any) -> Tensor:
