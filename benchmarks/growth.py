@@ -95,7 +95,7 @@ class Growth:
     base: Case
     providers: tuple[str, ...]
     """eager, triton, sampled: eager on a sample of the pairs"""
-    seconds: float = 0.3
+    seconds: float = 0.1
     """of repetitions for each provider at each point"""
 
     @property
@@ -142,7 +142,7 @@ class Growth:
         """Loss and gradients of one form at one point."""
         setup = self.setup(case, "triton" if name == "triton" else "eager", device, dtype)
         loss = partial(_loss, setup, name, dtype)
-        return GradientStep(loss, setup.head, device, warm_up=1, detail=self.architecture)
+        return GradientStep(loss, setup.head, device, warm_up=int(device.type == "cuda"), detail=self.architecture)
 
     def oracles(self, case: Case, device: torch.device, outcomes: Mapping[str, Outcome]) -> dict[str, Oracle]:
         """The literal equations where they are affordable, in float32, of all pairs or of the same sample."""

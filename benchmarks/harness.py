@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 SLOW = 10.0
 """seconds above which a call is repeated three times and needs no warm-up"""
+VERY_SLOW = 30.0
+"""seconds above which it is repeated twice"""
 SECONDS = 3.0
 """of repetitions that a faster one is given"""
 FEWEST, MOST = 5, 50
@@ -76,6 +78,7 @@ def take_turns(
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
     left: dict[str, int] = {}
+    warmed_up: set[str] = set()
     for name, prepare in make.items():
         started(name)
         call = _guard(found[name], prepare)
@@ -83,9 +86,11 @@ def take_turns(
         if call is None or first is None:
             continue
         calls[name], left[name] = call, 1
-        if max(first.values()) > SLOW:
-            _keep(found[name], first)
-            left[name] = 2
+        if max(first.values()) <= SLOW:
+            warmed_up.add(name)
+            continue
+        _keep(found[name], first)
+        left[name] = 2 if max(first.values()) <= VERY_SLOW else 1
     turn = 1
     while any(left.values()):
         for name, call in calls.items():
@@ -98,7 +103,7 @@ def take_turns(
                 left[name] = 0
                 continue
             _keep(found[name], times)
-            if turn == 1 and not left[name]:  # what the first took says too much: it warmed up
+            if turn == 1 and name in warmed_up:  # the first, dropped, took too long to tell
                 left[name] = min(max(int(given / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
         turn += 1
     return found

@@ -131,6 +131,7 @@ def test_turns_are_taken_and_slow_calls_repeated_three_times(monkeypatch: pytest
     found = take_turns(
         {
             "slow": provider("slow", 11.0),
+            "slower": provider("slower", 31.0),
             "fast": provider("fast", 0.1),
             "large": provider("large", 0.1, RuntimeError("[enforce fail] not enough memory: you tried to allocate")),
             "missing": missing,
@@ -138,8 +139,9 @@ def test_turns_are_taken_and_slow_calls_repeated_three_times(monkeypatch: pytest
         CPU,
     )
     assert found["slow"].times == {"both": [11.0] * 3}
+    assert found["slower"].times == {"both": [31.0] * 2}
     assert found["fast"].times == {"both": [0.1] * 10}
-    assert order[:7] == ["slow", "fast", "large", "slow", "fast", "slow", "fast"]
+    assert order[:9] == ["slow", "slower", "fast", "large", "slow", "slower", "fast", "slow", "fast"]
     assert (found["large"].status, found["missing"].status) == (TOO_LARGE, UNAVAILABLE)
     row = Row(job="a/b", suite="a", operator="b", provider="slow")
     assert [r.p50 for r in found["slow"].rows(row, ("both",))] == [11.0]
