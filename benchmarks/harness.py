@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -91,6 +92,8 @@ def take_turns(
             continue
         _keep(found[name], first)
         left[name] = 2 if max(first.values()) <= VERY_SLOW else 1
+    gc.collect()
+    gc.freeze()  # what compilers have imported stays: looking through it costs 0.2 s before every repetition
     turn = 1
     while any(left.values()):
         for name, call in calls.items():

@@ -28,6 +28,8 @@ class Command:
     settings: str
     function: str
     help: str
+    takes_file: bool = False
+    """whether its YAML file may be given without --config"""
 
     def load(self, what: str) -> Any:
         module, _, name = what.partition(":")
@@ -47,6 +49,7 @@ COMMANDS = {
     "phantom": Command("draw:DrawConfig", "draw:draw", "draw a phantom data set"),
     "import-checkpoint": Command("config:ImportConfig", "transfer:import_checkpoint", "read the authors' weights"),
     "export-checkpoint": Command("config:ExportConfig", "transfer:export_checkpoint", "write a model folder"),
+    "study": Command("study.config:StudyConfig", "study.run:study", "run and write a paper's table", takes_file=True),
     "prepare chexpert": prepare("chexpert:CheXpertConfig", "manifests from CheXpert"),
     "prepare mimic-cxr": prepare("mimic_cxr:MimicConfig", "manifests from MIMIC-CXR-JPG and its reports"),
     "prepare padchest": prepare("padchest:PadChestConfig", "manifests from PadChest"),
@@ -90,7 +93,8 @@ def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         parser.add_class_arguments(settings)
         branches[group].add_subcommand(word, parser, help=command.help)
         parser.prog = f"pspg-engine {name}"
-        parser.usage = "%(prog)s [--config FILE] [--key VALUE ...]"
+        file = "FILE" if command.takes_file else "[--config FILE]"
+        parser.usage = f"%(prog)s {file} [--key VALUE ...]"
     return root, parsers
 
 
@@ -111,7 +115,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """
     root, parsers = make_parser()
     try:
-        values = root.parse_args(list(arguments))
+        values = root.parse_args(_with_config(list(arguments)))
         name = values.command
         values = values[name]
         if name in GROUPS:
@@ -128,6 +132,15 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         raise UserError(one_line(error)) from None
     except UnicodeDecodeError:
         raise UserError("config: is not a UTF-8 text file") from None
+
+
+def _with_config(arguments: list[str]) -> list[str]:
+    """--config before a command's bare file."""
+    if len(arguments) > 1 and not arguments[1].startswith("-"):
+        command = COMMANDS.get(arguments[0])
+        if command is not None and command.takes_file:
+            return [arguments[0], "--config", *arguments[1:]]
+    return arguments
 
 
 def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:

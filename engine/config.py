@@ -16,6 +16,9 @@ class ModelConfig:
     """open_clip model name, or the path of a JSON file in open_clip's model-config format"""
     pretrained: str | None = None
     """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; null: random weights"""
+    pretrained_head: str | None = None
+    """phase 2: folder of a phase-2 run or an exported model whose trained prompt head to start from, whatever classes
+    it was trained on (the paper's cross-dataset training); null: a fresh one"""
     quick_gelu: bool = True
     """QuickGELU activations, as OpenAI's weights need; false: what the open_clip configuration says"""
     decoder: Literal["gru", "lstm", "transformer", "mlp"] = "gru"

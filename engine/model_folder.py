@@ -163,8 +163,7 @@ def load_model(folder: str | Path) -> LoadedModel:
     other = folder / "class_text.safetensors"
     encoder = class_encoder(load_tensors(other), torch.float32, clip) if other.is_file() else None
     model = PsPG(clip, ModelConfig(**description["head"]), names, class_encoder=encoder)
-    weights = weights_of(folder)
-    load_strictly(model.head, load_tensors(weights), weights)
+    weights = load_head(model, folder)
     bank = folder / "bank.safetensors"
     return LoadedModel(
         model=model.eval(),
@@ -175,6 +174,19 @@ def load_model(folder: str | Path) -> LoadedModel:
         weights=weights,
         training=description.get("training"),
     )
+
+
+def load_head(model: PsPG, folder: Path) -> Path:
+    """Load the trained prompt head of a folder into a model, and return its file.
+
+    Raises:
+        UserError: missing, damaged or mismatching files, or a folder of phase 1.
+    """
+    if read_description(folder)["kind"] != "pspg":
+        raise UserError(f"{folder}: holds a CLIP of phase 1, which has no prompt head")
+    weights = weights_of(folder)
+    load_strictly(model.head, load_tensors(weights), weights)
+    return weights
 
 
 def load_bank(file: Path, model: PsPG) -> Tensor:

@@ -30,7 +30,7 @@ from .errors import UserError
 from .files import check_output, write_text
 from .global_scope import GlobalContrastiveTask, GlobalPromptTask, SharedBatches
 from .inference import CachedBatches, cache_features
-from .model_folder import Pixels, describe, load_bank, load_clip_folder, write_model
+from .model_folder import Pixels, describe, load_bank, load_clip_folder, load_head, write_model
 from .models.clip import load_clip, tokenize
 from .models.pspg import PsPG
 from .tasks import ContrastiveTask, PromptTask
@@ -57,6 +57,7 @@ FREE = {
     "data.label_names",
     "data.class_names",
     "model.pretrained",
+    "model.pretrained_head",
     "evaluation.bootstrap",
     "evaluation.threshold",
 }
@@ -164,6 +165,8 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
         _report_classes(names, labels)
     clip, pixels = _backbone(config, manifest)
     model = PsPG(clip, config.model, names)
+    if config.model.pretrained_head and last_checkpoint(run) is None:
+        load_head(model, Path(config.model.pretrained_head))
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
     training = f"{len(manifest.samples)} images labelled with {len(names)} classes ({data.train})"
     description = describe("pspg", clip, pixels, head=config.model, class_names=names, training=training)

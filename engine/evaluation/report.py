@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import write_text
+from ..templates import html_templates, markdown_templates, number
 from . import plots
 from .bootstrap import Interval, Intervals
 from .metrics import ClassMetrics, Metrics, check_scores
 
+HERE = Path(__file__).parent
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what a spreadsheet takes for a formula
 SUMMARY = {
     "macro_auc": "Macro AUC",
@@ -143,8 +142,8 @@ def write_report(
         },
     }
     results = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    card = _environment(_markdown).get_template("model_card.md.j2").render(content)
-    page = _environment(None).get_template("report.html.j2").render(content)
+    card = markdown_templates(HERE).get_template("model_card.md.j2").render(content)
+    page = html_templates(HERE).get_template("report.html.j2").render(content)
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "metrics.json", results)
@@ -212,7 +211,7 @@ def _summary(
             spreads = {key: _pair(getattr(spread, key, None)) for key in SUMMARY}
             rows.append({"method": name, "values": values, "intervals": spreads})
     for key in SUMMARY:
-        shown = [_text(row["values"][key]) for row in rows]
+        shown = [number(row["values"][key]) for row in rows]
         best = max((text for text in shown if text != "–"), default=None, key=float)
         for row, text in zip(rows, shown, strict=True):
             row.setdefault("best", {})[key] = len(rows) > 1 and text == best
@@ -282,28 +281,3 @@ def _data_uri(picture: Path | bytes) -> str:
         if content.startswith(magic):
             return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
     raise UserError(f"{name}: neither PNG nor JPEG; convert it")
-
-
-def _text(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _environment(finalize: Any) -> Environment:
-    """Templates in which every value is escaped: as HTML, or by `finalize`."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=finalize is None,
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["number"] = _text
-    return environment
-
-
-def _markdown(value: object) -> str:
-    """A value as one line of Markdown text: neither markup, HTML nor the end of a table cell."""
-    line = html.escape(" ".join(str(value).split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", line)

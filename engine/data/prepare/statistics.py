@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +18,15 @@ VALUES = {"1": 1, "0": 0, "-1": -1, "null": NULL}
 
 
 def count(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """Rows, patients (None: not known), texts and how often each class is 1, 0, -1 and null; in all and by split."""
+    """Rows, their digest, patients (None: not known), texts, and how often each class is 1, 0, -1 and null.
+
+    In all and by split.
+    """
     groups = {"all": list(rows)} | {split: [row for row in rows if row.split == split] for split in SPLITS}
     return {
         name: {
             "rows": len(group),
+            "digest": digest(group),
             "patients": len({row.patient for row in group} - {None}) or None,
             "texts": sum(row.text is not None for row in group),
             "classes": _levels(group, classes),
@@ -28,6 +34,12 @@ def count(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
         for name, group in groups.items()
         if group
     }
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """Of ids and labels, whatever the order of the rows: who has the same has the same split."""
+    lines = sorted(json.dumps([row.id, row.labels]) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def cooccurrence(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -60,10 +72,11 @@ def without_positives(counts: dict[str, Any]) -> dict[str, list[str]]:
 def readable(counts: dict[str, Any]) -> str:
     """Two tables: splits, and classes with their positives in each split."""
     splits = [name for name in counts if name != "all"]
-    sizes = [["split", "rows", "patients", "with text"]]
+    sizes = [["split", "rows", "patients", "with text", "digest"]]
     for name in [*splits, "all"]:
         numbers = [counts[name][key] for key in ("rows", "patients", "texts")]
-        sizes.append([name, *("unknown" if number is None else f"{number:,}" for number in numbers)])
+        cells = ["unknown" if number is None else f"{number:,}" for number in numbers]
+        sizes.append([name, *cells, counts[name]["digest"]])
     classes = [["class", *VALUES, *(f"1 in {split}" for split in splits)]]
     for name, levels in counts["all"]["classes"].items():
         by_split = [counts[split]["classes"][name]["1"] for split in splits]

@@ -1,0 +1,1 @@
+"""Tables of a paper as configurations: their runs, their evaluations, the tables themselves."""

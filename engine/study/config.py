@@ -1,0 +1,100 @@
+"""Settings of `pspg-engine study`: what a table is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Metric = Literal["macro_auc", "micro_auc", "map_ap", "map_trapezoid", "macro_f1", "macro_mcc"]
+SOURCES = ("run", "checkpoint", "clip", "predictions", "adapter")
+"""keys of a row, one of which says where its scores come from"""
+Column = Literal["parameters", "memory", "step_time"]
+
+
+@dataclass(kw_only=True)
+class RunSpec:
+    """A training run: a configuration of `pspg-engine train` and what is changed in it."""
+
+    config: str | None = None
+    """YAML file; null: the defaults"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """dotted key of `train` → value; ${data:NAME} and ${run:NAME} stand for folders of phantoms and of other runs"""
+    seeded: bool = True
+    """trained once for each of the study's seeds; false: once, with its own seed"""
+
+
+@dataclass(kw_only=True)
+class DataSet:
+    """A labelled split that every row is evaluated on."""
+
+    manifest: str
+    """JSONL; ${data:NAME} stands for a folder of phantoms"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """keys of `evaluate` for this data set, such as label_names, class_lists, image_root"""
+    group: str | None = None
+    """class list whose metrics are shown; null: all classes"""
+
+
+@dataclass(kw_only=True)
+class RowSpec:
+    """A row of the table: one method. Exactly one of run, checkpoint, clip, predictions, adapter; or none, where there
+    are quoted numbers only."""
+
+    name: str
+    section: str = ""
+    """heading that the row stands under"""
+    run: str | None = None
+    """name of a run: phase 2's prompts, or phase 1's CLIP with the paper's templates"""
+    checkpoint: str | None = None
+    """a model folder that exists already"""
+    clip: str | None = None
+    """any CLIP with the paper's templates: open_clip name or JSON file; its weights go into `evaluation`"""
+    predictions: dict[str, str] | None = None
+    """data set → CSV of probabilities made elsewhere"""
+    adapter: str | None = None
+    """Python file that scores images with a foreign model"""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """dotted key of `evaluate` → value, for this row"""
+    method: str | None = None
+    """which method of the evaluation is shown, such as a baseline's name or the probe's; null: the row's own"""
+    home: list[str] = field(default_factory=list)
+    """data sets of the domain that it was trained on last, marked with *"""
+    quoted: dict[str, list[float]] = field(default_factory=dict)
+    """data set → a paper's numbers in percent, in the order of `metrics`; shown beside, marked as quoted"""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to run."""
+        return any(getattr(self, source) is not None for source in SOURCES)
+
+
+@dataclass(kw_only=True)
+class StudyConfig:
+    """Run what a table compares and write the table: CSV, Markdown, HTML. Run again, it does what is missing."""
+
+    title: str = ""
+    """heading of the table"""
+    output: str = ""
+    """folder of the table"""
+    work: str = "runs/studies"
+    """folder of data, runs and evaluations; studies share it, so that equal runs are trained once"""
+    notes: list[str] = field(default_factory=list)
+    """sentences under the heading, such as that phantoms are no clinical data"""
+    phantoms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """name → settings of `phantom`: data to draw first"""
+    runs: dict[str, RunSpec] = field(default_factory=dict)
+    data_sets: dict[str, DataSet] = field(default_factory=dict)
+    rows: list[RowSpec] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=lambda: ["macro_auc", "micro_auc", "map_ap"])
+    columns: list[Column] = field(default_factory=lambda: ["parameters", "memory", "step_time"])
+    """what is shown of the training: trainable parameters, peak memory, seconds a step"""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """dotted key of `evaluate` → value, for every row"""
+    intervals: bool = False
+    """show intervals in Markdown and HTML, too (the CSV always has them): bootstrap with one seed, else of the seeds"""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """of the runs; with several, cells are means over them with the 95 % interval of the mean"""
+    processes: int = 1
+    """of each training run and evaluation, by torchrun on this machine: the number of its GPUs"""
+    quoted: bool = True
+    """show the quoted numbers"""
