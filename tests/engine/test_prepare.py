@@ -21,6 +21,7 @@ from pspg.engine.data.phantom_drawing import draw_film
 from pspg.engine.data.prepare import chestxray14, chexpert, padchest, vindr_cxr
 from pspg.engine.data.prepare.rows import Journal
 from pspg.engine.data.prepare.splits import split_by_hash
+from pspg.engine.data.prepare.statistics import digest
 
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 NIH = "Data_Entry_2017_v2020.csv"
@@ -91,6 +92,7 @@ def test_real_padchest(real: Path) -> None:
     classes, rows = padchest.read(padchest.PadChestConfig(source=str(real / "padchest")), journal)
     assert (len(rows), len(classes)) == (26_432, 108)
     assert {"normal", "exclude", "unchanged", "suboptimal study"} <= set(classes)
+    assert digest(rows) == "238e710370da55c2"  # quoted beside the studies
     positives = np.array([row.labels for row in rows]).sum(0)
     assert (positives.min(), positives.max() < len(rows)) == (51, True)
     assert sum(len(entries) for reason, entries in journal.dropped.items() if "class" not in reason) == 160_861 - 26_432
@@ -105,6 +107,7 @@ def test_real_chexpert(real: Path) -> None:
     classes, rows = chexpert.read(chexpert.CheXpertConfig(source=str(real / "chexpert")), journal)
     collected = list(rows)
     assert (len(collected), len(classes)) == (191_027, 14)
+    assert digest(collected) == "75a116e746eb1c3b"
     assert len(journal.dropped["lateral view"]) == 223_414 - 191_027
     assert {value for row in collected[:1000] for value in row.labels or []} == {1, 0, -1, None}
     assert (collected[0].candidates[0], collected[0].patient) == (
