@@ -1,7 +1,7 @@
 """`python -m benchmarks.suite`: every measurement, the most important first, into one folder; run again, it continues.
 
 A job runs in a process of its own, so that one that is killed for its memory takes nothing with it. On a GPU one
-process serves all jobs while it lives: starting CUDA takes longer than most of them.
+process serves all jobs until one fails or it dies: starting CUDA takes longer than most of them.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class Runner:
                     running = message
                 else:
                     answer = message
-            if self._device.type == "cpu" or answer is None:
+            # A kernel that has broken the CUDA context would fail every later job of its process, too.
+            broken = answer is None or any(row.status == FAILED for row in answer)
+            if self._device.type == "cpu" or broken:
                 status = self.close()
             if answer is not None:
                 rows: list[Row] = answer

@@ -49,7 +49,7 @@ class Fake:
             if provider == "triton" and self.harm == "raise":
                 raise ValueError("broken\nmore")
             status = FAILED if provider == "triton" and self.harm == "wrong" else OK
-            rows.append(replace(row, status=status, p50=0.1 if status == OK else None))
+            rows.append(replace(row, status=status, p50=0.1 if status == OK else None, detail=str(os.getpid())))
         return rows
 
 
@@ -66,6 +66,20 @@ def test_a_killed_provider_does_not_fit_and_the_others_are_measured() -> None:
     assert runner.run(Fake("operators/fake/c", "sleep"), begin + 15) is None
     assert time.monotonic() - begin < 30
     runner.close()
+
+
+def test_after_a_failure_jobs_have_another_process() -> None:
+    """On a GPU, where one serves all jobs: a broken kernel can leave its context unusable."""
+    runner = Runner(torch.device("meta"))
+    processes = []
+    for harm in ("", "", "wrong", ""):
+        rows = runner.run(Fake("operators/fake/a", harm), None)
+        assert rows is not None
+        processes.append(rows[0].detail)
+    runner.close()
+    first, second, third, fourth = processes
+    assert first == second == third
+    assert fourth != third
 
 
 def test_a_wrong_row_is_the_exit_status(
