@@ -214,8 +214,8 @@ class EvaluateConfig:
     """
 
     checkpoint: str = ""
-    """source: folder of a run of either phase, or of an exported or imported model; a CLIP of phase 1 is scored with the
-    paper's fixed templates"""
+    """source: folder of a run of either phase, or of an exported or imported model; a CLIP of phase 1 is scored with
+    the paper's fixed templates"""
     clip: str | None = None
     """source: open_clip model name, or JSON file in open_clip's format with its preprocess_cfg, scored with the paper's
     fixed templates"""
@@ -245,7 +245,8 @@ class EvaluateConfig:
     baselines: bool = True
     """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
     probe: str | None = None
-    """training manifest for a ridge probe on the frozen image features of a checkpoint or clip, a ceiling; null: none"""
+    """training manifest for a ridge probe on the frozen image features of a checkpoint or clip, a ceiling; null:
+    none"""
     pictures: dict[str, str] = field(default_factory=dict)
     """caption → image file to show in the report; pictures of patients enter it only this way"""
     notes: list[str] = field(default_factory=list)

@@ -3,14 +3,15 @@
     load(device: torch.device) -> model
         Whatever `score` needs, on the device. Called once.
     preprocess(image: PIL.Image.Image) -> torch.Tensor
-        The model's input of one image, all of one shape. The image is 8-bit RGB of the film's own size, read as everywhere
-        in the engine: reduced to grey, DICOM and 16-bit files windowed. Called in the loader's processes.
+        The model's input of one image, all of one shape. The image is 8-bit RGB of the film's own size, read as
+        everywhere in the engine: reduced to grey, DICOM and 16-bit files windowed. Called in the loader's processes,
+        where `load` is not called.
     score(model, images: torch.Tensor, class_names: list[str]) -> tensor or array
         Probabilities (B,C) in [0, 1] of the stacked inputs (B,…), which are on the device. Called without gradients,
         batch by batch, for one class list at a time.
 
-The file is executed, so it must come from somebody you trust; it can import what lies beside it. An error in it is told in
-one line with the line of the file.
+The file is executed, so it must come from somebody you trust; it can import what lies beside it. An error in it is told
+in one line with the line of the file.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ class AdapterImages(ImageDataset):
         """The batch of `keys`, less the unreadable images.
 
         Raises:
-            UserError: an unreadable image, if `on_bad_image` is error; an error in `preprocess`, or inputs that differ in
-                shape.
+            UserError: an unreadable image, if `on_bad_image` is error; an error in `preprocess`, or inputs of different
+                shapes.
         """
         rows, inputs, bad = self.readable(keys, self.pixels)
         shapes = sorted({tuple(value.shape) for value in inputs})

@@ -54,8 +54,8 @@ def read_predictions(
         skip: leave out images that have no row; else they are an error.
 
     Raises:
-        UserError: unreadable table; a missing or doubled id or class; a value that is no number in [0, 1]. It names file,
-            and row or column.
+        UserError: unreadable table; a missing or doubled id or class; a value that is no number in [0, 1]. It names
+            the file, and the row or column.
     """
     table = Table(path, ["id"])
     columns = _columns(table, names)

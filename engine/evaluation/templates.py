@@ -83,7 +83,8 @@ class Templates(ImageMethod):
             raise UserError("clip_weights: is required with clip; give a weights file or an open_clip tag")
         clip = load_any_clip(config.clip, config.clip_weights)
         settings = {"clip": config.clip, "clip_weights": config.clip_weights}
-        return cls(config.method or Path(config.clip).stem, clip, settings, device, autocast)
+        name = Path(config.clip).stem if config.clip.endswith(".json") else config.clip
+        return cls(config.method or name, clip, settings, device, autocast)
 
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         # Pixels in [0, 1]: each colour has a mean of its own.

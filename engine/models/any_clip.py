@@ -14,7 +14,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.images import Resize
 from ..errors import UserError
@@ -26,7 +26,7 @@ from .weights import load_strictly, read_weights
 class AnyClip:
     """A model with open_clip's `encode_image`, `encode_text` and `logit_scale`, and what its inputs are made with."""
 
-    model: nn.Module
+    model: Any
     tokenizer: Callable[[list[str]], Tensor]
     """texts to token ids (N, context length)"""
     size: int

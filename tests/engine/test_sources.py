@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from pspg.engine.checkpoint import load_tensors
 from pspg.engine.cli import main
 from pspg.engine.config import ModelConfig
 from pspg.engine.data.manifest import load_label_names
+from pspg.engine.evaluation import plots
+from pspg.engine.evaluation.adapter import Adapter
 from pspg.engine.model_folder import Pixels, describe, write_model
 from pspg.engine.models import any_clip
 from pspg.engine.models.clip import load_clip, tokenize
@@ -51,8 +54,10 @@ def models(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluate(phantoms: Path, tmp_path: Path):
-    """Function (arguments, …) → exit status, of an evaluation of the test split to tmp_path / name."""
+def evaluate(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Function (arguments, …) → exit status, of an evaluation of the test split to tmp_path / name, without figures."""
+    for figure in ("curves", "class_bars", "cooccurrence"):
+        monkeypatch.setattr(plots, figure, lambda *arguments, **options: None)
 
     def run(*arguments: object, name: str = "report") -> int:
         paths = ["--manifest", phantoms / "test.jsonl", "--output", tmp_path / name]
@@ -117,14 +122,20 @@ def test_a_phase_1_folder_is_scored_with_the_papers_templates(
     expected = by_hand(clip, films(phantoms, 64, (0.4,) * 3, (0.2,) * 3), names, 40)
     np.testing.assert_allclose(probabilities(tmp_path / "report"), expected, atol=1e-5)
 
+
+def test_it_is_the_template_baseline_of_a_phase_2_run_on_it(models: Path, tmp_path: Path, evaluate) -> None:
+    assert evaluate("--checkpoint", models / "clip") == 0
     assert evaluate("--checkpoint", models / "pspg", name="pspg") == 0
+    found = document(tmp_path / "report")
     of_pspg = document(tmp_path / "pspg")
-    assert list(of_pspg["results"]) == ["PsPG", "template, positive–negative", *others[:2]]
-    first, second = (
-        result["all"]["macro_auc"]
-        for result in (found["results"]["CLIP fine-tuned"], of_pspg["results"]["template, positive–negative"])
-    )
-    assert first == pytest.approx(second, abs=5e-3)  # batch norms are folded there
+    variants = [f"template, {name}" for name in ("positive–negative", "positive only", "plain name")]
+    assert list(of_pspg["results"]) == ["PsPG", *variants]
+    assert list(found["results"]) == ["CLIP fine-tuned", *variants[1:]]
+    for ours, theirs in zip(found["results"], variants, strict=True):
+        expected = of_pspg["results"][theirs]["all"]["macro_auc"]
+        assert found["results"][ours]["all"]["macro_auc"] == pytest.approx(expected, abs=5e-3)  # folded batch norms
+    counts = of_pspg["trainable_parameters"]
+    assert len({*map(counts.get, variants), *found["trainable_parameters"].values()}) == 1
 
 
 def test_trainable_parameters_of_pspg_are_its_head(models: Path, evaluate, tmp_path: Path) -> None:
@@ -399,7 +410,6 @@ def score(model, images, class_names):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("line", "other", "message"),
     [
@@ -421,15 +431,22 @@ def score(model, images, class_names):
     ],
 )
 def test_faults_of_adapters_are_one_line_with_their_place(
-    tmp_path: Path, evaluate, capsys: pytest.CaptureFixture[str], line: str, other: str, message: str, workers: int
+    tmp_path: Path, evaluate, capsys: pytest.CaptureFixture[str], line: str, other: str, message: str
 ) -> None:
     assert ADAPTER.count(line) == 1
     (tmp_path / "x.py").write_text(ADAPTER.replace(line, other))
-    assert evaluate("--adapter", tmp_path / "x.py", "--workers", workers) == 2
-    error = one_line(capsys)
-    assert error.startswith("pspg-engine evaluate: error: adapter: ")
-    assert message in error
+    for workers in (0, 1) if "preprocess" in message else (0,):
+        assert evaluate("--adapter", tmp_path / "x.py", "--workers", workers) == 2
+        error = one_line(capsys)
+        assert error.startswith("pspg-engine evaluate: error: adapter: ")
+        assert message in error
     assert not (tmp_path / "report").exists()
+
+
+def test_an_adapter_goes_to_other_processes_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(ADAPTER)
+    copy = pickle.loads(pickle.dumps(Adapter(str(tmp_path / "x.py"))))
+    assert copy.call("preprocess", Image.new("RGB", (3, 2))).tolist() == [3, 2]
 
 
 def test_an_adapter_survives_bad_images_and_knows_what_lies_beside_it(
