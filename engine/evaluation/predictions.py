@@ -27,7 +27,7 @@ class Predictions(Method):
     def __init__(self, config: EvaluateConfig) -> None:
         assert config.predictions is not None
         self.path = Path(config.predictions)
-        self.name = config.method or self.path.name.split(".")[0]
+        self.name = config.method or self.path.name.removesuffix(".gz").removesuffix(".csv")
         self.about = f"gave its probabilities to this evaluation as a table, {self.path.name}; no model was run."
         self.settings = {"predictions": config.predictions, "batch_size": None}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.tokenizer import HFTokenizer
@@ -66,7 +67,7 @@ def load_any_clip(source: str, weights: str) -> AnyClip:
         raise UserError(f"clip: {source}: its images are {sides} pixels, not square")
     if not _three_numbers(mean) or not _three_numbers(std) or min(std) <= 0:
         raise UserError(f"clip: {source}: preprocess_cfg.mean and std must be three numbers, std above 0")
-    return AnyClip(
+    clip = AnyClip(
         model=model.eval().requires_grad_(False),
         tokenizer=_tokenizer(config["text_cfg"], source),
         size=sides.pop(),
@@ -75,6 +76,12 @@ def load_any_clip(source: str, weights: str) -> AnyClip:
         mean=tuple(mean),
         std=tuple(std),
     )
+    try:
+        model.encode_image(torch.zeros(1, 3, clip.size, clip.size))
+        model.encode_text(clip.tokenizer(["a"]))
+    except Exception as error:  # a tower of another image size, a tokenizer of another vocabulary
+        raise UserError(f"clip: {source}: its towers do not take their inputs ({_reason(error)})") from error
+    return clip
 
 
 def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -82,7 +89,8 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     preprocess: dict[str, Any] = {}
     if source.endswith(".json"):
         document = read_model_json(Path(source), "clip")
-        config, preprocess = document.get("model_cfg", document), document.get("preprocess_cfg", {})
+        preprocess = document.pop("preprocess_cfg", {})
+        config = document.get("model_cfg", document)
     else:
         config = named_config(source, "clip")
     towers = [config.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(config, dict) else []

@@ -181,6 +181,48 @@ def test_any_clip_has_its_own_pixels_and_layout(phantoms: Path, tmp_path: Path, 
     np.testing.assert_allclose(probabilities(tmp_path / "report"), expected, atol=1e-5)
 
 
+TEXT = {"context_length": 40, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+COCA = {
+    "embed_dim": 24,
+    "vision_cfg": {**VIT["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+    "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {**TEXT, "attn_pooler_heads": 2},
+}
+SIGLIP = {
+    "embed_dim": 64,
+    "init_logit_bias": -10,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
+    "text_cfg": {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+}
+
+
+@pytest.mark.parametrize(("config", "kind"), [(COCA, open_clip.CoCa), (SIGLIP, open_clip.CustomTextCLIP)])
+def test_towers_that_pspg_cannot_drive_are_scored(
+    phantoms: Path, tmp_path: Path, evaluate, config: dict[str, Any], kind: Any
+) -> None:
+    torch.manual_seed(0)
+    clip = kind(**json.loads(json.dumps(config)))
+    save_file({name: tensor.clone() for name, tensor in clip.state_dict().items()}, tmp_path / "clip.safetensors")
+    (tmp_path / "net.json").write_text(json.dumps({**config, "custom_text": True, "preprocess_cfg": {"mean": MEAN}}))
+    assert evaluate("--clip", tmp_path / "net.json", "--clip_weights", tmp_path / "clip.safetensors") == 0
+    images = films(phantoms, config["vision_cfg"]["image_size"], MEAN, open_clip.OPENAI_DATASET_STD)
+    expected = by_hand(clip, images, load_label_names(phantoms / "classes.txt"), 40)
+    np.testing.assert_allclose(probabilities(tmp_path / "report"), expected, atol=1e-5)
+
+
+def test_a_tower_of_another_image_size_is_one_line(
+    tmp_path: Path, evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vision = {**SIGLIP["vision_cfg"], "image_size": 64, "timm_model_name": "vit_tiny_patch16_224"}
+    config = {**SIGLIP, "vision_cfg": vision}
+    clip = open_clip.CustomTextCLIP(**json.loads(json.dumps(config)))
+    save_file(clip.state_dict(), tmp_path / "clip.safetensors")
+    (tmp_path / "net.json").write_text(json.dumps({**config, "custom_text": True}))
+    capsys.readouterr()
+    assert evaluate("--clip", tmp_path / "net.json", "--clip_weights", tmp_path / "clip.safetensors") == 2
+    assert "its towers do not take their inputs (Input height (64)" in one_line(capsys)
+
+
 def test_the_shipped_chexzero_file_is_the_model_of_its_paper() -> None:
     architecture = json.loads((ROOT / "configs" / "chexzero.json").read_text())["model_cfg"]
     assert architecture == open_clip.get_model_config("ViT-B-32-quickgelu")
