@@ -211,10 +211,26 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """Score a labelled split with a trained model and write metrics, tables, curves and a report."""
+    """Score a labelled split and write metrics, tables, curves and a report.
+
+    The scores come from exactly one source: checkpoint, clip, predictions or adapter.
+    """
 
     checkpoint: str = ""
-    """folder of a phase-2 run or of an exported or imported model"""
+    """source: folder of a run of either phase, or of an exported or imported model; a CLIP of phase 1 is scored with
+    the paper's fixed templates"""
+    clip: str | None = None
+    """source: open_clip model name, or JSON file in open_clip's format with its preprocess_cfg, scored with the paper's
+    fixed templates"""
+    clip_weights: str | None = None
+    """weights file or open_clip tag of `clip`"""
+    predictions: str | None = None
+    """source: CSV file of probabilities made elsewhere, columns id and class names, as `predict` writes it; no image is
+    read"""
+    adapter: str | None = None
+    """source: Python file with the functions load, preprocess and score of any model; its code is run"""
+    method: str | None = None
+    """name of the method in the report; null: PsPG, CLIP fine-tuned, or the name of `clip` or of the file"""
     manifest: str = ""
     """labelled images (JSONL)"""
     output: str = ""
@@ -230,14 +246,16 @@ class EvaluateConfig:
     blank: Literal["zeros", "ignore"] = "zeros"
     """what a null label becomes"""
     baselines: bool = True
-    """score the fixed templates of the same backbone, too"""
+    """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
     probe: str | None = None
-    """training manifest for a ridge probe on the frozen image features, a ceiling; null: none"""
+    """training manifest for a ridge probe on the frozen image features of a checkpoint or clip, a ceiling; null:
+    none"""
     pictures: dict[str, str] = field(default_factory=dict)
     """caption → image file to show in the report; pictures of patients enter it only this way"""
     notes: list[str] = field(default_factory=list)
     """sentences to print at the top of the report"""
-    title: str = "PsPG evaluation"
+    title: str | None = None
+    """heading of the report; null: the method's name and the word evaluation"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""

@@ -61,9 +61,7 @@ def predict(config: PredictConfig) -> Scores:
         raise UserError(f"{loaded.weights}: gives scores that are not finite; its training diverged")
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    rows = (
-        [name, *(float(f"{p:.9g}") for p in row)] for name, row in zip(scores.ids, scores.probabilities, strict=True)
-    )
+    rows = ([name, *map(float, row)] for name, row in zip(scores.ids, scores.probabilities, strict=True))
     write_csv(output, ["id", *model.vocabulary.names], rows)
     say(f"{len(scores.ids)} images, {len(model.vocabulary.names)} classes: {config.output}")
     report_bad(loader.bad)

@@ -1,4 +1,4 @@
-"""`pspg-engine evaluate`: a trained model, its fixed-template baselines and a probe on one labelled split."""
+"""`pspg-engine evaluate`: a method from any source, its baselines and a probe on one labelled split."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import EvaluateConfig, check_evaluation, check_workers, require
-from ..data.cache import open_cache
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders import load_with, pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
-from ..data.torch_loader import ImageDataset, make_eval_loader
+from ..data.torch_loader import make_eval_loader
 from ..device import autocast_dtype, pick_device
 from ..errors import UserError
 from ..files import check_output
-from ..inference import Scores, score
-from ..model_folder import LoadedModel, load_model
-from ..models.baselines import ridge_probe, template_probabilities
-from ..telemetry import read_metrics, report_bad, say
+from ..inference import Scores
+from ..models.baselines import ridge_probe
+from ..telemetry import report_bad, say
 from .bootstrap import bootstrap_groups
+from .method import ImageMethod, Method
 from .metrics import evaluate_groups
+from .predictions import Predictions
 from .report import write_report
+from .sources import MODELS, check_source, open_source
+
+PROBE = "ridge probe (ceiling)"
 
 
 def evaluate_model(config: EvaluateConfig) -> Path:
     """Score, measure and write the report; returns its path.
 
     Raises:
-        UserError: wrong settings, unusable model or data.
+        UserError: wrong settings, unusable source or data.
     """
-    require(checkpoint=config.checkpoint, manifest=config.manifest, output=config.output)
+    source = check_source(config)
+    require(manifest=config.manifest, output=config.output)
     settings = config.evaluation
     check_evaluation("evaluation.", settings)
     check_workers("workers", config.workers)
@@ -45,29 +48,25 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
-    loaded = load_model(config.checkpoint)
-    if settings.context == "bank" and loaded.bank is None:
-        raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
     device = pick_device(config.device)
-    config = replace(config, loader=pick_loader("loader", config.loader, device))
-    autocast = autocast_dtype(config.precision, device)
-    model = loaded.model.to(device).freeze(autocast)
+    # Whatever else reads images does so with Pillow.
+    config = replace(config, loader=pick_loader("loader", config.loader, device) if source in MODELS else "torch")
+    method = open_source(source, config, device, autocast_dtype(config.precision, device))
 
-    def scores_of(source: Manifest, title: str, groups: dict[str, list[str]]) -> Scores:
-        columns = select_classes(source.label_names or [], names)[1]
-        labels = label_matrix(source.samples, columns, uncertain=config.uncertain, blank=config.blank)
+    def scores_of(split: Manifest, title: str, groups: dict[str, list[str]]) -> Scores:
+        columns = select_classes(split.label_names or [], names)[1]
+        labels = label_matrix(split.samples, columns, uncertain=config.uncertain, blank=config.blank)
+        if isinstance(method, Predictions):
+            return method.read(config, split, labels, names)
+        assert isinstance(method, ImageMethod)
         loader = make_eval_loader(
-            _dataset(config, loaded, source, labels),
+            method.dataset(config, split, labels),
             batch_size=settings.batch_size,
             workers=config.workers,
             load=load_with(config.loader, device),
         )
-        vocabularies = [
-            model.vocabulary if group == loaded.class_names else model.vocabulary_of(group) for group in groups.values()
-        ]
-        bank = loaded.bank.to(device) if settings.context == "bank" and loaded.bank is not None else None
         batches = tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
-        scores = score(model, model.head, vocabularies, batches, device, autocast, context=bank, bad=loader.bad)
+        scores = method.score(list(groups.values()), batches, loader.bad)
         report_bad(loader.bad)
         return scores
 
@@ -75,15 +74,17 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     assert scores.labels is not None
     # The first group of a report is everything it shows.
     groups = {"all": names, **lists} if len(lists) > 1 else lists
-    methods: dict[str, NDArray[np.float64]] = {"PsPG": scores.probabilities}
+    methods: dict[str, NDArray[np.float64]] = {method.name: scores.probabilities}
+    parameters = {method.name: method.parameters}
     if config.baselines:
-        width = scores.features.shape[1] // 2
-        found = template_probabilities(model.clip, torch.from_numpy(scores.features[:, :width]), names, device)
-        methods.update({f"template, {name}": values for name, values in found.items()})
+        found = method.baselines(scores, names)
+        methods |= found
+        parameters |= dict.fromkeys(found, method.baseline_parameters)
     if config.probe:
         train = scores_of(_manifest(config, config.probe), "features for the probe", {})
         assert train.labels is not None
-        methods["ridge probe (ceiling)"] = ridge_probe(train.features, train.labels, scores.features)
+        methods[PROBE] = ridge_probe(train.features, train.labels, scores.features)
+        parameters[PROBE] = (train.features.shape[1] + 1) * len(names)
     bars = sys.stderr.isatty()
     metrics = {
         name: evaluate_groups(scores.labels, values, names, groups, threshold=settings.threshold, progress=bars)
@@ -104,20 +105,23 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     }
     report = write_report(
         Path(config.output),
-        title=config.title,
-        metrics=metrics.pop("PsPG"),
+        title=config.title or f"{method.name} evaluation",
+        metrics=metrics.pop(method.name),
         class_names=names,
         ids=scores.ids,
         labels=scores.labels,
         probabilities=scores.probabilities,
-        settings=_settings(config, loaded),
-        intervals=intervals.pop("PsPG", None),
+        settings=_settings(config, source, method),
+        intervals=intervals.pop(method.name, None),
         baselines=metrics,
         baseline_intervals=intervals,
+        method=method.name,
+        about=method.about,
+        parameters=parameters,
         pictures=[(caption, Path(path)) for caption, path in config.pictures.items()],
-        training=read_metrics(loaded.source / "metrics.jsonl"),
+        training=method.training,
         notes=config.notes,
-        training_data=loaded.training,
+        training_data=method.training_data,
         progress=bars,
     )
     say(f"{len(scores.ids)} images, {len(names)} classes: {report}")
@@ -150,35 +154,16 @@ def _manifest(config: EvaluateConfig, path: str) -> Manifest:
     return load_manifest(path, image_root=config.image_root, label_names=names, need="labels")
 
 
-def _dataset(
-    config: EvaluateConfig, loaded: LoadedModel, manifest: Manifest, labels: NDArray[np.float32]
-) -> ImageDataset:
-    pixels = loaded.pixels
-    return ImageDataset(
-        manifest.samples,
-        labels=labels,
-        image_size=pixels.size,
-        resize=pixels.resize,
-        mean=pixels.mean,
-        std=pixels.std,
-        on_bad_image=config.on_bad_image,
-        max_megapixels=config.max_megapixels,
-        cache=open_cache(config.cache, manifest, pixels.size, pixels.resize),
-    )
-
-
-def _settings(config: EvaluateConfig, loaded: LoadedModel) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, source: str, method: Method) -> dict[str, Any]:
     """What the report says was run."""
     return {
         **asdict(config.evaluation),
-        "checkpoint": str(loaded.weights),
+        "context": method.context,
+        **method.settings,
         "manifest": config.manifest,
         "class lists": config.class_lists or "all labels",
         "uncertain": config.uncertain,
         "blank": config.blank,
-        "precision": config.precision,
-        "loader": config.loader,
-        "pixels": asdict(loaded.pixels),
-        "model": asdict(loaded.model.config),
+        **({"precision": config.precision, "loader": config.loader} if source in MODELS else {}),
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch", "scikit-learn")},
     }

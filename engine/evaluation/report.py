@@ -39,6 +39,8 @@ WITH_INTERVAL = ("auc", "ap", "ap_trapezoid")
 CONTEXTS = {
     "batch": "scores depend on which images share a batch; the batch size is part of the result",
     "bank": "scores do not depend on batches: the prompts attend to a fixed bank of training images",
+    "none": "scores depend on the image and the class alone",
+    "unknown": "what scores depend on besides the image and the class is not known here",
 }
 
 
@@ -56,6 +58,8 @@ def write_report(
     baselines: Mapping[str, Mapping[str, Metrics]] | None = None,
     baseline_intervals: Mapping[str, Mapping[str, Intervals]] | None = None,
     method: str = "PsPG",
+    about: str | None = None,
+    parameters: Mapping[str, int | None] | None = None,
     pictures: Sequence[tuple[str, Path | bytes]] = (),
     training: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
@@ -75,11 +79,14 @@ def write_report(
         ids: N image ids, for predictions.csv.
         labels: (N,C) in {1, 0, −1}.
         probabilities: (N,C) in [0, 1].
-        settings: what was run; must hold `context` (batch or bank) and `batch_size`. JSON values.
+        settings: what was run; must hold `context` (a key of CONTEXTS) and `batch_size`. JSON values.
         intervals: by group.
         baselines: metrics by method name, then by group.
         baseline_intervals: likewise.
         method: name of the evaluated method beside the baselines.
+        about: what it is, for the model card, to go after its name; None: PsPG, which the card describes.
+        parameters: by method name, how many its training adapts (a CLIP under templates: all of its own); None: not
+            known.
         pictures: captions with a PNG or JPEG, as path or bytes.
         training: rows of metrics.jsonl.
         notes: statements shown at the top, such as that phantoms are no clinical data.
@@ -115,6 +122,7 @@ def write_report(
         "title": title,
         "notes": list(notes),
         "method": method,
+        "about": about,
         "baselines": list(baselines),
         "summary_columns": SUMMARY,
         "groups": [_summary(group, methods) for group in metrics],
@@ -136,6 +144,7 @@ def write_report(
         "title": title,
         "notes": list(notes),
         "settings": dict(settings),
+        "trainable_parameters": {name: (parameters or {}).get(name) for name, *_ in methods},
         "results": {
             name: {group: _as_json(m, found_intervals.get(group)) for group, m in found.items()}
             for name, found, found_intervals in methods
@@ -148,7 +157,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "metrics.json", results)
     _write_per_class(folder / "per_class.csv", methods)
-    rows = ([name, *(float(f"{p:.9g}") for p in row)] for name, row in zip(ids, scores, strict=True))
+    # All digits: scores near 1 that a shorter number would make equal rank differently when they are read back.
+    rows = ([name, *map(float, row)] for name, row in zip(ids, scores, strict=True))
     write_csv(folder / "predictions.csv", ["id", *class_names], rows)
     write_text(folder / "MODEL_CARD.md", card)
     write_text(folder / "report.html", page)
@@ -188,7 +198,7 @@ def _check(
 ) -> str:
     """Name of the main group."""
     if settings.get("context") not in CONTEXTS or "batch_size" not in settings:
-        raise ValueError("settings must hold context (batch or bank) and batch_size")
+        raise ValueError(f"settings must hold context ({', '.join(CONTEXTS)}) and batch_size")
     if not metrics:
         raise ValueError("metrics must hold at least one group")
     main = next(iter(metrics))

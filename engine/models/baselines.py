@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import open_clip
@@ -16,11 +16,18 @@ from .clip import tokenize
 
 POSITIVE = "Findings suggesting {}."
 NEGATIVE = "No evidence of {}."
+PAIRED = "positive–negative"
+"""the variant of the paper's Table 1"""
 
 
 @torch.inference_mode()
 def template_probabilities(
-    clip: open_clip.CLIP, image_globals: Tensor, names: Sequence[str], device: torch.device
+    clip: open_clip.CLIP,
+    image_globals: Tensor,
+    names: Sequence[str],
+    device: torch.device,
+    *,
+    tokenizer: Callable[[list[str]], Tensor] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Zero-shot probabilities (N,C) of a CLIP with fixed templates (paper 3.1, eq. 2; templates of footnote 3).
 
@@ -30,10 +37,11 @@ def template_probabilities(
     Args:
         image_globals: (N,D) raw global image features.
         names: C class names.
+        tokenizer: texts to token ids; None: CLIP's own.
     """
 
     def encode(texts: list[str]) -> Tensor:
-        tokens = tokenize(texts, clip.context_length)
+        tokens = tokenize(texts, clip.context_length) if tokenizer is None else tokenizer(texts)
         parts = [clip.encode_text(part.to(device), normalize=True) for part in tokens.split(256)]
         return torch.cat(parts).float()
 
@@ -44,7 +52,7 @@ def template_probabilities(
         for texts in ([POSITIVE.format(name) for name in names], [NEGATIVE.format(name) for name in names], list(names))
     )
     found = {
-        "positive–negative": torch.sigmoid(scale * (positive - negative)),
+        PAIRED: torch.sigmoid(scale * (positive - negative)),
         "positive only": ((1 + positive) / 2).clamp(0, 1),
         "plain name": ((1 + plain) / 2).clamp(0, 1),
     }

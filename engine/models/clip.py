@@ -69,7 +69,7 @@ def clip_config(source: str | open_clip.CLIP) -> dict[str, Any]:
     """
     if not isinstance(source, str):
         return deepcopy(source.model_config)
-    config = _read_config(Path(source)) if source.endswith(".json") else _named_config(source)
+    config = _read_config(Path(source)) if source.endswith(".json") else named_config(source)
     _check_config(config, source)
     return config
 
@@ -112,7 +112,7 @@ def load_clip(
         step = vision["patch_size"] if isinstance(vision["layers"], int) else 32
         if image_size % step:
             raise UserError(f"data.image_size: {image_size} is not a multiple of {step}, as {backbone} needs")
-    file = None if pretrained is None else _weights_file(backbone, pretrained, config)
+    file = None if pretrained is None else weights_file(backbone, pretrained, config)
     clip = build_clip(config)
     if file is not None:
         tensors, _ = read_weights(file, scripted=True)
@@ -241,14 +241,24 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
     return tokenizer()(list(texts), context_length=context_length)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_model_json(path: Path, key: str = "model.backbone") -> dict[str, Any]:
+    """A JSON file in open_clip's format: {} if it holds something else.
+
+    Raises:
+        UserError: missing or not JSON; names the setting `key`.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"model.backbone: {path}: no such file") from None
+        raise UserError(f"{key}: {path}: no such file") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"model.backbone: {path}: not readable as JSON ({error})") from None
-    config = config.get("model_cfg", config) if isinstance(config, dict) else config
+        raise UserError(f"{key}: {path}: not readable as JSON ({error})") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_model_json(path)
+    config = config.get("model_cfg", config)
     config = config if isinstance(config, dict) else {}
     towers = [config.get(key) for key in ("vision_cfg", "text_cfg")]
     if "embed_dim" not in config or not all(isinstance(tower, dict) and "layers" in tower for tower in towers):
@@ -258,12 +268,17 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _named_config(name: str) -> dict[str, Any]:
+def named_config(name: str, key: str = "model.backbone") -> dict[str, Any]:
+    """Architecture of an open_clip model name.
+
+    Raises:
+        UserError: unknown name; names the setting `key`.
+    """
     name = name.replace("/", "-")
     if name not in open_clip.list_models():
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise UserError(f"model.backbone: open_clip has no model {name!r}{hint}")
+        raise UserError(f"{key}: open_clip has no model {name!r}{hint}")
     return open_clip.get_model_config(name)
 
 
@@ -282,14 +297,18 @@ def _check_config(config: Mapping[str, Any], source: str) -> None:
         raise UserError(f"model.backbone: {source}: text_cfg.vocab_size is below the tokenizer's 49408")
 
 
-def _weights_file(backbone: str, pretrained: str, config: Mapping[str, Any]) -> Path:
-    """Local weights file, fetched if a tag was given."""
+def weights_file(backbone: str, pretrained: str, config: Mapping[str, Any], key: str = "model.pretrained") -> Path:
+    """Local weights file, fetched if a tag was given.
+
+    Raises:
+        UserError: neither a file nor a tag, a tag whose activation differs, or no network; names the setting `key`.
+    """
     if Path(pretrained).is_file():
         return Path(pretrained)
     name = backbone.replace("/", "-")
     if not open_clip.is_pretrained_cfg(name, pretrained):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"model.pretrained: {pretrained} is neither a file nor a tag of {backbone} (its tags: {tags})")
+        raise UserError(f"{key}: {pretrained} is neither a file nor a tag of {backbone} (its tags: {tags})")
     weights = open_clip.get_pretrained_cfg(name, pretrained)
     trained = bool(weights.get("quick_gelu", False))
     if trained != bool(config.get("quick_gelu", False)):
@@ -301,4 +320,4 @@ def _weights_file(backbone: str, pretrained: str, config: Mapping[str, Any]) -> 
         return Path(open_clip.download_pretrained(weights))
     except Exception as error:  # whatever the network or the hub's client raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model.pretrained: cannot fetch {pretrained} of {backbone} ({reason})") from error
+        raise UserError(f"{key}: cannot fetch {pretrained} of {backbone} ({reason})") from error

@@ -1,0 +1,67 @@
+"""PsPG under evaluation: a phase-2 run or model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..config import EvaluateConfig
+from ..data.manifest import Manifest
+from ..data.torch_loader import Batch, ImageDataset
+from ..errors import UserError
+from ..inference import Scores, score
+from ..model_folder import load_model
+from ..models.baselines import template_probabilities
+from ..telemetry import read_metrics
+from .method import ImageMethod, square_images
+
+
+class Prompted(ImageMethod):
+    """Generated prompts; its baselines are the fixed templates of the same CLIP.
+
+    Raises:
+        UserError: an unusable model, or one without a bank where the context is to be one.
+    """
+
+    def __init__(self, config: EvaluateConfig, device: torch.device, autocast: torch.dtype | None) -> None:
+        loaded = load_model(config.checkpoint)
+        self.context = config.evaluation.context
+        if self.context == "bank" and loaded.bank is None:
+            raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
+        self.name = config.method or "PsPG"
+        self.settings = {
+            "checkpoint": str(loaded.weights),
+            "pixels": asdict(loaded.pixels),
+            "model": asdict(loaded.model.config),
+        }
+        self.parameters = sum(parameter.numel() for parameter in loaded.model.head.parameters())
+        self.baseline_parameters = sum(parameter.numel() for parameter in loaded.model.clip.parameters())
+        self.training = read_metrics(Path(config.checkpoint) / "metrics.jsonl")
+        self.training_data = loaded.training
+        self._device, self._autocast = device, autocast
+        self._loaded = loaded
+        self._model = loaded.model.to(device).freeze(autocast)
+        self._bank = loaded.bank.to(device) if self.context == "bank" and loaded.bank is not None else None
+
+    def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
+        return square_images(config, manifest, labels, **asdict(self._loaded.pixels))
+
+    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch], bad: Mapping[str, str]) -> Scores:
+        model = self._model
+        vocabularies = [
+            model.vocabulary if group == self._loaded.class_names else model.vocabulary_of(group) for group in groups
+        ]
+        return score(
+            model, model.head, vocabularies, batches, self._device, self._autocast, context=self._bank, bad=bad
+        )
+
+    def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        width = scores.features.shape[1] // 2
+        features = torch.from_numpy(scores.features[:, :width])
+        found = template_probabilities(self._model.clip, features, names, self._device)
+        return {f"template, {name}": values for name, values in found.items()}

@@ -1,0 +1,160 @@
+"""CLIPs that are scored and not trained: whatever open_clip can build, with its own pixels and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import Tensor
+
+from ..data.images import Resize
+from ..errors import UserError
+from .clip import named_config, read_model_json, weights_file
+from .weights import load_strictly, read_weights
+
+
+@dataclass(kw_only=True)
+class AnyClip:
+    """A model with open_clip's `encode_image`, `encode_text` and `logit_scale`, and what its inputs are made with."""
+
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    """texts to token ids (N, context length)"""
+    size: int
+    """side of the input, pixels"""
+    resize: Resize
+    mean: tuple[float, ...]
+    """of red, green and blue in [0, 1]"""
+    std: tuple[float, ...]
+
+
+def load_any_clip(source: str, weights: str) -> AnyClip:
+    """A CLIP with its weights, float32, on the CPU, in eval mode. Only tags and hub names need the network.
+
+    Unlike `load_clip` it takes custom text towers, timm image towers, CoCa and Hugging Face text towers.
+
+    Args:
+        source: open_clip model name, or path of a .json file: the architecture (or `model_cfg`) and `preprocess_cfg`.
+            Folders that it names for its Hugging Face tower and tokenizer may be relative to the file.
+        weights: file in open_clip's or OpenAI's layout, or open_clip tag.
+
+    Raises:
+        UserError: anything that does not exist, cannot be fetched, is not installed or does not fit; names the setting
+            `clip` or `clip_weights`.
+    """
+    config, preprocess = _read(source)
+    tag = {} if Path(weights).is_file() else open_clip.get_pretrained_cfg(source.replace("/", "-"), weights)
+    if tag:
+        config["quick_gelu"] = bool(tag.get("quick_gelu", False))  # as these weights were trained
+    file = weights_file(source, weights, config, key="clip_weights")
+    model = _build(config, source)
+    _load(model, file)
+    pixels = merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), tag), preprocess)
+    sides = model.visual.image_size
+    sides = {sides} if isinstance(sides, int) else set(sides)
+    mean, std = pixels["mean"], pixels["std"]
+    if len(sides) > 1:
+        raise UserError(f"clip: {source}: its images are {sides} pixels, not square")
+    if not _three_numbers(mean) or not _three_numbers(std) or min(std) <= 0:
+        raise UserError(f"clip: {source}: preprocess_cfg.mean and std must be three numbers, std above 0")
+    clip = AnyClip(
+        model=model.eval().requires_grad_(False),
+        tokenizer=_tokenizer(config["text_cfg"], source),
+        size=sides.pop(),
+        # A centre crop (open_clip's "shortest") would cut off the borders of a film.
+        resize="pad" if pixels["resize_mode"] == "longest" else "stretch",
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    try:
+        model.encode_image(torch.zeros(1, 3, clip.size, clip.size))
+        model.encode_text(clip.tokenizer(["a"]))
+    except Exception as error:  # a tower of another image size, a tokenizer of another vocabulary
+        raise UserError(f"clip: {source}: its towers do not take their inputs ({_reason(error)})") from error
+    return clip
+
+
+def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Architecture, without weights of its towers alone, and preprocess_cfg."""
+    preprocess: dict[str, Any] = {}
+    if source.endswith(".json"):
+        document = read_model_json(Path(source), "clip")
+        preprocess = document.pop("preprocess_cfg", {})
+        config = document.get("model_cfg", document)
+    else:
+        config = named_config(source, "clip")
+    towers = [config.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(config, dict) else []
+    if not towers or not all(isinstance(part, dict) for part in (*towers, preprocess)) or "embed_dim" not in config:
+        raise UserError(f"clip: {source}: needs embed_dim, vision_cfg and text_cfg (open_clip's format)")
+    config = deepcopy(config)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if text.get(key):
+            if find_spec("transformers") is None:
+                raise UserError(f"clip: {source} needs transformers for text_cfg.{key}: pip install 'pspg-engine[hf]'")
+            if source.endswith(".json") and (Path(source).parent / text[key]).is_dir():
+                text[key] = str(Path(source).parent / text[key])
+    if text.get("hf_model_name"):
+        text["hf_model_pretrained"] = False
+    return config, preprocess
+
+
+def _build(config: dict[str, Any], source: str) -> Any:
+    arguments = deepcopy(config)
+    custom = arguments.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
+    kind = (open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP) if custom else open_clip.CLIP
+    try:
+        return kind(**arguments)
+    except Exception as error:  # whatever open_clip, timm or transformers raises
+        raise UserError(f"clip: open_clip cannot build {source} ({_reason(error)})") from error
+
+
+def _load(model: Any, file: Path) -> None:
+    """Load weights that must fit exactly, OpenAI's layout and older ones of open_clip's included.
+
+    Raises:
+        UserError: unreadable or mismatching.
+    """
+    tensors = convert_state_dict(model, read_weights(file, scripted=True)[0])
+    expected = model.state_dict()
+    if "positional_embedding" in tensors and "positional_embedding" not in expected:
+        tensors = convert_to_custom_text_state_dict(tensors)
+    positions = "text.transformer.embeddings.position_ids"  # older versions of transformers saved this constant
+    if positions not in expected:
+        tensors.pop(positions, None)
+    for scalar in ("logit_scale", "logit_bias"):  # () or (1,)
+        if scalar in tensors and scalar in expected and tensors[scalar].numel() == 1:
+            tensors[scalar] = tensors[scalar].reshape(expected[scalar].shape)
+    resize_pos_embed(tensors, model)
+    load_strictly(model, tensors, file)
+
+
+def _tokenizer(text: dict[str, Any], source: str) -> Callable[[list[str]], Tensor]:
+    name, length = text.get("hf_tokenizer_name") or text.get("hf_model_name"), text.get("context_length", 77)
+    options = text.get("tokenizer_kwargs") or {}
+    if not name:
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    try:
+        return HFTokenizer(name, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+    except Exception as error:  # whatever transformers or the hub's client raises
+        raise UserError(f"clip: {source}: no tokenizer {name} ({_reason(error)})") from error
+
+
+def _three_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
