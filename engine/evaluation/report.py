@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import write_text
-from ..templates import html_templates, markdown_templates, number
+from ..pages import html_templates, markdown_templates, number
 from . import plots
 from .bootstrap import Interval, Intervals
 from .metrics import ClassMetrics, Metrics, check_scores

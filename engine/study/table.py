@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from ..evaluation.report import SUMMARY, write_csv
 from ..files import write_text
-from ..templates import html_templates, markdown_templates
+from ..pages import html_templates, markdown_templates
 from .config import Column, RowSpec, StudyConfig
 
 QUOTED = "as quoted"
