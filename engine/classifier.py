@@ -1,6 +1,6 @@
 """A fixed class list frozen into a classifier: image tower, fusion and two text features a class, no prompts to write.
 
-    <folder>/open_clip_config.json         open_clip's model and preprocessing configuration, and what the classifier adds
+    <folder>/open_clip_config.json         open_clip's model and preprocessing configuration, classes, pixels, versions
     <folder>/open_clip_model.safetensors   both towers, in open_clip's layout
     <folder>/classifier.safetensors        text features, fusion, temperature
 

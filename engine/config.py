@@ -270,8 +270,8 @@ class PredictConfig:
     context: Literal["bank", "batch"] = "bank"
     """what the prompts attend to; bank makes a score independent of the other images"""
     maps: str | None = None
-    """new folder for pictures of where: a PNG an image, with a panel a class that shows how much each local token is more
-    like the class's positive than its negative prompt; null: none"""
+    """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
+    more like the class's positive prompt than its negative one; null: none"""
     map_classes: str | list[str] | None = None
     """classes to draw, some of those scored: a list or a text file; null: all"""
     map_threshold: float | None = None
@@ -328,7 +328,7 @@ class ExportConfig:
     """pspg-engine: what evaluate and predict read; published: one safetensors file with the authors' names; classifier:
     a fixed class list, prompted once under the context bank, and the towers as open_clip loads them"""
     class_names: str | list[str] | None = None
-    """layout classifier: the classes to freeze, trained on or not: a list or a text file; null: those of the training"""
+    """layout classifier: classes to freeze, trained on or not: a list or a text file; null: those of the training"""
 
 
 @dataclass(kw_only=True)

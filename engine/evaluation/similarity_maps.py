@@ -126,9 +126,7 @@ class MapWriter:
         self._taken: set[str] = set()
         self._bar = tqdm(total=images, desc="drawing maps", unit="img", leave=False, dynamic_ncols=True, disable=None)
 
-    def write(
-        self, ids: Sequence[str], pixels: Tensor, maps: Tensor, probabilities: NDArray[np.float64]
-    ) -> None:
+    def write(self, ids: Sequence[str], pixels: Tensor, maps: Tensor, probabilities: NDArray[np.float64]) -> None:
         """Draw a batch.
 
         Args:

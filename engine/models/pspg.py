@@ -173,9 +173,7 @@ class PromptHead(nn.Module):
         global_, tokens = features
         if text is None:
             text = self.text_features(global_ if context is None else context, vocabulary, tower, ranks)
-        logits, vectors = class_logits(
-            self.channel_attention, self.logit_scale, tokens, text.positive, text.negative
-        )
+        logits, vectors = class_logits(self.channel_attention, self.logit_scale, tokens, text.positive, text.negative)
         pair_logits = None
         if pairs:
             pair_texts = pair_features(tower, vocabulary.frame, text.positive_prompts, impl=self.impl)

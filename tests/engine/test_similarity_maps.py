@@ -159,7 +159,9 @@ def test_a_classifier_draws_what_the_model_draws(
 def test_the_pictures_are_pictures(model_folder: Make, films: Path, tmp_path: Path) -> None:
     lines = [{"id": "../$x$", "filepath": "a.png"}, {"id": "_", "filepath": "b/a.png"}]
     (films / "two.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    names = json.dumps(["$\\frac{$", "a very long class name that goes on and on, to the end of a line and beyond it, too"])
+    names = json.dumps(
+        ["$\\frac{$", "a very long class name that goes on and on, to the end of a line and beyond it, too"]
+    )
     arguments = ["--class_names", names, "--context", "batch"]
     assert run(model_folder(), films / "two.jsonl", tmp_path, *arguments) == 0
     files = sorted((tmp_path / "maps").iterdir())
