@@ -64,7 +64,13 @@ def similarity_maps(tokens: Tensor, positive: Tensor, negative: Tensor, logit_sc
 
 
 def draw_maps(
-    film: NDArray[np.uint8], maps: Tensor, names: Sequence[str], probabilities: Sequence[float], *, title: str
+    film: NDArray[np.uint8],
+    maps: Tensor,
+    names: Sequence[str],
+    probabilities: Sequence[float],
+    *,
+    limit: float,
+    title: str,
 ) -> bytes:
     """A PNG with the film alone and, panel by panel, with the map of each class, all on one scale.
 
@@ -72,11 +78,11 @@ def draw_maps(
         film: (h,w) grey, as the tower saw it.
         maps: (K,g,g).
         names, probabilities: K.
+        limit: where the scale ends, positive.
         title: of the whole picture.
     """
     size = film.shape[0]
     large = F.interpolate(maps[None].float(), size=film.shape, mode="bilinear", align_corners=False)[0]
-    limit = float(maps.abs().max().clamp(min=1e-6))
     norm, colours = Normalize(-limit, limit), _colours()
     columns = min(COLUMNS, len(names) + 1)
     rows = math.ceil((len(names) + 1) / columns)
@@ -140,6 +146,7 @@ class MapWriter:
             found = probabilities[row]
             shown = [c for c in self.columns if found[c] >= self.threshold]
             shown.sort(key=lambda c: -found[c])
+            limit = max(float(maps[row, shown].abs().max()), 1e-6) if shown else 1.0  # of all pages: they compare
             pages = [shown[start : start + PANELS - 1] for start in range(0, len(shown), PANELS - 1)]
             for number, page in enumerate(pages, 1):
                 suffix = f" ({number} of {len(pages)})" if len(pages) > 1 else ""
@@ -148,6 +155,7 @@ class MapWriter:
                     maps[row, page],
                     [self.class_names[c] for c in page],
                     [float(found[c]) for c in page],
+                    limit=limit,
                     title=_shortened(name) + suffix,
                 )
                 (self.folder / self._file(name, number)).write_bytes(picture)
@@ -176,7 +184,7 @@ def _colours() -> ListedColormap:
     strength = np.linspace(-1, 1, 256)
     colours = np.empty((256, 4))
     colours[:, :3] = np.where(strength[:, None] < 0, [0.25, 0.55, 1.0], [1.0, 0.25, 0.1])
-    colours[:, 3] = 0.7 * np.abs(strength)
+    colours[:, 3] = 0.65 * np.abs(strength)
     return ListedColormap(colours)
 
 

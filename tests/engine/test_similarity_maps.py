@@ -57,7 +57,7 @@ def test_the_picture_shows_the_map_where_it_belongs() -> None:
     def picture(row: int, column: int) -> np.ndarray:
         maps = torch.full((1, 2, 2), -1.0)
         maps[0, row, column] = 1.0
-        data = draw_maps(np.zeros((32, 32), np.uint8), maps, ["a"], [0.5], title="t")
+        data = draw_maps(np.zeros((32, 32), np.uint8), maps, ["a"], [0.5], limit=1.0, title="t")
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
     def centre(mask: np.ndarray) -> np.ndarray:
@@ -76,8 +76,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is drawn, instead of the slow pictures."""
     calls: list[dict[str, Any]] = []
 
-    def record(film: np.ndarray, maps: torch.Tensor, names: list[str], found: list[float], *, title: str) -> bytes:
-        calls.append({"film": film, "maps": maps, "names": names, "found": found, "title": title})
+    def record(film: np.ndarray, maps: torch.Tensor, names: list[str], found: list[float], **other: Any) -> bytes:
+        calls.append({"film": film, "maps": maps, "names": names, "found": found, **other})
         return b"picture"
 
     monkeypatch.setattr(module, "draw_maps", record)
@@ -141,6 +141,8 @@ def test_many_classes_take_several_pictures(
     assert {name for call in drawn for name in call["names"]} == set(names)
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {"a.png", "a-2.png"}
     assert [call["title"] for call in drawn] == ["a.png (1 of 2)", "a.png (2 of 2)"]
+    largest = max(float(call["maps"].abs().max()) for call in drawn)
+    assert [call["limit"] for call in drawn] == pytest.approx([largest] * 2)
 
 
 def test_a_classifier_draws_what_the_model_draws(
