@@ -278,17 +278,25 @@ class PredictConfig:
     """Score images (PNG, JPEG, DICOM) and write a table of probabilities."""
 
     checkpoint: str = ""
-    """folder of a phase-2 run or of an exported or imported model"""
+    """folder of a phase-2 run, of an exported or imported model, or of a classifier"""
     input: str = ""
     """an image, a folder of images, or a manifest (.jsonl)"""
     output: str = "predictions.csv"
     """CSV file: one image a line, one class a column"""
     class_names: str | list[str] | None = None
-    """classes to score, trained on or not: a list or a text file; null: those of the training"""
+    """classes to score, trained on or not: a list or a text file; null: those of the training. A classifier has its
+    frozen ones, or some of them"""
     image_root: str | None = None
     """for a manifest: folder that `filepath` is relative to; null: the manifest's own folder"""
     context: Literal["bank", "batch"] = "bank"
     """what the prompts attend to; bank makes a score independent of the other images"""
+    maps: str | None = None
+    """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
+    more like the class's positive prompt than its negative one; null: none"""
+    map_classes: str | list[str] | None = None
+    """classes to draw, some of those scored: a list or a text file; null: all"""
+    map_threshold: float | None = None
+    """draw only classes that the image has with at least this probability; null: whatever it is"""
     batch_size: int = 64
     """images a batch"""
     on_bad_image: Literal["error", "skip"] = "skip"
@@ -331,14 +339,17 @@ class ImportConfig:
 
 @dataclass(kw_only=True)
 class ExportConfig:
-    """Write the best weights of a run as a self-contained model folder, or in the published layout."""
+    """Write the best weights of a run as a self-contained model folder, in the published layout, or as a classifier."""
 
     checkpoint: str = ""
     """run or model folder"""
     output: str = ""
     """new folder"""
-    layout: Literal["pspg-engine", "published"] = "pspg-engine"
-    """pspg-engine: what evaluate and predict read; published: one safetensors file with the authors' names"""
+    layout: Literal["pspg-engine", "published", "classifier"] = "pspg-engine"
+    """pspg-engine: what evaluate and predict read; published: one safetensors file with the authors' names; classifier:
+    a fixed class list, prompted once under the context bank, and the towers as open_clip loads them"""
+    class_names: str | list[str] | None = None
+    """layout classifier: classes to freeze, trained on or not: a list or a text file; null: those of the training"""
 
 
 @dataclass(kw_only=True)

@@ -29,43 +29,43 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_output(path: str | Path, *, folder: bool = True) -> None:
-    """Refuse, before any work is done, an output that could not be written.
+def check_output(path: str | Path, *, folder: bool = True, key: str = "output") -> None:
+    """Refuse, before any work is done, an output that could not be written; `key` is the setting that names it.
 
     Raises:
         UserError: it is a file where a folder is needed (or the reverse), lies below a file, or is not writable.
     """
     path = Path(path)
     if path.exists() and path.is_dir() != folder:
-        raise UserError(f"output: {path} is a {'file' if folder else 'folder'}; choose another name")
+        raise UserError(f"{key}: {path} is a {'file' if folder else 'folder'}; choose another name")
     place = path if path.exists() else path.parent
     while not place.exists():
         place = place.parent
     if not path.exists() and not place.is_dir():
-        raise UserError(f"output: {path} lies below {place}, which is a file; choose another name")
+        raise UserError(f"{key}: {path} lies below {place}, which is a file; choose another name")
     if not os.access(place, os.W_OK):
-        raise UserError(f"output: {place} is not writable; choose another place")
+        raise UserError(f"{key}: {place} is not writable; choose another place")
 
 
-def check_new_folder(path: str | Path) -> None:
-    """Refuse, before any work is done, an output that is not a new or empty folder.
+def check_new_folder(path: str | Path, *, key: str = "output") -> None:
+    """Refuse, before any work is done, an output that is not a new or empty folder; `key` as in `check_output`.
 
     Raises:
         UserError: it holds something, or could not be written.
     """
-    check_output(path)
+    check_output(path, key=key)
     if Path(path).exists() and any(Path(path).iterdir()):
-        raise UserError(f"output: {path} is not empty; name a new folder")
+        raise UserError(f"{key}: {path} is not empty; name a new folder")
 
 
 @contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: str | Path, *, key: str = "output") -> Iterator[Path]:
     """A folder to fill beside `path`, renamed to it at the end; nothing is left of it after an error.
 
     Raises:
         UserError: see `check_new_folder`.
     """
-    check_new_folder(path)
+    check_new_folder(path, key=key)
     target = Path(path).resolve()
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from .classifier import Classifier
 from .data.torch_loader import Batch, EpochSampler, EvalLoader
 from .errors import UserError
 from .models.clip import ImageFeatures
@@ -55,7 +56,7 @@ class FeatureBatch:
 
 @torch.no_grad()
 def frozen_features(
-    model: PsPG, batch: Batch | FeatureBatch, device: torch.device, autocast: torch.dtype | None
+    model: PsPG | Classifier, batch: Batch | FeatureBatch, device: torch.device, autocast: torch.dtype | None
 ) -> ImageFeatures:
     """Image features of a batch: the cached ones it brings, or those of the frozen tower."""
     if isinstance(batch, FeatureBatch):

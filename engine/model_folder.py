@@ -19,6 +19,7 @@ from pspg.kernels.prompt_decoder import Kind
 
 from .checkpoint import best_checkpoint, load_tensors, read_json, write_json, write_tensors
 from .config import ModelConfig
+from .data.manifest import load_label_names
 from .errors import UserError
 from .models.clip import build_clip, clip_config
 from .models.prompts import Prompts
@@ -27,6 +28,8 @@ from .models.weights import load_strictly
 from .published import class_encoder
 
 FORMAT = "pspg-engine/1"
+CLASSIFIER_JSON = "open_clip_config.json"
+"""What a classifier's folder has instead of model.json; see `classifier.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,15 @@ class LoadedModel:
     source: Path
     weights: Path
     training: str | None
+
+    def set_classes(self, names: str | list[str] | None) -> None:
+        """Score these classes from now on: a list, or a text file, one a line; None: those of now.
+
+        Raises:
+            UserError: unreadable file, or names that the text tower cannot take.
+        """
+        if names is not None:
+            self.model.set_classes(load_label_names(names) if isinstance(names, str) else names)
 
 
 def describe(
@@ -87,12 +99,19 @@ def write_model(folder: Path, description: dict[str, Any], tensors: dict[str, di
     write_json(folder / "model.json", description)
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder is what `export-checkpoint --layout classifier` writes."""
+    return (folder / CLASSIFIER_JSON).is_file() and not (folder / "model.json").is_file()
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """model.json of a folder.
 
     Raises:
         UserError: not a model folder, or of a format this version does not know.
     """
+    if is_classifier(folder):
+        raise UserError(f"{folder}: holds a frozen classifier, which predict reads; give the run or model folder")
     if not (folder / "model.json").is_file():
         raise UserError(f"{folder}: not a run or model folder (it has no model.json)")
     description = read_json(folder / "model.json")

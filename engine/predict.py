@@ -1,28 +1,62 @@
-"""`pspg-engine predict`: probabilities of images, films in DICOM included, as a CSV table."""
+"""`pspg-engine predict`: probabilities of images, films in DICOM included, as a CSV table, and maps of where."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from .classifier import CLASSIFIER, Classifier, freeze_classifier, load_classifier
 from .config import PredictConfig, check_workers, require
+from .data.labels import select_classes
 from .data.loaders import load_with, pick_loader
-from .data.manifest import Sample, load_label_names, load_manifest
-from .data.torch_loader import ImageDataset, make_eval_loader
+from .data.manifest import Sample, load_manifest
+from .data.torch_loader import EvalLoader, ImageDataset, make_eval_loader
 from .device import autocast_dtype, pick_device
 from .errors import UserError
 from .evaluation.report import write_csv
-from .files import check_output
-from .inference import Scores, score
-from .model_folder import load_model
+from .evaluation.similarity_maps import MapWriter, similarity_maps
+from .files import check_new_folder, check_output, new_folder
+from .inference import frozen_features
+from .model_folder import Pixels, is_classifier, load_model
+from .models.clip import ImageFeatures
+from .models.pspg import PsPG, class_logits, probabilities
 from .telemetry import report_bad, say
 
 
-def predict(config: PredictConfig) -> Scores:
-    """Score every image of `config.input` and write `config.output`.
+@dataclass
+class Predictions:
+    """N scored images."""
+
+    ids: list[str]
+    class_names: list[str]
+    probabilities: NDArray[np.float64]
+    """(N,C)"""
+
+
+class Scorer(NamedTuple):
+    """What scores images."""
+
+    model: PsPG | Classifier
+    class_names: list[str]
+    pixels: Pixels
+    weights: Path
+    """file to name if its scores are no numbers"""
+    text: Callable[[ImageFeatures], tuple[Tensor, Tensor]]
+    """positive and negative text features (C,D) for the images of a batch"""
+
+
+def predict(config: PredictConfig) -> Predictions:
+    """Score every image of `config.input`, write `config.output` and, where asked for, `config.maps`.
 
     Raises:
         UserError: wrong settings, an unusable model, or (on_bad_image = error) an unreadable image.
@@ -32,17 +66,13 @@ def predict(config: PredictConfig) -> Scores:
     if config.batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, got {config.batch_size}")
     check_output(config.output, folder=False)
+    _check_maps(config)
     samples = find_images(config)
-    loaded = load_model(config.checkpoint)
-    names = config.class_names
-    if names is not None:
-        loaded.model.set_classes(load_label_names(names) if isinstance(names, str) else names)
-    if config.context == "bank" and loaded.bank is None:
-        raise UserError(f"context: {config.checkpoint} holds no context bank; use --context batch")
     device = pick_device(config.device)
     autocast = autocast_dtype(config.precision, device)
-    model = loaded.model.to(device).freeze(autocast)
-    pixels = loaded.pixels
+    scorer = open_scorer(config, device, autocast)
+    drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
+    pixels = scorer.pixels
     dataset = ImageDataset(
         samples,
         image_size=pixels.size,
@@ -54,18 +84,105 @@ def predict(config: PredictConfig) -> Scores:
     )
     load = load_with(pick_loader("loader", config.loader, device), device)
     loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)
-    bank = loaded.bank.to(device) if config.context == "bank" and loaded.bank is not None else None
-    batches = tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None)
-    scores = score(model, model.head, [model.vocabulary], batches, device, autocast, context=bank, bad=loader.bad)
-    if not np.isfinite(scores.probabilities).all():
-        raise UserError(f"{loaded.weights}: gives scores that are not finite; its training diverged")
     output = Path(config.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rows = ([name, *map(float, row)] for name, row in zip(scores.ids, scores.probabilities, strict=True))
-    write_csv(output, ["id", *model.vocabulary.names], rows)
-    say(f"{len(scores.ids)} images, {len(model.vocabulary.names)} classes: {config.output}")
+    with ExitStack() as stack:
+        maps = None
+        if config.maps is not None:
+            folder = stack.enter_context(new_folder(config.maps, key="maps"))
+            maps = MapWriter(folder, scorer.class_names, drawn, config.map_threshold or 0.0, len(samples))
+            stack.callback(maps.close)
+        predictions = _score(scorer, loader, device, autocast, maps)
+        pairs = zip(predictions.ids, predictions.probabilities, strict=True)
+        rows = ([name, *map(float, row)] for name, row in pairs)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(output, ["id", *scorer.class_names], rows)
+    say(f"{len(predictions.ids)} images, {len(scorer.class_names)} classes: {config.output}")
+    if maps is not None:
+        say(f"{maps.drawn} images with maps: {config.maps}")
     report_bad(loader.bad)
-    return scores
+    return predictions
+
+
+def open_scorer(config: PredictConfig, device: torch.device, autocast: torch.dtype | None) -> Scorer:
+    """Model or classifier of `config.checkpoint`, on the device, with the classes to score.
+
+    Under the bank a model is frozen into a classifier here, so that both score in the same way.
+
+    Raises:
+        UserError: an unusable folder, unknown classes, or a context that it does not have.
+    """
+    source = Path(config.checkpoint)
+    if is_classifier(source):
+        if config.context != "bank":
+            raise UserError(f"context: {source} holds a classifier, whose context is frozen; use --context bank")
+        classifier = load_classifier(source, autocast).to(device)
+        if config.class_names is not None:
+            classifier.set_classes(config.class_names)
+        return _of_classifier(classifier, source / CLASSIFIER)
+    loaded = load_model(source)
+    loaded.set_classes(config.class_names)
+    if config.context == "bank" and loaded.bank is None:
+        raise UserError(f"context: {config.checkpoint} holds no context bank; use --context batch")
+    model = loaded.model.to(device)
+    if config.context == "bank":
+        return _of_classifier(freeze_classifier(loaded, autocast), loaded.weights)
+    model.freeze(autocast)
+
+    def text(features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            found = model.head.text_features(features.global_, model.vocabulary, model.tower)
+        return found.positive, found.negative
+
+    return Scorer(model, model.vocabulary.names, loaded.pixels, loaded.weights, text)
+
+
+def _of_classifier(classifier: Classifier, weights: Path) -> Scorer:
+    positive, negative = classifier.text_features
+    return Scorer(classifier, classifier.class_names, classifier.pixels, weights, lambda _: (positive, negative))
+
+
+@torch.inference_mode()
+def _score(
+    scorer: Scorer, loader: EvalLoader, device: torch.device, autocast: torch.dtype | None, maps: MapWriter | None
+) -> Predictions:
+    """Probabilities of all readable images, batch by batch, and their maps.
+
+    Raises:
+        UserError: no image could be read, or scores that are not finite.
+    """
+    model = scorer.model
+    ids: list[str] = []
+    parts: list[NDArray[np.float64]] = []
+    for batch in tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None):
+        features = frozen_features(model, batch, device, autocast)
+        sides = scorer.text(features)
+        logits, _ = class_logits(model.channel_attention, model.logit_scale, features.tokens, *sides)
+        found = probabilities(logits.double()).cpu().numpy()
+        if not np.isfinite(found).all():
+            raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")
+        if maps is not None:
+            maps.write(batch.ids, batch.pixels, similarity_maps(features.tokens, *sides, model.logit_scale), found)
+        ids += batch.ids
+        parts.append(found)
+    if not parts:
+        raise UserError(next(iter(loader.bad.values()), "there are no images"))
+    return Predictions(ids, scorer.class_names, np.concatenate(parts))
+
+
+def _check_maps(config: PredictConfig) -> None:
+    """Refuse settings of maps that cannot be met.
+
+    Raises:
+        UserError: naming the key.
+    """
+    threshold = config.map_threshold
+    if config.maps is not None:
+        check_new_folder(config.maps, key="maps")
+    elif config.map_classes is not None or threshold is not None:
+        key = "map_classes" if config.map_classes is not None else "map_threshold"
+        raise UserError(f"{key}: needs maps, the folder to draw to; give --maps")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"map_threshold: must lie between 0 and 1, got {threshold}")
 
 
 def find_images(config: PredictConfig) -> list[Sample]:

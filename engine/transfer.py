@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .checkpoint import import_published, load_tensors, write_json, write_tensors
+from .classifier import write_classifier
 from .config import ExportConfig, ImportConfig, require
 from .data.manifest import load_label_names
 from .errors import UserError
@@ -63,20 +64,25 @@ def export_checkpoint(config: ExportConfig) -> None:
     """Write the weights of a run or model folder as one self-contained folder.
 
     Raises:
-        UserError: not a usable folder, or `output` exists.
+        UserError: not a usable folder, `output` exists, or (layout classifier) no context bank.
     """
     require(checkpoint=config.checkpoint, output=config.output)
+    if config.class_names is not None and config.layout != "classifier":
+        raise UserError("class_names: only layout classifier freezes classes; the others score any")
     source = Path(config.checkpoint)
     description = read_description(source)
     folder = new_folder(config.output)
     if description["kind"] == "clip":
-        if config.layout == "published":
+        if config.layout != "pspg-engine":
             raise UserError("layout: a phase-1 CLIP has no prompt learner; export it with layout pspg-engine")
         clip, _ = load_clip_folder(source)
         write_model(folder, description, {"model": dict(clip.state_dict())})
     else:
         loaded = load_model(source)
-        if config.layout == "published":
+        if config.layout == "classifier":
+            loaded.set_classes(config.class_names)
+            write_classifier(folder, loaded)
+        elif config.layout == "published":
             folder.mkdir(parents=True)
             metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
             write_tensors(folder / "model.safetensors", published_state(loaded.model), metadata)

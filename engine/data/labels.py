@@ -14,13 +14,16 @@ from .manifest import Sample, load_label_names, unknown_class
 MASKED = -1.0
 
 
-def select_classes(label_names: Sequence[str], class_names: str | Sequence[str] | None) -> tuple[list[str], list[int]]:
+def select_classes(
+    label_names: Sequence[str], class_names: str | Sequence[str] | None, *, key: str = "data.class_names"
+) -> tuple[list[str], list[int]]:
     """The classes of a run and their columns in the label lists.
 
     Args:
         label_names: all names, in the order of the label lists.
         class_names: names to keep, in the order wanted: a list, or the path of a text file, one a line;
             None: all.
+        key: the setting that names them.
 
     Returns:
         names (C) and columns (C).
@@ -31,7 +34,7 @@ def select_classes(label_names: Sequence[str], class_names: str | Sequence[str] 
     if class_names is None:
         return list(label_names), list(range(len(label_names)))
     from_file = isinstance(class_names, str)
-    source = f"{class_names}" if isinstance(class_names, str) else "data.class_names"
+    source = f"{class_names}" if isinstance(class_names, str) else key
     names = load_label_names(class_names) if isinstance(class_names, str) else [name.strip() for name in class_names]
     if not names:
         raise UserError(f"{source}: the list is empty; leave it null for all classes")

@@ -80,12 +80,12 @@ def build_clip(config: Mapping[str, Any]) -> open_clip.CLIP:
     Raises:
         UserError: open_clip cannot build it.
     """
-    arguments = {key: value for key, value in deepcopy(dict(config)).items() if key not in _FOREIGN}
+    arguments = {key: deepcopy(value) for key, value in config.items() if key not in _FOREIGN}
     try:
-        clip = open_clip.CLIP(**arguments)
+        clip = open_clip.CLIP(**deepcopy(arguments))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"model.backbone: open_clip cannot build this configuration ({error})") from error
-    clip.model_config = deepcopy(dict(config))
+    clip.model_config = arguments
     return clip
 
 

@@ -69,6 +69,24 @@ def probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=1)[:, 0]
 
 
+def class_logits(
+    fusion: SpatialFusion, logit_scale: Tensor, tokens: Tensor, positive: Tensor, negative: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of images for classes whose text features are known: all that scoring needs of a model.
+
+    Args:
+        fusion: of the tokens.
+        logit_scale: scalar, log of the inverse temperature.
+        tokens: (B,S,D), token 0 global.
+        positive, negative: (C,D) text features of each side, as in `TextFeatures`.
+
+    Returns:
+        (B,2,C), index 0 positive, and the fused image vectors (B,D); float32 or better.
+    """
+    vectors = fusion(tokens)
+    return torch.stack([similarity_logits(vectors, side, logit_scale) for side in (positive, negative)], dim=1), vectors
+
+
 class PromptHead(nn.Module):
     """Exactly what trains in phase 2; its state dict has the published names.
 
@@ -155,14 +173,13 @@ class PromptHead(nn.Module):
         global_, tokens = features
         if text is None:
             text = self.text_features(global_ if context is None else context, vocabulary, tower, ranks)
-        vectors = self.channel_attention(tokens)
-        logits = [similarity_logits(vectors, side, self.logit_scale) for side in (text.positive, text.negative)]
+        logits, vectors = class_logits(self.channel_attention, self.logit_scale, tokens, text.positive, text.negative)
         pair_logits = None
         if pairs:
             pair_texts = pair_features(tower, vocabulary.frame, text.positive_prompts, impl=self.impl)
             pair_logits = similarity_logits(vectors, pair_texts, self.logit_scale)
         return PsPGOutput(
-            logits=torch.stack(logits, dim=1),
+            logits=logits,
             pair_logits=pair_logits,
             positive_prompts=text.positive_prompts,
             prefixes=text.prefixes,

@@ -1,14 +1,20 @@
-"""Tiny random CLIPs, no download."""
+"""Tiny random CLIPs, no download; a model folder and films to score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pspg.engine.config import ModelConfig
+from pspg.engine.model_folder import Pixels, describe, write_model
 from pspg.engine.models.clip import build_clip
+from pspg.engine.models.pspg import PsPG
 
 NAMES = ["cardiomegaly", "pleural effusion", "edema", "no finding"]
 
@@ -42,3 +48,38 @@ def make_clip() -> Callable[..., Any]:
 @pytest.fixture
 def names() -> list[str]:
     return list(NAMES)
+
+
+@pytest.fixture
+def model_folder(make_clip: Callable[..., Any], names: list[str], tmp_path: Path) -> Callable[..., Path]:
+    """Function (vit=False, resize="stretch", bank=True, **settings of the head) → folder of an untrained model whose
+    scores differ from image to image."""
+
+    def make(vit: bool = False, resize: Any = "stretch", bank: bool = True, **head: Any) -> Path:
+        folder, clip = tmp_path / "model", make_clip(vit=vit).float()
+        torch.manual_seed(1)
+        config = ModelConfig(**{"prompt_length": 3, "hidden_size": 8, "decoder_heads": 2, **head})
+        model = PsPG(clip, config, names)
+        with torch.no_grad():
+            for parameter in model.prompt_learner.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+        pixels = Pixels(size=32, resize=resize, mean=0.4, std=0.2)
+        tensors = {"clip": dict(clip.state_dict()), "model": dict(model.head.state_dict())}
+        if bank:
+            tensors["bank"] = {"bank": model.image_features(torch.randn(6, 3, 32, 32)).global_}
+        described = describe("pspg", clip, pixels, head=config, class_names=names, training="trained on noise")
+        write_model(folder, described, tensors)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """A folder of five grey PNGs of noise, two of them below it."""
+    folder = tmp_path / "films"
+    (folder / "b").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for name in ("a.png", "A_.png", "a?.png", "b/a.png", "b/c d.png"):
+        Image.fromarray(noise.integers(0, 256, (50, 40), dtype=np.uint8)).save(folder / name)
+    return folder
