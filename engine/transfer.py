@@ -63,7 +63,7 @@ def export_checkpoint(config: ExportConfig) -> None:
     """Write the weights of a run or model folder as one self-contained folder.
 
     Raises:
-        UserError: not a usable folder, or `output` exists.
+        UserError: not a usable folder, `output` exists, or a model that the layout has no place for.
     """
     require(checkpoint=config.checkpoint, output=config.output)
     source = Path(config.checkpoint)
@@ -77,9 +77,10 @@ def export_checkpoint(config: ExportConfig) -> None:
     else:
         loaded = load_model(source)
         if config.layout == "published":
-            folder.mkdir(parents=True)
+            state = published_state(loaded.model)
             metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
-            write_tensors(folder / "model.safetensors", published_state(loaded.model), metadata)
+            folder.mkdir(parents=True)
+            write_tensors(folder / "model.safetensors", state, metadata)
             if (source / "class_text.safetensors").is_file():
                 write_tensors(folder / "class_text.safetensors", load_tensors(source / "class_text.safetensors"))
             write_json(folder / "export.json", {**description, "layout": "published"})

@@ -75,7 +75,8 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     assert scores.labels is not None
     # The first group of a report is everything it shows.
     groups = {"all": names, **lists} if len(lists) > 1 else lists
-    methods: dict[str, NDArray[np.float64]] = {"PsPG": scores.probabilities}
+    method = model.config.method
+    methods: dict[str, NDArray[np.float64]] = {method: scores.probabilities}
     if config.baselines:
         width = scores.features.shape[1] // 2
         found = template_probabilities(model.clip, torch.from_numpy(scores.features[:, :width]), names, device)
@@ -105,15 +106,16 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     report = write_report(
         Path(config.output),
         title=config.title,
-        metrics=metrics.pop("PsPG"),
+        metrics=metrics.pop(method),
         class_names=names,
         ids=scores.ids,
         labels=scores.labels,
         probabilities=scores.probabilities,
         settings=_settings(config, loaded),
-        intervals=intervals.pop("PsPG", None),
+        intervals=intervals.pop(method, None),
         baselines=metrics,
         baseline_intervals=intervals,
+        method=method,
         pictures=[(caption, Path(path)) for caption, path in config.pictures.items()],
         training=read_metrics(loaded.source / "metrics.jsonl"),
         notes=config.notes,
