@@ -41,6 +41,7 @@ CONTEXTS = {
     "batch": "scores depend on which images share a batch; the batch size is part of the result",
     "bank": "scores do not depend on batches: the prompts attend to a fixed bank of training images",
 }
+NO_CONTEXT = "scores do not depend on it: the prompts attend to no images"
 
 
 def write_report(
@@ -130,7 +131,7 @@ def write_report(
         "figures": figures,
         "pictures": images,
         "settings": {key: _setting(value) for key, value in settings.items()},
-        "context_meaning": CONTEXTS[settings["context"]],
+        "context_meaning": NO_CONTEXT if method == "DualCoOp" else CONTEXTS[settings["context"]],
         "training_data": training_data,
     }
     document = {

@@ -299,5 +299,6 @@ def test_evaluation_names_the_baseline(run: Path, phantoms: Path, tmp_path: Path
         assert list(results[context]["DualCoOp"]) == ["all", "seen", "unseen"]
         card = (output / "MODEL_CARD.md").read_text()
         assert "DualCoOp classifies" in card
-        assert "decoder" not in card.partition("## Training data")[0]
+        assert "decoder" not in card.partition("## Settings")[0]
+        assert f"Context `{context}`, batch size 64: scores do not depend on it" in card
     assert results["batch"] == results["bank"]
