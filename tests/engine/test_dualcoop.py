@@ -223,7 +223,6 @@ def scores(checkpoint: Path, phantoms: Path, output: Path, *arguments: str) -> n
         return np.array([[float(v) for k, v in row.items() if k != "id"] for row in csv.DictReader(file)])
 
 
-@pytest.mark.slow
 def test_training_on_phantoms_lowers_the_loss(run: Path) -> None:
     rows = read_metrics(run / "metrics.jsonl")
     epochs = [np.mean([row["loss"] for row in rows if row["epoch"] == e and "loss" in row]) for e in range(4)]
@@ -238,7 +237,6 @@ def test_training_on_phantoms_lowers_the_loss(run: Path) -> None:
     assert {name.rpartition("/")[0] for name in optimizer} == {"prompt_learner.contexts"}
 
 
-@pytest.mark.slow
 def test_resume_is_exact(run: Path, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the middle of the second epoch."""
     cut, words = tmp_path / "cut", [*command, "--optim.epochs", "4", "--output", str(tmp_path / "cut")]
@@ -261,7 +259,6 @@ def test_resume_is_exact(run: Path, command: list[str], tmp_path: Path, monkeypa
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.slow
 def test_scores_through_the_commands(
     run: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
