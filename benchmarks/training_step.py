@@ -140,6 +140,7 @@ def repaired_loss(setup: Setup) -> Tensor:
     """The reference's loss in the form of `repaired`."""
     features, head, frame, tower = setup.features(), setup.head, setup.vocabulary.frame, setup.tower
     prompts = head.prompt_learner(setup.vocabulary.class_features, features.global_, impl="reference")
+    assert head.channel_attention is not None
     vectors, scale = head.channel_attention(features.tokens), head.logit_scale
     sides = repaired.single_features(tower, frame, prompts)
     logits = torch.stack([similarity_logits(vectors, side, scale) for side in sides], dim=1)

@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
     Args:
         tower: image tower.
-        fusion: of its tokens; copied.
+        fusion: of its tokens, copied; None: regions.
         logit_scale: scalar, log of the inverse temperature.
         text_features: (2,C,D), unit norm, positive first; negative ones are zero where there are positive prompts only.
         class_names: C names.
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         tower: FrozenImageTower,
-        fusion: SpatialFusion,
+        fusion: SpatialFusion | None,
         logit_scale: Tensor,
         text_features: Tensor,
         *,
@@ -166,7 +166,7 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
         pixels = Pixels(**description["pixels"])
         assert pixels.std > 0
         assert pixels.size == config["vision_cfg"]["image_size"]
-        assert fusion in get_args(Fusion)
+        assert fusion in ("regions", *get_args(Fusion))
         assert names
         assert isinstance(names, list)
         assert all(isinstance(name, str) for name in names)
@@ -175,8 +175,9 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
         raise UserError(f"{file}: is damaged; export the model again") from None
     clip = build_clip(config).eval()
     load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
+    made = None if fusion == "regions" else SpatialFusion(fusion)
     classifier = Classifier(
-        FrozenImageTower(clip, dtype), SpatialFusion(fusion), torch.zeros(()), text, class_names=names, pixels=pixels
+        FrozenImageTower(clip, dtype), made, torch.zeros(()), text, class_names=names, pixels=pixels
     )
     tensors = load_tensors(folder / CLASSIFIER)
     check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
@@ -198,7 +199,7 @@ def _describe(classifier: Classifier, loaded: LoadedModel) -> dict[str, Any]:
         "format": FORMAT,
         "class_names": classifier.class_names,
         "pixels": asdict(pixels),
-        "fusion": classifier.channel_attention.fusion,
+        "fusion": "regions" if classifier.channel_attention is None else classifier.channel_attention.fusion,
         "bank_size": len(loaded.bank),
         "training": loaded.training,
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch")},

@@ -21,8 +21,13 @@ class ModelConfig:
     it was trained on (the paper's cross-dataset training); null: a fresh one"""
     quick_gelu: bool = True
     """QuickGELU activations, as OpenAI's weights need; false: what the open_clip configuration says"""
-    decoder: Literal["gru", "lstm", "transformer", "mlp"] = "gru"
-    """what writes the prompts (paper, table 3); gru is the paper's, mlp writes all vectors at once"""
+    decoder: Literal["gru", "lstm", "transformer", "mlp", "context"] = "gru"
+    """what writes the prompts (paper, table 3); gru is the paper's, mlp writes all vectors at once. context: nothing
+    does; a positive and a negative sequence of n learned vectors, shared by all classes, stand before the class name,
+    whatever prefix says (with fusion regions the baseline DualCoOp)"""
+    context_init: Literal["random", "template"] = "random"
+    """context: what its vectors start from. random: normal of deviation 0.02; template: the tokens of "Findings
+    suggesting" and "No evidence of" right before the class name, the places before them random"""
     prompts: Literal["dual", "shared", "positive"] = "dual"
     """dual: a decoder for positive and one for negative prompts; shared: one decoder with an output projection for
     each; positive: positive prompts only, the probability is the sigmoid of their logit"""
@@ -33,13 +38,20 @@ class ModelConfig:
     decoder_heads: int = 8
     """attention heads of the prompt decoder"""
     dropout: float = 0.2
-    """dropout on the decoder outputs; mlp has none"""
+    """dropout on the decoder outputs; mlp and context have none"""
     drop_path: float = 0.1
     """transformer: probability of dropping a residual branch of its last block in training"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
-    fusion: Literal["gate_after_norm", "gate_before_norm", "ungated", "global"] = "gate_after_norm"
-    """how global and local image tokens are fused; gate_before_norm is the published order, whose gate cancels"""
+    fusion: Literal["gate_after_norm", "gate_before_norm", "ungated", "global", "regions"] = "gate_after_norm"
+    """how global and local image tokens are fused; gate_before_norm is the published order, whose gate cancels.
+    regions: DualCoOp's, each class weighs the local tokens by itself; neither gate nor temperature train, and spcl and
+    pcl, which compare pairs of classes with one vector an image, do not go with it"""
+
+    @property
+    def method(self) -> str:
+        """What a report calls the model."""
+        return "DualCoOp" if (self.decoder, self.fusion) == ("context", "regions") else "PsPG"
 
 
 @dataclass(kw_only=True)
@@ -439,6 +451,22 @@ def check_seed(key: str, seed: int) -> None:
         raise UserError(f"{key}: must lie between 0 and 2^63 - 1, got {seed}")
 
 
+def check_head(model: ModelConfig) -> None:
+    """Refuse prompt heads that cannot be built.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    if model.hidden_size % model.decoder_heads:
+        raise UserError(
+            f"model.decoder_heads: {model.decoder_heads} heads do not divide model.hidden_size {model.hidden_size}"
+        )
+    if model.decoder == "context" and model.prompts != "dual":
+        raise UserError(
+            f"model.prompts: {model.prompts}, but model.decoder context learns a positive and a negative one; use dual"
+        )
+
+
 def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
     """What a run of so many processes lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
     needs = {
@@ -518,9 +546,11 @@ def check_train(config: TrainConfig) -> None:
             raise UserError(f"{key}: must be at least 0 and below 1, got {value}")
     if not data.train:
         raise UserError("data.train: name the training manifest (a JSONL file)")
-    if model.hidden_size % model.decoder_heads:
+    check_head(model)
+    if model.fusion == "regions" and config.loss.pair in ("spcl", "pcl"):
         raise UserError(
-            f"model.decoder_heads: {model.decoder_heads} heads do not divide model.hidden_size {model.hidden_size}"
+            f"loss.pair: {config.loss.pair} compares pairs of classes with one vector an image, and model.fusion "
+            "regions makes none; use ranking or none"
         )
     if config.loss.pair_samples and config.loss.pair not in ("spcl", "pcl"):
         raise UserError(f"loss.pair_samples: loss.pair {config.loss.pair} has no pairs to sample; use spcl or pcl")

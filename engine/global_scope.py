@@ -104,9 +104,11 @@ class GlobalPromptTask(PromptTask):
         assert batch.labels is not None
         sample = self._sample(batch.labels)
         pairs = number_of_pairs(len(self._model.vocabulary)) if sample is None else len(sample.first)
-        vectors = output.image_vectors[: batch.count]
-        if self._loss.pair in ("spcl", "pcl"):
-            vectors = gather_rows(vectors, batch.counts)
+        vectors = output.image_vectors
+        if vectors is not None:
+            vectors = vectors[: batch.count]
+            if self._loss.pair in ("spcl", "pcl"):
+                vectors = gather_rows(vectors, batch.counts)
         output = replace(output, logits=output.logits[: batch.count], image_vectors=vectors)
         whole = Whole(batch.labels.to(self._world.device, non_blocking=True), own_part(pairs))
         loss, parts = self._prompt_loss(output, batch.own.labels[: batch.count], sample, whole)

@@ -57,6 +57,9 @@ def prompt_loss(
 
     Returns:
         Weighted sum, and the detached unweighted parts `classification` and, if any, `pair`.
+
+    Raises:
+        ValueError: SPCL or PCL of an output without image vectors.
     """
     config = config.resolved()
     assert config.classification_weight is not None
@@ -84,6 +87,8 @@ def prompt_loss(
         return total, parts
     if config.pair == "ranking":
         pair = ranking_loss(output.logits, labels, config.pair_reduction, None if whole is None else whole.labels)
+    elif output.image_vectors is None:
+        raise ValueError(f"{config.pair}: the output has no image vectors to compare pairs with")
     else:
         pair = spcl(
             tower,

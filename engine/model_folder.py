@@ -9,20 +9,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import open_clip
 import torch
 from torch import Tensor, nn
 
-from pspg.kernels.prompt_decoder import Kind
-
 from .checkpoint import best_checkpoint, load_tensors, read_json, write_json, write_tensors
-from .config import ModelConfig
+from .config import ModelConfig, check_head
 from .data.manifest import load_label_names
 from .errors import UserError
 from .models.clip import build_clip, clip_config
-from .models.prompts import Prompts
 from .models.pspg import PsPG
 from .models.weights import load_strictly
 from .published import class_encoder
@@ -124,11 +121,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         assert description["kind"] in ("pspg", "clip")
         if description["kind"] == "pspg":
             head = ModelConfig(**description["head"])
-            assert head.hidden_size % head.decoder_heads == 0
-            assert head.decoder in get_args(Kind)
-            assert head.prompts in get_args(Prompts)
+            for key, hint in get_type_hints(ModelConfig).items():
+                assert get_origin(hint) is not Literal or getattr(head, key) in get_args(hint)
+            check_head(head)
             assert all(isinstance(name, str) for name in description["class_names"])
-    except (KeyError, TypeError, AssertionError, ZeroDivisionError):
+    except (KeyError, TypeError, AssertionError, ZeroDivisionError, UserError):
         raise UserError(f"{folder / 'model.json'}: is damaged; export or train the model again") from None
     return description
 

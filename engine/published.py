@@ -115,7 +115,13 @@ def published_state(model: PsPG) -> dict[str, Tensor]:
     """The model's weights under the published names: image and text tower, prompt learner, fusion, temperature.
 
     CLIP's own temperature, which phase 2 does not use, has no place there.
+
+    Raises:
+        UserError: learned contexts, or fusion regions.
     """
+    for key, value in (("decoder", "context"), ("fusion", "regions")):
+        if getattr(model.config, key) == value:
+            raise UserError(f"layout: the published layout has no model.{key} {value}; use layout pspg-engine")
     return {**_published_names(model.clip.state_dict()), **model.head.state_dict()}
 
 

@@ -64,7 +64,8 @@ def export_checkpoint(config: ExportConfig) -> None:
     """Write the weights of a run or model folder as one self-contained folder.
 
     Raises:
-        UserError: not a usable folder, `output` exists, or (layout classifier) no context bank.
+        UserError: not a usable folder, `output` exists, a model that the layout has no place for, or (layout
+            classifier) no context bank.
     """
     require(checkpoint=config.checkpoint, output=config.output)
     if config.class_names is not None and config.layout != "classifier":
@@ -83,9 +84,10 @@ def export_checkpoint(config: ExportConfig) -> None:
             loaded.set_classes(config.class_names)
             write_classifier(folder, loaded)
         elif config.layout == "published":
-            folder.mkdir(parents=True)
+            state = published_state(loaded.model)
             metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
-            write_tensors(folder / "model.safetensors", published_state(loaded.model), metadata)
+            folder.mkdir(parents=True)
+            write_tensors(folder / "model.safetensors", state, metadata)
             if (source / "class_text.safetensors").is_file():
                 write_tensors(folder / "class_text.safetensors", load_tensors(source / "class_text.safetensors"))
             write_json(folder / "export.json", {**description, "layout": "published"})

@@ -33,20 +33,28 @@ class Prompted(ImageMethod):
         self.context = config.evaluation.context
         if self.context == "bank" and loaded.bank is None:
             raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
-        self.name = config.method or "PsPG"
+        head = loaded.model.config
+        self.name = config.method or head.method
+        if head.decoder == "context":
+            self.context = "none"
+            self.about = (
+                "classifies radiographs into a list of named findings. A frozen CLIP encodes the image; two learned "
+                "sequences of vectors stand before each class name as its positive and negative prompt; a class's "
+                "probability is the softmax over the two prompts' similarities to the image."
+            )
         self.settings = {
             "checkpoint": str(loaded.weights),
             "pixels": asdict(loaded.pixels),
-            "model": asdict(loaded.model.config),
+            "model": asdict(head),
         }
-        self.parameters = sum(parameter.numel() for parameter in loaded.model.head.parameters())
+        self.parameters = sum(p.numel() for p in loaded.model.head.parameters() if p.requires_grad)
         self.baseline_parameters = sum(parameter.numel() for parameter in loaded.model.clip.parameters())
         self.training = read_metrics(Path(config.checkpoint) / "metrics.jsonl")
         self.training_data = loaded.training
         self._device, self._autocast = device, autocast
         self._loaded = loaded
         self._model = loaded.model.to(device).freeze(autocast)
-        self._bank = loaded.bank.to(device) if self.context == "bank" and loaded.bank is not None else None
+        self._bank = loaded.bank.to(device) if config.evaluation.context == "bank" and loaded.bank is not None else None
 
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         return square_images(config, manifest, labels, **asdict(self._loaded.pixels))

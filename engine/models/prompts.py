@@ -1,4 +1,4 @@
-"""Class names as the model sees them, and the decoders that write their prompts."""
+"""Class names as the model sees them, and what makes their prompts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from pspg.kernels.prompt_decoder import Kind, decode
 from pspg.kernels.text_tower import Frame, encode
 
+from ..config import ModelConfig
 from ..errors import UserError
 from .clip import TextEncoder, text_encoder, tokenize, tokenizer
+from .contexts import ContextLearner
 from .decoders import draw_branches, initialise, make_decoder
 
 Prompts = Literal["dual", "shared", "positive"]
@@ -201,3 +203,20 @@ class PromptLearner(nn.Module):
             projections, outputs = [*projections, self.neg_output], outputs.expand(2, *outputs.shape[1:])
         prompts = [projection(o) for projection, o in zip(projections, outputs, strict=True)]
         return torch.stack(prompts).view(len(prompts), len(class_features), self.prompt_length, -1)
+
+
+def make_prompt_learner(width: int, text_width: int, config: ModelConfig) -> PromptLearner | ContextLearner:
+    """What makes the prompts of a configuration, freshly initialised; D and W are the widths of the CLIP."""
+    if config.decoder == "context":
+        return ContextLearner(text_width, config.prompt_length)
+    return PromptLearner(
+        width,
+        config.hidden_size,
+        text_width,
+        config.decoder_heads,
+        prompt_length=config.prompt_length,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        kind=config.decoder,
+        prompts=config.prompts,
+    )

@@ -1,4 +1,4 @@
-"""PsPG assembled: frozen CLIP, prompt decoders, spatial fusion, logits (paper fig. 2)."""
+"""PsPG assembled: frozen CLIP, prompt decoders, spatial fusion, logits (paper fig. 2); DualCoOp from the same parts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Frame, Prefixes, TextTower, encode_prompts
 
 from ..collectives import gather_rows, own_part, split
-from ..config import LossConfig, ModelConfig
+from ..config import LossConfig, ModelConfig, check_head
 from .clip import ImageFeatures, TextEncoder, image_features, text_tower
+from .contexts import ContextLearner
 from .frozen_image import FrozenImageTower
-from .prompts import PromptLearner, Vocabulary, make_vocabulary
+from .prompts import Vocabulary, make_prompt_learner, make_vocabulary
+from .regions import SCALE, region_logits
 from .spatial_fusion import SpatialFusion
 
 
@@ -51,8 +53,8 @@ class PsPGOutput:
     """(C,n,W)"""
     prefixes: Prefixes | None
     """as in `TextFeatures`"""
-    image_vectors: Tensor
-    """(B,D) fused image vectors"""
+    image_vectors: Tensor | None
+    """(B,D) fused image vectors; None under fusion regions, where each class has its own"""
     logit_scale: Tensor
     """scalar, log of the inverse temperature"""
     positive_features: Tensor
@@ -70,19 +72,21 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def class_logits(
-    fusion: SpatialFusion, logit_scale: Tensor, tokens: Tensor, positive: Tensor, negative: Tensor
-) -> tuple[Tensor, Tensor]:
+    fusion: SpatialFusion | None, logit_scale: Tensor, tokens: Tensor, positive: Tensor, negative: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """Logits of images for classes whose text features are known: all that scoring needs of a model.
 
     Args:
-        fusion: of the tokens.
+        fusion: of the tokens; None: regions.
         logit_scale: scalar, log of the inverse temperature.
         tokens: (B,S,D), token 0 global.
         positive, negative: (C,D) text features of each side, as in `TextFeatures`.
 
     Returns:
-        (B,2,C), index 0 positive, and the fused image vectors (B,D); float32 or better.
+        (B,2,C), index 0 positive, and the fused image vectors (B,D), which regions do not have; float32 or better.
     """
+    if fusion is None:
+        return region_logits(tokens[:, 1:], positive, negative), None
     vectors = fusion(tokens)
     return torch.stack([similarity_logits(vectors, side, logit_scale) for side in (positive, negative)], dim=1), vectors
 
@@ -98,25 +102,22 @@ class PromptHead(nn.Module):
     Attributes:
         impl: form of the operators, as their `impl`.
         text_memory: bytes of the text tower's activations to hold at a time; None: the operators' default.
+        channel_attention: fusion of an image's tokens; None under fusion regions, which has no parameters, and whose
+            temperature is a constant: `logit_scale` does not train then.
+
+    Raises:
+        UserError: see `check_head`.
     """
 
     def __init__(self, width: int, text_width: int, config: ModelConfig) -> None:
         super().__init__()
         self.impl = "auto"
         self.text_memory: int | None = None
-        self.prompt_learner = PromptLearner(
-            width,
-            config.hidden_size,
-            text_width,
-            config.decoder_heads,
-            prompt_length=config.prompt_length,
-            dropout=config.dropout,
-            drop_path=config.drop_path,
-            kind=config.decoder,
-            prompts=config.prompts,
-        )
-        self.channel_attention = SpatialFusion(config.fusion)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        check_head(config)
+        self.prompt_learner = make_prompt_learner(width, text_width, config)
+        self.channel_attention = None if config.fusion == "regions" else SpatialFusion(config.fusion)
+        scale = 1 / 0.07 if self.channel_attention is not None else SCALE
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=self.channel_attention is not None)
 
     def text_features(self, context: Tensor, vocabulary: Vocabulary, tower: TextTower, ranks: int = 1) -> TextFeatures:
         """Prompts and text features of the classes.
@@ -169,6 +170,9 @@ class PromptHead(nn.Module):
             ranks: as in `text_features`.
             text: result of `text_features`, computed before; `context` is then not used.
             pairs: compute pair logits too.
+
+        Raises:
+            ValueError: pairs under fusion regions.
         """
         global_, tokens = features
         if text is None:
@@ -176,6 +180,8 @@ class PromptHead(nn.Module):
         logits, vectors = class_logits(self.channel_attention, self.logit_scale, tokens, text.positive, text.negative)
         pair_logits = None
         if pairs:
+            if vectors is None:
+                raise ValueError("pairs: fusion regions makes no image vector to compare pairs with")
             pair_texts = pair_features(tower, vocabulary.frame, text.positive_prompts, impl=self.impl)
             pair_logits = similarity_logits(vectors, pair_texts, self.logit_scale)
         return PsPGOutput(
@@ -231,6 +237,8 @@ class PsPG(nn.Module):
         self._image_tower: tuple[FrozenImageTower] | None = None
         self.vocabulary = self._make_vocabulary(names)
         self.to(self.tower.projection.dtype)
+        if isinstance(self.prompt_learner, ContextLearner) and config.context_init == "template":
+            self.prompt_learner.start_from_templates(clip.token_embedding.weight)
 
     @property
     def head(self) -> PromptHead:
@@ -273,7 +281,9 @@ class PsPG(nn.Module):
 
     def _make_vocabulary(self, names: Sequence[str]) -> Vocabulary:
         source = self.clip if self._class_encoder is None else self._class_encoder
-        return make_vocabulary(source, names, self.config.prefix, prompt_length=self.config.prompt_length)
+        # Contexts are the same for all classes: what follows them must tell classes apart.
+        prefix = self.config.prefix or self.config.decoder == "context"
+        return make_vocabulary(source, names, prefix, prompt_length=self.config.prompt_length)
 
     def train(self, mode: bool = True) -> PsPG:
         super().train(mode)

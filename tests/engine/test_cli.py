@@ -73,6 +73,10 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
     ("override", "key"),
     [
         ({"model": {"hidden_size": 10}}, "model.decoder_heads"),
+        ({"model": {"decoder": "context", "prompts": "shared"}}, "model.prompts"),
+        ({"model": {"decoder": "context", "prompts": "positive"}}, "model.prompts"),
+        ({"model": {"fusion": "regions"}}, "loss.pair"),
+        ({"model": {"fusion": "regions"}, "loss": {"pair": "pcl"}}, "loss.pair"),
         ({"model": {"dropout": 1.5}}, "model.dropout"),
         ({"model": {"drop_path": 1.0}}, "model.drop_path"),
         ({"optim": {"lr": float("nan")}}, "optim.lr"),
@@ -124,6 +128,18 @@ def test_paper_hyper_parameters() -> None:
         assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.epochs) == ("sgd", 1e-4, 0.05, 50)
         assert (c.optim.warmup_epochs, c.optim.warmup_lr, c.optim.min_lr, c.batch_size) == (5, 1e-6, 5e-6, 64)
         assert (c.loss.gamma_positive, c.loss.gamma_negative, c.loss.clip) == (1, 2, 0.05)
+
+
+def test_the_baseline_is_aligned_with_the_paper_s_phase_2() -> None:
+    """DualCoOp and PsPG differ in the head, in the pair loss, and in nothing else (section 4.1)."""
+    ours, theirs = (
+        dataclasses.asdict(parse(["train", "--config", str(CONFIGS[0].parent / f"chexpert_{name}.yaml")])[1])
+        for name in ("phase2", "dualcoop")
+    )
+    other = {key for key in ours if ours[key] != theirs[key]}
+    assert other == {"output", "model", "loss"}
+    assert {key for key in ours["model"] if ours["model"][key] != theirs["model"][key]} == {"decoder", "fusion"}
+    assert {key for key in ours["loss"] if ours["loss"][key] != theirs["loss"][key]} == {"pair"}
 
 
 def test_loss_presets() -> None:

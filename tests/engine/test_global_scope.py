@@ -38,6 +38,19 @@ RUNS: dict[str, tuple[str, dict[str, object], dict[int, int]]] = {
         {2: 1},
     ),
     "ranking": ("prompt", {"loss.pair": "ranking", "loss.classification": "bce"}, {2: 0}),
+    # All classes pull at the same vectors, and rounding grows fast; small steps keep it in sight.
+    "dualcoop": (
+        "prompt",
+        {
+            "model.decoder": "context",
+            "model.fusion": "regions",
+            "loss.pair": "none",
+            "optim.lr": 1e-7,
+            "optim.warmup_lr": 1e-7,
+            "optim.min_lr": 1e-7,
+        },
+        {2: 1},
+    ),
     "a bad image": ("prompt", {"data.on_bad_image": "skip"}, {2: 2}),
     # Shares of one image, one of them unreadable; three classes and pairs, fewer than ranks.
     "less than a rank each": (

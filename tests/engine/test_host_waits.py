@@ -91,6 +91,7 @@ def test_the_trap_catches_reads() -> None:
         ("spcl", {"decoder": "transformer"}),
         ("spcl", {"decoder": "mlp", "prompts": "shared"}),
         ("spcl", {"prompts": "positive"}),
+        ("ranking", {"decoder": "context", "fusion": "regions"}),
     ],
 )
 def test_a_training_epoch_reads_nothing_before_it_logs(

@@ -67,8 +67,10 @@ def stuck(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]
     return lambda: None, function()
 
 
-def run(make_clip: Callable[..., Any], names: list[str], folder: Path, record: Any, pair: Any = "spcl") -> list[Tensor]:
-    small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2)
+def run(
+    make_clip: Callable[..., Any], names: list[str], folder: Path, record: Any, pair: Any = "spcl", **settings: Any
+) -> list[Tensor]:
+    small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2, **settings)
     world = start("cpu")
     torch.manual_seed(0)
     model = PsPG(make_clip().float(), small, names).freeze()
@@ -82,14 +84,18 @@ def run(make_clip: Callable[..., Any], names: list[str], folder: Path, record: A
     return [parameter.detach().clone() for parameter in task.module.parameters()]
 
 
-@pytest.mark.parametrize("pair", ["spcl", "ranking"])
+@pytest.mark.parametrize(
+    ("pair", "settings"),
+    [("spcl", {}), ("ranking", {}), ("ranking", {"decoder": "context", "fusion": "regions"})],
+    ids=["spcl", "ranking", "dualcoop"],
+)
 def test_trains_as_the_ordinary_step(
-    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, pair: Any
+    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, pair: Any, settings: dict[str, Any]
 ) -> None:
     """Dropout, accumulation, a batch of another size in between: bit for bit the same weights and logs."""
     replays.clear()
-    ordinary = run(make_clip, names, tmp_path / "ordinary", None, pair)
-    recorded = run(make_clip, names, tmp_path / "recorded", record_by_hand, pair)
+    ordinary = run(make_clip, names, tmp_path / "ordinary", None, pair, **settings)
+    recorded = run(make_clip, names, tmp_path / "recorded", record_by_hand, pair, **settings)
     assert len(replays) == 8 - WARM_UP - 1 + 1  # the recording's check is one more
     assert all(torch.equal(one, other) for one, other in zip(ordinary, recorded, strict=True))
 
