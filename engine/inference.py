@@ -64,7 +64,6 @@ def frozen_features(
         return model.image_features(batch.to(device, non_blocking=True).images)
 
 
-@torch.inference_mode()
 def score(
     model: PsPG,
     head: PromptHead,
@@ -88,6 +87,24 @@ def score(
     Raises:
         UserError: no image could be read.
     """
+    parts = score_batches(model, head, vocabularies, batches, device, autocast, context=context)
+    if not parts:
+        raise UserError(next(iter((bad or {}).values()), "there are no images"))
+    return Scores.join(parts)
+
+
+@torch.inference_mode()
+def score_batches(
+    model: PsPG,
+    head: PromptHead,
+    vocabularies: Sequence[Vocabulary],
+    batches: Iterable[Batch | FeatureBatch],
+    device: torch.device,
+    autocast: torch.dtype | None,
+    *,
+    context: Tensor | None,
+) -> list[Scores]:
+    """Scores of each batch, none or more; arguments as `score`."""
     parts: list[Scores] = []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         # Under a bank the text side is the same for every image.
@@ -108,9 +125,7 @@ def score(
                     pooled.float().cpu().numpy(),
                 )
             )
-    if not parts:
-        raise UserError(next(iter((bad or {}).values()), "there are no images"))
-    return Scores.join(parts)
+    return parts
 
 
 class CachedBatches:

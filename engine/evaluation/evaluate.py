@@ -66,9 +66,11 @@ def evaluate_model(config: EvaluateConfig) -> Path:
             load=load_with(config.loader, device),
         )
         batches = tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
-        scores = method.score(list(groups.values()), batches, loader.bad)
+        parts = list(method.score(list(groups.values()), batches))
+        if not parts:
+            raise UserError(next(iter(loader.bad.values()), "there are no images"))
         report_bad(loader.bad)
-        return scores
+        return Scores.join(parts)
 
     scores = scores_of(manifest, "scoring", lists)
     assert scores.labels is not None
