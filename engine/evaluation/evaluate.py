@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..config import EvaluateConfig, check_evaluation, check_workers, require
 from ..data.cache import open_cache
@@ -19,28 +19,41 @@ from ..data.labels import label_matrix, select_classes
 from ..data.loaders import load_with, pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..data.torch_loader import ImageDataset, make_eval_loader
-from ..device import autocast_dtype, pick_device
+from ..device import autocast_dtype
+from ..distributed import World, start
 from ..errors import UserError
 from ..files import check_output
-from ..inference import Scores, score
+from ..inference import Scores, score_together
 from ..model_folder import LoadedModel, load_model
 from ..models.baselines import ridge_probe, template_probabilities
 from ..telemetry import read_metrics, report_bad, say
+from ..watch import watch
 from .bootstrap import bootstrap_groups
 from .metrics import evaluate_groups
 from .report import write_report
 
 
-def evaluate_model(config: EvaluateConfig) -> Path:
-    """Score, measure and write the report; returns its path.
+def evaluate_model(config: EvaluateConfig) -> Path | None:
+    """Score, measure and write the report; returns its path. Of several ranks the first one does what follows scoring,
+    the others return None.
 
     Raises:
         UserError: wrong settings, unusable model or data.
     """
     require(checkpoint=config.checkpoint, manifest=config.manifest, output=config.output)
-    settings = config.evaluation
-    check_evaluation("evaluation.", settings)
+    check_evaluation("evaluation.", config.evaluation)
     check_workers("workers", config.workers)
+    if config.timeout_s < 1:
+        raise UserError(f"timeout_s: must be at least 1, got {config.timeout_s}")
+    world = start(config.device, config.timeout_s, hosts_only=True)
+    with ExitStack() as together:
+        together.enter_context(watch(world, config.timeout_s, lambda line: say(f"pspg-engine evaluate: error: {line}")))
+        return _evaluate(config, world, together)
+
+
+def _evaluate(config: EvaluateConfig, world: World, together: ExitStack) -> Path | None:
+    """`evaluate_model`; closes `together` where the work of other ranks than the first ends."""
+    settings = config.evaluation
     check_output(config.output)
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
@@ -48,17 +61,19 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     loaded = load_model(config.checkpoint)
     if settings.context == "bank" and loaded.bank is None:
         raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
-    device = pick_device(config.device)
+    device = world.device
     config = replace(config, loader=pick_loader("loader", config.loader, device))
     autocast = autocast_dtype(config.precision, device)
     model = loaded.model.to(device).freeze(autocast)
 
-    def scores_of(source: Manifest, title: str, groups: dict[str, list[str]]) -> Scores:
+    def scores_of(source: Manifest, title: str, groups: dict[str, list[str]]) -> Scores | None:
         columns = select_classes(source.label_names or [], names)[1]
         labels = label_matrix(source.samples, columns, uncertain=config.uncertain, blank=config.blank)
         loader = make_eval_loader(
             _dataset(config, loaded, source, labels),
             batch_size=settings.batch_size,
+            rank=world.rank,
+            world_size=world.size,
             workers=config.workers,
             load=load_with(config.loader, device),
         )
@@ -66,12 +81,18 @@ def evaluate_model(config: EvaluateConfig) -> Path:
             model.vocabulary if group == loaded.class_names else model.vocabulary_of(group) for group in groups.values()
         ]
         bank = loaded.bank.to(device) if settings.context == "bank" and loaded.bank is not None else None
-        batches = tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
-        scores = score(model, model.head, vocabularies, batches, device, autocast, context=bank, bad=loader.bad)
-        report_bad(loader.bad)
+        found = score_together(model, vocabularies, loader, device, autocast, context=bank, title=title)
+        if found is None:
+            return None
+        scores, bad = found
+        report_bad({sample.id: bad[sample.id] for sample in source.samples if sample.id in bad})
         return scores
 
     scores = scores_of(manifest, "scoring", lists)
+    train = scores_of(_manifest(config, config.probe), "features for the probe", {}) if config.probe else None
+    together.close()
+    if scores is None:
+        return None
     assert scores.labels is not None
     # The first group of a report is everything it shows.
     groups = {"all": names, **lists} if len(lists) > 1 else lists
@@ -80,8 +101,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         width = scores.features.shape[1] // 2
         found = template_probabilities(model.clip, torch.from_numpy(scores.features[:, :width]), names, device)
         methods.update({f"template, {name}": values for name, values in found.items()})
-    if config.probe:
-        train = scores_of(_manifest(config, config.probe), "features for the probe", {})
+    if train is not None:
         assert train.labels is not None
         methods["ridge probe (ceiling)"] = ridge_probe(train.features, train.labels, scores.features)
     bars = sys.stderr.isatty()
