@@ -56,7 +56,9 @@ class Prompted(ImageMethod):
         vocabularies = [
             model.vocabulary if group == self._loaded.class_names else model.vocabulary_of(group) for group in groups
         ]
-        return score_batches(model, model.head, vocabularies, batches, self._device, self._autocast, context=self._bank)
+        device, autocast = self._device, self._autocast
+        found = score_batches(model, model.head, vocabularies, batches, device, autocast, context=self._bank)
+        return [scores for _, scores in found]
 
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         width = scores.features.shape[1] // 2
