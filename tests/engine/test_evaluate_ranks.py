@@ -11,6 +11,7 @@ from subprocess import Popen
 import pytest
 
 from pspg.engine.cli import main
+from pspg.engine.model_folder import describe, load_clip_folder, write_model
 
 SCRIPT = Path(__file__).parent / "ranks" / "train.py"
 FILES = ("metrics.json", "per_class.csv", "predictions.csv")
@@ -21,7 +22,21 @@ WAYS: dict[str, dict[str, object]] = {
     # One image of the first batch is missing, and the whole second one.
     "bad images": {"evaluation.batch_size": 3, "manifest": "test_bad.jsonl", "on_bad_image": "skip", "workers": 1},
     "fewer batches than ranks": {"evaluation.batch_size": 40},
+    # Other sources, of which each run has one.
+    "adapter": {"evaluation.batch_size": 3, "checkpoint": "", "adapter": "half.py"},
+    "predictions": {"checkpoint": "", "predictions": "given.csv"},
+    "phase 1": {"evaluation.batch_size": 3, "checkpoint": "clip", "probe": "train.jsonl"},
 }
+
+ADAPTER = """
+from torchvision.transforms.v2.functional import pil_to_tensor
+def load(device):
+    return None
+def preprocess(image):
+    return pil_to_tensor(image).double() / 255
+def score(model, images, class_names):
+    return images.mean((1, 2, 3))[:, None].expand(-1, len(class_names))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +44,14 @@ def model(phantoms: Path, settings: Callable[[str], list[str]], tmp_path_factory
     """A phase-2 run, and manifests of the test films of which some or all are unreadable."""
     run = tmp_path_factory.mktemp("model") / "run"
     assert main([*settings("prompt"), "--optim.epochs", "1", "--output", str(run)]) == 0
+    clip, pixels = load_clip_folder(run)
+    write_model(run.parent / "clip", describe("clip", clip, pixels), {"model": dict(clip.state_dict())})
+    (phantoms / "half.py").write_text(ADAPTER)
     (phantoms / "images" / "empty.png").write_bytes(b"")
     rows = [json.loads(line) for line in (phantoms / "test.jsonl").read_text().splitlines()]
+    names = (phantoms / "classes.txt").read_text().splitlines()
+    table = [[row["id"], *(f"{(i * 7 + j) % 11 / 10}" for j in range(len(names)))] for i, row in enumerate(rows)]
+    (phantoms / "given.csv").write_text("".join(",".join(cells) + "\n" for cells in [["id", *names], *table]))
     for name, bad in (("test_bad", {1, 3, 4, 5, 8}), ("test_one", {4}), ("test_none", set(range(40)))):
         broken = [{**row, "filepath": "images/empty.png"} if i in bad else row for i, row in enumerate(rows)]
         (phantoms / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
@@ -49,7 +70,9 @@ def arguments(model: Path, phantoms: Path) -> Callable[..., list[str]]:
             "evaluation.bootstrap": 5,
             **more,
         }
-        for key in ("manifest", "probe"):
+        if values["checkpoint"] == "clip":
+            values["checkpoint"] = model.parent / "clip"
+        for key in ("manifest", "probe", "adapter", "predictions"):
             if key in values:
                 values[key] = phantoms / str(values[key])
         return ["evaluate", *(word for key, value in values.items() for word in (f"--{key}", str(value)))]
