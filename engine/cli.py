@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program = " ".join(["pspg-engine", max(known, key=len, default="")]).strip()
     try:
         name, config = parse(arguments)
-        if name != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+        if name not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("runs as one process; start it without a launcher")
         function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
         with loader_deaths():

@@ -279,10 +279,12 @@ class EvaluateConfig:
     """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
     GPU if it is installed, else torch"""
     workers: int = 2
-    """loader processes; with dali also its decoding threads"""
+    """loader processes of each process; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+    timeout_s: int = 600
+    """several processes: seconds that they wait for one another, at the start and once one has scored its batches"""
 
 
 @dataclass(kw_only=True)

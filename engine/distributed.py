@@ -40,12 +40,13 @@ class World:
 _store: dist.Store | None = None
 
 
-def start(device: str, timeout: float = 600) -> World:
+def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> World:
     """Join the process group that a launcher announced, or make a group of one.
 
     Args:
         device: auto, cpu or cuda.
         timeout: seconds that ranks wait for each other.
+        hosts_only: what ranks tell each other never lies on a GPU.
 
     Raises:
         UserError: what the launcher announced does not fit, no GPU for a rank that was asked to use one, the port is
@@ -59,7 +60,8 @@ def start(device: str, timeout: float = 600) -> World:
         torch.cuda.set_device(torch_device)
     if not dist.is_initialized():
         # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
-        _store = _join("nccl" if torch_device.type == "cuda" else "gloo", place, timeout)
+        over_hosts = torch_device.type == "cpu" or (hosts_only and place is not None)
+        _store = _join("gloo" if over_hosts else "nccl", place, timeout)
     return World(dist.get_rank(), dist.get_world_size(), torch_device, place.local_rank if place else 0, _store)
 
 
@@ -287,6 +289,15 @@ def gather(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
+    return values
+
+
+def gather_on_first(value: Any) -> list[Any] | None:
+    """`value` of every rank, in rank order, on the first; None on the others."""
+    if dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
     return values
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +13,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .classifier import Classifier
+from .collectives import own_rank
 from .data.torch_loader import Batch, EpochSampler, EvalLoader
+from .distributed import gather_on_first
 from .errors import UserError
 from .models.clip import ImageFeatures
 from .models.prompts import Vocabulary
 from .models.pspg import PromptHead, PsPG, probabilities
+from .watch import advance
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -52,6 +57,8 @@ class FeatureBatch:
     features: ImageFeatures
     labels: Tensor | None
     """float32 (B,C) in {1, 0, -1}, -1 masked"""
+    index: Tensor
+    """int64 (B,): rows of the data set"""
 
 
 @torch.no_grad()
@@ -65,7 +72,6 @@ def frozen_features(
         return model.image_features(batch.to(device, non_blocking=True).images)
 
 
-@torch.inference_mode()
 def score(
     model: PsPG,
     head: PromptHead,
@@ -89,7 +95,25 @@ def score(
     Raises:
         UserError: no image could be read.
     """
-    parts: list[Scores] = []
+    parts = score_batches(model, head, vocabularies, batches, device, autocast, context=context)
+    if not parts:
+        raise UserError(next(iter((bad or {}).values()), "there are no images"))
+    return Scores.join([scores for _, scores in parts])
+
+
+@torch.inference_mode()
+def score_batches(
+    model: PsPG,
+    head: PromptHead,
+    vocabularies: Sequence[Vocabulary],
+    batches: Iterable[Batch | FeatureBatch],
+    device: torch.device,
+    autocast: torch.dtype | None,
+    *,
+    context: Tensor | None,
+) -> list[tuple[int, Scores]]:
+    """Place and scores of each batch, none or more; arguments as `score`."""
+    parts: list[tuple[int, Scores]] = []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         # Under a bank the text side is the same for every image.
         texts = [None if context is None else head.text_features(context, v, model.tower) for v in vocabularies]
@@ -101,17 +125,61 @@ def score(
             ]
             pooled = torch.cat([features.global_, features.tokens[:, 1:].mean(1)], dim=1)
             scored = [probabilities(output.logits.double()) for output in outputs]
-            parts.append(
-                Scores(
-                    batch.ids,
-                    torch.cat(scored, 1).cpu().numpy() if scored else np.empty((len(batch.ids), 0)),
-                    None if batch.labels is None else batch.labels.double().cpu().numpy(),
-                    pooled.float().cpu().numpy(),
-                )
+            scores = Scores(
+                batch.ids,
+                torch.cat(scored, 1).cpu().numpy() if scored else np.empty((len(batch.ids), 0)),
+                None if batch.labels is None else batch.labels.double().cpu().numpy(),
+                pooled.float().cpu().numpy(),
             )
+            parts.append((place(batch), scores))
+    return parts
+
+
+def place(batch: Batch | FeatureBatch) -> int:
+    """Where a batch stands among those of all ranks: its first row."""
+    return int(batch.index[0])
+
+
+def in_order(of_ranks: Iterable[Iterable[tuple[int, T]]]) -> list[T]:
+    """What the ranks made of their batches, in the order of the data set: the same for any number of ranks."""
+    return [part for _, part in sorted((pair for own in of_ranks for pair in own), key=lambda pair: pair[0])]
+
+
+def score_together(
+    score_each: Callable[[Iterable[Batch]], Iterable[Scores]], loader: EvalLoader, *, title: str
+) -> tuple[Scores, dict[str, str]] | None:
+    """Scores and the images left out, over the batches that all ranks have; None on other ranks than the first.
+
+    Args:
+        score_each: this rank's batches to the scores of each.
+        loader: this rank's batches.
+        title: of the progress bar.
+
+    Raises:
+        UserError: an image that this rank cannot read, if it may not be left out; or none could be read.
+    """
+    silent = None if own_rank() == 0 else True
+    places: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for batch in tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=silent):
+            places.append(place(batch))
+            yield batch
+
+    try:
+        scored = list(score_each(batches()))
+    except UserError as error:
+        error.local = True
+        raise
+    advance()  # a rank that has not come so far keeps the others waiting
+    of_ranks = gather_on_first((list(zip(places, scored, strict=True)), loader.bad))
+    if of_ranks is None:
+        return None
+    parts = in_order(parts for parts, _ in of_ranks)
+    bad = {name: reason for _, bad_of_rank in of_ranks for name, reason in bad_of_rank.items()}
     if not parts:
-        raise UserError(next(iter((bad or {}).values()), "there are no images"))
-    return Scores.join(parts)
+        raise UserError(next(iter(bad.values()), "there are no images"))
+    return Scores.join(parts), bad
 
 
 class CachedBatches:
@@ -134,13 +202,14 @@ class CachedBatches:
             ids=[self.ids[i] for i in index],
             features=ImageFeatures(*(tensor[rows] for tensor in self.features)),
             labels=None if self.labels is None else self.labels[rows],
+            index=rows,
         )
 
-    def eval_batches(self, batch_size: int) -> list[FeatureBatch]:
-        """All rows in order; the last batch may be smaller."""
+    def eval_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[FeatureBatch]:
+        """Rows in order; the last batch may be smaller. Each rank takes every `world_size`-th batch."""
         return [
             self.batch(range(start, min(start + batch_size, len(self.ids))))
-            for start in range(0, len(self.ids), batch_size)
+            for start in range(rank * batch_size, len(self.ids), world_size * batch_size)
         ]
 
     def train_loader(self, **sampling: Any) -> CachedTrainLoader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from .models.pspg import PsPG
 from .tasks import ContrastiveTask, PromptTask
 from .telemetry import report_bad, say
 from .trainer import Trainer, check_fresh
-from .watch import Watch
+from .watch import watch
 
 # Settings that a run may change when it is resumed: where and how fast, not what is computed.
 FREE = {
@@ -87,9 +87,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
-    """Over what the ranks do together; nothing for one process."""
-    if world.store is None or world.size == 1:
-        return nullcontext()
+    """Over what the ranks do together."""
     run = Path(config.output)
 
     def say_lost(line: str) -> None:
@@ -100,8 +98,7 @@ def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
         kept = f"last good checkpoint: {last}, go on with --resume latest" if last else "there is no checkpoint yet"
         say(f"pspg-engine train: error: {line}; {kept}")
 
-    alone = world.rank == 1 or world.local_rank == 0
-    return Watch(world.store, world.rank, world.size, speaks_alone=alone, timeout=config.timeout_s, say=say_lost)
+    return watch(world, config.timeout_s, say_lost)
 
 
 def make_trainer(config: TrainConfig, world: World) -> Trainer:
@@ -141,6 +138,8 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
         validation = make_eval_loader(
             _dataset(config, held_out, pixels, tokenize=words, augment=False),
             batch_size=config.evaluation.batch_size,
+            rank=world.rank,
+            world_size=world.size,
             workers=data.workers,
             load=load_with(data.loader, world.device),
         )
@@ -176,9 +175,11 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
     if config.text_memory is not None:
         model.head.text_memory = config.text_memory * 2**20
 
-    def in_order(dataset: ImageDataset) -> EvalLoader:
+    own = {"rank": world.rank, "world_size": world.size}
+
+    def in_order(dataset: ImageDataset, **share: int) -> EvalLoader:
         size, load = config.evaluation.batch_size, load_with(data.loader, world.device)
-        return make_eval_loader(dataset, batch_size=size, workers=data.workers, load=load)
+        return make_eval_loader(dataset, batch_size=size, workers=data.workers, load=load, **share)
 
     def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
         return cache_features(model, in_order(dataset), world.device, autocast, title=title)
@@ -189,11 +190,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
     loader: Any
     if data.cache_features:
         loader = features_of(dataset, "caching features").train_loader(
-            batch_size=config.batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            accumulate=config.optim.accumulate,
-            seed=config.seed,
+            batch_size=config.batch_size, accumulate=config.optim.accumulate, seed=config.seed, **own
         )
     else:
         loader = _loader(config, dataset, world)
@@ -205,11 +202,11 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
         plain = _dataset(config, held_out, pixels, labels=held_labels, augment=False)
         if data.cache_features:
             cached = features_of(plain, "caching validation features")
-            validation = cached.eval_batches(config.evaluation.batch_size)
+            validation = cached.eval_batches(config.evaluation.batch_size, **own)
             # Batches in memory no longer know what was left out of them.
             loader.bad.update(cached.bad)
         else:
-            validation = in_order(plain)
+            validation = in_order(plain, **own)
     if not resumed:
         _write_start(config, world, description, {"clip": towers, "bank": {"bank": bank.cpu()}})
     shared = _shares_batch(config, world)

@@ -19,7 +19,7 @@ from .device import autocast_dtype
 from .distributed import World, gather
 from .errors import UserError
 from .evaluation.metrics import macro_auc
-from .inference import Scores, frozen_features, score
+from .inference import Scores, frozen_features, in_order, place, score_batches
 from .losses import Whole, contrastive_loss, prompt_loss
 from .models.clip import encode_tokens
 from .models.pspg import PromptHead, PsPG, PsPGOutput
@@ -45,7 +45,7 @@ class ContrastiveTask:
     Args:
         clip: the open_clip model to train.
         world: this process.
-        validation: batches of the validation split, in a fixed order; None: no validation.
+        validation: this rank's batches of the validation split, in a fixed order; None: no validation.
         precision: fp32, bf16, fp16 or auto.
     """
 
@@ -73,18 +73,15 @@ class ContrastiveTask:
             return {}
         module.eval()
         mine: list[tuple[int, Tensor, int]] = []
-        for number, batch in enumerate(self._validation):
-            if number % self._world.size == self._world.rank:
-                with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
-                    output = module(*self.inputs(batch))
-                mine.append((number, contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
+        for batch in self._validation:
+            with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+                output = module(*self.inputs(batch))
+            mine.append((place(batch), contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
         # Summed in the order of the batches, whichever ranks they were on: the same bits for any number of ranks.
-        own = [(number, loss.item(), images) for number, loss, images in mine]
-        parts = sorted(part for ranks_own in gather(own) for part in ranks_own)
-        count = sum(images for _, _, images in parts)
-        if not count:
+        parts = in_order(gather([(number, (loss.item(), images)) for number, loss, images in mine]))
+        if not parts:
             raise UserError("data.val: no image could be read")
-        loss = sum(total for _, total, _ in parts) / count
+        loss = sum(total for total, _ in parts) / sum(images for _, images in parts)
         if not math.isfinite(loss):
             raise UserError(f"training diverged: the validation loss is {loss}; lower optim.lr or set optim.clip_norm")
         return {"val_loss": loss}
@@ -101,7 +98,7 @@ class PromptTask:
         model: its towers are frozen, its head trains.
         loss: the loss's configuration.
         world: this process.
-        validation: labelled batches in a fixed order; None: no validation.
+        validation: this rank's labelled batches, in a fixed order; None: no validation.
         bank: (M,D) context of validation under `evaluation.context: bank`; None: each batch is its own context.
         precision: fp32, bf16, fp16 or auto.
     """
@@ -173,24 +170,19 @@ class PromptTask:
         if self._validation is None:
             return {}
         module.eval()
-        mine = [
-            (
-                number,
-                score(
-                    self._model,
-                    module,
-                    [self._model.vocabulary],
-                    [batch],
-                    self._world.device,
-                    self._autocast,
-                    context=self._bank,
-                ),
-            )
-            for number, batch in enumerate(self._validation)
-            if number % self._world.size == self._world.rank
-        ]
-        every: list[tuple[int, Scores]] = sorted((pair for part in gather(mine) for pair in part), key=lambda p: p[0])
-        scores = Scores.join([part for _, part in every])
+        mine = score_batches(
+            self._model,
+            module,
+            [self._model.vocabulary],
+            self._validation,
+            self._world.device,
+            self._autocast,
+            context=self._bank,
+        )
+        parts: list[Scores] = in_order(gather(mine))
+        if not parts:
+            raise UserError("data.val: no image could be read")
+        scores = Scores.join(parts)
         assert scores.labels is not None
         return {"val_macro_auc": macro_auc(scores.labels, scores.probabilities)}
 

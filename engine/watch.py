@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch.distributed as dist
 
+from .distributed import World
 from .errors import UserError
 
 INTERVAL = 0.5
@@ -48,6 +49,14 @@ def advance() -> None:
         _watch.progress += 1
 
 
+def watch(world: World, timeout: float, say: Callable[[str], None]) -> AbstractContextManager[Any]:
+    """A `Watch` over what the ranks do together; nothing for one process."""
+    if world.store is None or world.size == 1:
+        return nullcontext()
+    alone = world.rank == 1 or world.local_rank == 0
+    return Watch(world.store, world.rank, world.size, speaks_alone=alone, timeout=timeout, say=say)
+
+
 class Watch:
     """Context of the work of one rank among several.
 
@@ -57,8 +66,9 @@ class Watch:
     has died) a few seconds do. The first to find it prints the line; then all processes leave at once, with status 1,
     as their main threads may never return from a collective.
 
-    Where a rank fails by itself it prints its own error, and the others leave without a word. A mistake that all ranks
-    meet is left to rank 0 to tell; where it turns out that only others have met it, those that go on tell it.
+    Where a rank fails by itself it prints its own error, and the others leave without a word, even where each has met a
+    mistake of its own. A mistake that all ranks meet is left to rank 0 to tell; where it turns out that only others
+    have met it, those that go on tell it.
 
     Args:
         store: shared by all ranks, from `rendezvous.meet`.
@@ -125,8 +135,11 @@ class Watch:
         spoken = error is not None and (not isinstance(error, UserError) or error.local or self._rank == 0)
         with suppress(RuntimeError):  # the store may have gone with another rank, and then nobody is left to read this
             if spoken:
-                self._store.compare_set("verdict", "", f"rank {self._rank} has told its own error")
+                mine = f"rank {self._rank} has told its own error"
+                first = self._store.compare_set("verdict", "", mine).decode() == mine
                 time.sleep(LINGER)
+                if not first and isinstance(error, UserError):
+                    os._exit(LOST)  # another rank has told one of its own; a second line would only confuse
             self._store.set(f"beat/{self._rank}", f"left {error or ''}")
 
     def _beat(self) -> None:

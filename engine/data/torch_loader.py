@@ -302,7 +302,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Batches in the order of the manifest, the last one partial; make it with `make_eval_loader`.
+    """Batches of one rank in the order of the manifest, the last one partial; make it with `make_eval_loader`.
 
     Attributes:
         bad: id → reason of the samples left out so far; a batch without any readable image is not yielded.
@@ -384,11 +384,26 @@ def make_train_loader(
 
 
 def make_eval_loader(
-    dataset: ImageDataset, *, batch_size: int, workers: int = 0, load: Load = TorchBatches
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    load: Load = TorchBatches,
 ) -> EvalLoader:
-    """Batches in the order of the manifest, see `EvalLoader`."""
+    """Batches in the order of the manifest, see `EvalLoader`.
+
+    Args:
+        dataset: N samples.
+        batch_size: images a batch.
+        rank, world_size: this process and how many there are; each takes every `world_size`-th batch, whole.
+        workers: loader processes of this rank; 0: load in this process.
+        load: how.
+    """
     rows = range(len(dataset))
-    keys = [[(0, row) for row in rows[i : i + batch_size]] for i in rows[::batch_size]]
+    batches = [[(0, row) for row in rows[i : i + batch_size]] for i in rows[::batch_size]]
+    keys = batches[rank::world_size]
     return EvalLoader(len(keys), load(dataset, keys, workers))
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +35,7 @@ from ..data.manifest import Manifest
 from ..data.torch_loader import Batch, ImageDataset, Key
 from ..errors import UserError
 from ..inference import Scores
-from .method import ImageMethod, joined
+from .method import ImageMethod
 
 FUNCTIONS = {"load": "load(device)", "preprocess": "preprocess(image)", "score": "score(model, images, class_names)"}
 
@@ -156,16 +156,14 @@ class Adapted(ImageMethod):
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         return AdapterImages(self._adapter, config, manifest, labels)
 
-    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch], bad: Mapping[str, str]) -> Scores:
-        parts: list[Scores] = []
+    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
         for batch in batches:
             images = batch.pixels.to(self._device, non_blocking=True)
             with torch.inference_mode():
                 found = [self._probabilities(images, group) for group in groups]
             labels = None if batch.labels is None else batch.labels.double().cpu().numpy()
             features = np.empty((len(batch), 0), dtype=np.float32)
-            parts.append(Scores(batch.ids, np.concatenate(found, axis=1), labels, features))
-        return joined(parts, bad)
+            yield Scores(batch.ids, np.concatenate(found, axis=1), labels, features)
 
     def _probabilities(self, images: Tensor, names: list[str]) -> NDArray[np.float64]:
         """Checked probabilities (B,C)."""

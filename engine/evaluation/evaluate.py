@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..config import EvaluateConfig, check_evaluation, check_workers, require
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders import load_with, pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..data.torch_loader import make_eval_loader
-from ..device import autocast_dtype, pick_device
+from ..device import autocast_dtype
+from ..distributed import World, start
 from ..errors import UserError
 from ..files import check_output
-from ..inference import Scores
+from ..inference import Scores, score_together
 from ..models.baselines import ridge_probe
 from ..telemetry import report_bad, say
+from ..watch import watch
 from .bootstrap import bootstrap_groups
 from .method import ImageMethod, Method
 from .metrics import evaluate_groups
@@ -33,44 +36,63 @@ from .sources import MODELS, check_source, open_source
 PROBE = "ridge probe (ceiling)"
 
 
-def evaluate_model(config: EvaluateConfig) -> Path:
-    """Score, measure and write the report; returns its path.
+def evaluate_model(config: EvaluateConfig) -> Path | None:
+    """Score, measure and write the report; returns its path. Of several ranks the first one does what follows scoring,
+    the others return None.
 
     Raises:
         UserError: wrong settings, unusable source or data.
     """
     source = check_source(config)
     require(manifest=config.manifest, output=config.output)
-    settings = config.evaluation
-    check_evaluation("evaluation.", settings)
+    check_evaluation("evaluation.", config.evaluation)
     check_workers("workers", config.workers)
+    if config.timeout_s < 1:
+        raise UserError(f"timeout_s: must be at least 1, got {config.timeout_s}")
+    world = start(config.device, config.timeout_s, hosts_only=True)
+    with ExitStack() as together:
+        together.enter_context(watch(world, config.timeout_s, lambda line: say(f"pspg-engine evaluate: error: {line}")))
+        return _evaluate(config, source, world, together)
+
+
+def _evaluate(config: EvaluateConfig, source: str, world: World, together: ExitStack) -> Path | None:
+    """`evaluate_model`; closes `together` where the work of other ranks than the first ends."""
+    settings = config.evaluation
     check_output(config.output)
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
-    device = pick_device(config.device)
+    device = world.device
     # Whatever else reads images does so with Pillow.
     config = replace(config, loader=pick_loader("loader", config.loader, device) if source in MODELS else "torch")
     method = open_source(source, config, device, autocast_dtype(config.precision, device))
 
-    def scores_of(split: Manifest, title: str, groups: dict[str, list[str]]) -> Scores:
+    def scores_of(split: Manifest, title: str, groups: dict[str, list[str]]) -> Scores | None:
         columns = select_classes(split.label_names or [], names)[1]
         labels = label_matrix(split.samples, columns, uncertain=config.uncertain, blank=config.blank)
         if isinstance(method, Predictions):
-            return method.read(config, split, labels, names)
+            return method.read(config, split, labels, names) if world.rank == 0 else None
         assert isinstance(method, ImageMethod)
         loader = make_eval_loader(
             method.dataset(config, split, labels),
             batch_size=settings.batch_size,
+            rank=world.rank,
+            world_size=world.size,
             workers=config.workers,
             load=load_with(config.loader, device),
         )
-        batches = tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None)
-        scores = method.score(list(groups.values()), batches, loader.bad)
-        report_bad(loader.bad)
+        found = score_together(partial(method.score, list(groups.values())), loader, title=title)
+        if found is None:
+            return None
+        scores, bad = found
+        report_bad({sample.id: bad[sample.id] for sample in split.samples if sample.id in bad})
         return scores
 
     scores = scores_of(manifest, "scoring", lists)
+    train = scores_of(_manifest(config, config.probe), "features for the probe", {}) if config.probe else None
+    together.close()
+    if scores is None:
+        return None
     assert scores.labels is not None
     # The first group of a report is everything it shows.
     groups = {"all": names, **lists} if len(lists) > 1 else lists
@@ -80,8 +102,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         found = method.baselines(scores, names)
         methods |= found
         parameters |= dict.fromkeys(found, method.baseline_parameters)
-    if config.probe:
-        train = scores_of(_manifest(config, config.probe), "features for the probe", {})
+    if train is not None:
         assert train.labels is not None
         methods[PROBE] = ridge_probe(train.features, train.labels, scores.features)
         parameters[PROBE] = (train.features.shape[1] + 1) * len(names)

@@ -14,7 +14,6 @@ from ..data.cache import open_cache
 from ..data.images import Resize
 from ..data.manifest import Manifest
 from ..data.torch_loader import Batch, ImageDataset
-from ..errors import UserError
 from ..inference import Scores
 
 
@@ -54,16 +53,11 @@ class ImageMethod(Method, ABC):
         """The images of a manifest as this method sees them; labels (N,C)."""
 
     @abstractmethod
-    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch], bad: Mapping[str, str]) -> Scores:
-        """Probabilities of every image for the classes of all groups, each group by itself.
+    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
+        """Of each batch of `dataset`, the probabilities of its images for the classes of all groups, each by itself.
 
         Args:
             groups: class lists; none: only labels and features.
-            batches: of `dataset`.
-            bad: reasons of the images left out so far, to tell if none is left.
-
-        Raises:
-            UserError: no image could be read.
         """
 
 
@@ -89,14 +83,3 @@ def square_images(
         max_megapixels=config.max_megapixels,
         cache=open_cache(config.cache, manifest, size, resize),
     )
-
-
-def joined(parts: Sequence[Scores], bad: Mapping[str, str]) -> Scores:
-    """Scores of all batches.
-
-    Raises:
-        UserError: there are none.
-    """
-    if not parts:
-        raise UserError(next(iter(bad.values()), "there are no images"))
-    return Scores.join(parts)

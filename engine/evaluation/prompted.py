@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from ..config import EvaluateConfig
 from ..data.manifest import Manifest
 from ..data.torch_loader import Batch, ImageDataset
 from ..errors import UserError
-from ..inference import Scores, score
+from ..inference import Scores, score_batches
 from ..model_folder import load_model
-from ..models.baselines import template_probabilities
+from ..models.baselines import template_probabilities, template_texts
 from ..telemetry import read_metrics
 from .method import ImageMethod, square_images
 
@@ -59,17 +59,18 @@ class Prompted(ImageMethod):
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         return square_images(config, manifest, labels, **asdict(self._loaded.pixels))
 
-    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch], bad: Mapping[str, str]) -> Scores:
+    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
         model = self._model
         vocabularies = [
             model.vocabulary if group == self._loaded.class_names else model.vocabulary_of(group) for group in groups
         ]
-        return score(
-            model, model.head, vocabularies, batches, self._device, self._autocast, context=self._bank, bad=bad
-        )
+        device, autocast = self._device, self._autocast
+        found = score_batches(model, model.head, vocabularies, batches, device, autocast, context=self._bank)
+        return [scores for _, scores in found]
 
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         width = scores.features.shape[1] // 2
         features = torch.from_numpy(scores.features[:, :width])
-        found = template_probabilities(self._model.clip, features, names, self._device)
+        clip = self._model.clip
+        found = template_probabilities(clip, features, template_texts(clip, names, self._device))
         return {f"template, {name}": values for name, values in found.items()}

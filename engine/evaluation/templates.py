@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from ..errors import UserError
 from ..inference import Scores
 from ..model_folder import load_clip_folder, read_description, weights_of
 from ..models.any_clip import AnyClip, load_any_clip
-from ..models.baselines import NEGATIVE, PAIRED, POSITIVE, template_probabilities
+from ..models.baselines import NEGATIVE, PAIRED, POSITIVE, TemplateTexts, template_probabilities, template_texts
 from ..models.clip import tokenize
 from ..telemetry import read_metrics
-from .method import ImageMethod, joined, square_images
+from .method import ImageMethod, square_images
 
 
 class Templates(ImageMethod):
@@ -93,24 +92,25 @@ class Templates(ImageMethod):
         )
 
     @torch.inference_mode()
-    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch], bad: Mapping[str, str]) -> Scores:
-        device, autocast = self._device, self._autocast
+    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
+        model, device, autocast = self._clip.model, self._device, self._autocast
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (self._clip.mean, self._clip.std))
-        parts: list[Scores] = []
+        names = [name for group in groups for name in group]
+        texts = self._texts(names) if names else None
         for batch in batches:
             images = (batch.to(device, non_blocking=True).images - mean) / std
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                features = self._clip.model.encode_image(images)
-            labels = None if batch.labels is None else batch.labels.double().cpu().numpy()
-            parts.append(Scores(batch.ids, np.empty((len(batch), 0)), labels, features.float().cpu().numpy()))
-        scores = joined(parts, bad)
-        names = [name for group in groups for name in group]
-        return replace(scores, probabilities=self._templates(scores, names)[PAIRED]) if names else scores
+                features = model.encode_image(images).float()
+            yield Scores(
+                batch.ids,
+                template_probabilities(model, features, texts)[PAIRED] if texts else np.empty((len(batch), 0)),
+                None if batch.labels is None else batch.labels.double().cpu().numpy(),
+                features.cpu().numpy(),
+            )
 
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        found = self._templates(scores, names)
+        found = template_probabilities(self._clip.model, torch.from_numpy(scores.features), self._texts(names))
         return {f"template, {name}": values for name, values in found.items() if name != PAIRED}
 
-    def _templates(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        features, clip = torch.from_numpy(scores.features), self._clip
-        return template_probabilities(clip.model, features, names, self._device, tokenizer=clip.tokenizer)
+    def _texts(self, names: Sequence[str]) -> TemplateTexts:
+        return template_texts(self._clip.model, names, self._device, tokenizer=self._clip.tokenizer)

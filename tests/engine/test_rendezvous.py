@@ -102,7 +102,5 @@ def test_other_commands_refuse_several_processes(
     for key, value in TORCHRUN.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("RANK", "0")
-    assert main(["evaluate", "--checkpoint", "a", "--manifest", "b", "--output", "c"]) == 2
-    assert capsys.readouterr().err == (
-        "pspg-engine evaluate: error: runs as one process; start it without a launcher\n"
-    )
+    assert main(["predict", "--checkpoint", "a", "--input", "b"]) == 2
+    assert capsys.readouterr().err == "pspg-engine predict: error: runs as one process; start it without a launcher\n"

@@ -201,6 +201,26 @@ def test_evaluation_skips_and_reports(samples):
     assert [i for i, _ in batches[1].bad] == list(evaluation.bad) == ["s4", "s5", "s6", "s7", "s8"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ranks_share_the_batches_of_an_evaluation(samples, workers):
+    for sample in samples[2:5]:
+        sample.path.unlink()
+    settings = {"batch_size": 2, "workers": workers}
+    whole = list(make_eval_loader(make(samples, on_bad_image="skip"), **settings))
+    for size in (2, 3, 8):
+        shares = [
+            make_eval_loader(make(samples, on_bad_image="skip"), rank=rank, world_size=size, **settings)
+            for rank in range(size)
+        ]
+        batches = sorted((batch for share in shares for batch in share), key=lambda batch: int(batch.index[0]))
+        assert [batch.index.tolist() for batch in batches] == [[0, 1], [5], [6, 7], [8, 9], [10]]
+        assert_same(batches, whole)
+        # Every image is decoded on one rank: that of its batch.
+        bad_of_batch = {1: ["s2", "s3"], 2: ["s4"]}
+        for rank, share in enumerate(shares):
+            assert list(share.bad) == [name for number in range(rank, 6, size) for name in bad_of_batch.get(number, [])]
+
+
 def test_no_readable_image_at_all(samples):
     for sample in samples:
         sample.path.unlink()
