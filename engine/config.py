@@ -201,8 +201,9 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
-    zero_stage: Literal[0, 1, 2] = 0
-    """DeepSpeed ZeRO stage"""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: what the processes share out. 1: optimizer state; 2: gradients, too; 3: weights, too, in
+    phase 1"""
     resume: Literal["latest"] | None = None
     """latest: continue this run from its newest checkpoint, or start it if it has none"""
     timeout_s: int = 600
@@ -562,6 +563,13 @@ def check_train(config: TrainConfig) -> None:
         raise UserError(f"data.std: must be positive, got {data.std}")
     if optim.warmup_epochs > optim.epochs:
         raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
+    if config.zero_stage == 3:
+        if config.task == "prompt":
+            raise UserError("zero_stage: 3 is for phase 1; the head of phase 2 is small, use 0, 1 or 2")
+        if optim.ema_decay:
+            raise UserError("zero_stage: 3 keeps no average of the weights; set optim.ema_decay to 0, or use 0, 1 or 2")
+        if config.precision == "fp16":
+            raise UserError("zero_stage: 3 does not go with precision fp16; use bf16, or stage 0, 1 or 2")
     need = graph_needs(config)
     if config.cuda_graphs == "on" and need:
         raise UserError(f"cuda_graphs: needs {need}")

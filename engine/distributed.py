@@ -7,12 +7,16 @@ import inspect
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .device import pick_device
@@ -90,6 +94,16 @@ def _join(backend: str, place: Place | None, timeout: float) -> dist.Store | Non
     return store
 
 
+SHARDED = {
+    # By default weights stay whole up to 10^5 elements, and all of a model of under 10^9 from forward to backward.
+    "stage3_param_persistence_threshold": 4096,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 5_000_000,
+    "reduce_bucket_size": 50_000_000,
+}
+"""DeepSpeed's settings under ZeRO stage 3, in elements"""
+
+
 class Engine:
     """A DeepSpeed engine around what trains, whose state is seen whole at any ZeRO stage.
 
@@ -98,6 +112,8 @@ class Engine:
         batch_size: images a batch over all processes.
         accumulate: batches an optimizer step.
         clip_norm: largest gradient norm; 0: no clipping.
+        zero_stage: 3 leaves each rank a shard of every weight. They are whole only while the submodule that holds them
+            runs, called through this engine, by all ranks alike; and under `whole`.
         autocast: dtype of torch autocast in the module's forward; None: full precision. Parameters keep their
             own dtype, so the weights of the module are the master weights.
     """
@@ -129,6 +145,10 @@ class Engine:
             # DeepSpeed cannot broadcast or clip 0-dimensional parameters; (1,) broadcasts alike in the forward.
             parameter = module.get_parameter(name)
             parameter.data = parameter.data.view(1)
+        self._sharded = zero_stage == 3
+        # Meta tensors take no memory.
+        self._plain = deepcopy(module).to("meta") if self._sharded else module
+        linear = F.linear
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -138,7 +158,7 @@ class Engine:
                 "train_micro_batch_size_per_gpu": batch_size // world.size,
                 "gradient_accumulation_steps": accumulate,
                 "gradient_clipping": clip_norm,
-                "zero_optimization": {"stage": zero_stage},
+                "zero_optimization": {"stage": zero_stage, **(SHARDED if self._sharded else {})},
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 2**31,
                 "torch_autocast": {
@@ -147,13 +167,19 @@ class Engine:
                 },
             },
         )
+        # ZeRO stage 3 replaces it in all of the process, by a form that holds no whole weights until the backward.
+        self._linear, F.linear = F.linear, linear
         self._partitioned = bool(self._engine.zero_optimization())
         self._optimizer = self._engine.optimizer.optimizer if self._partitioned else self._engine.optimizer
         if self._partitioned:
             self._link_state()
 
     def __call__(self, *inputs: Any) -> Any:
-        return self._engine(*inputs)
+        linear, F.linear = F.linear, self._linear
+        try:
+            return self._engine(*inputs)
+        finally:
+            F.linear = linear
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of `loss`, averaged over the ranks and the accumulated batches."""
@@ -167,12 +193,36 @@ class Engine:
     def lr(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
 
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The module with whole weights, for ranks to call alone; under ZeRO stage 3 a copy. Every rank must enter."""
+        if self._sharded:
+            self._plain.to_empty(device=next(self.module.parameters()).device)
+            with self._gathered(), torch.no_grad():
+                for own, copy in zip(_tensors(self.module), _tensors(self._plain), strict=True):
+                    copy.copy_(own)
+        yield self._plain
+        if self._sharded:
+            self._plain.to("meta")
+
+    def _gathered(self) -> AbstractContextManager[Any]:
+        if not self._sharded:
+            return nullcontext()
+        import deepspeed
+
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+        return gathered
+
     def state(self, module: nn.Module | None = None) -> dict[str, Tensor]:
-        """State dict of `module` (default: what trains; also a copy of it) on the CPU, in its stock shapes."""
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in (module or self.module).state_dict().items()
-        }
+        """State dict of `module` (default: what trains; also a copy of it) on the CPU, in its stock shapes.
+
+        Every rank must call it.
+        """
+        with self._gathered():
+            tensors = {
+                name: tensor.detach().to("cpu", copy=True).contiguous()
+                for name, tensor in (module or self.module).state_dict().items()
+            }
         for name in self._scalars:
             tensors[name] = tensors[name].view(())
         return tensors
@@ -201,8 +251,6 @@ class Engine:
         Raises:
             UserError: the state belongs to other parameters.
         """
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         parameters = dict(self._trained())
         keys = {f"{name}/{key}": name for name in parameters for key in self._state_keys()}
         unfit = sorted(
@@ -210,7 +258,7 @@ class Engine:
             | {
                 path
                 for path, name in keys.items()
-                if path in state and not path.endswith("/step") and state[path].shape != parameters[name].shape
+                if path in state and not path.endswith("/step") and state[path].shape != _shape(parameters[name])
             }
         )
         if unfit:
@@ -227,10 +275,21 @@ class Engine:
         for name, values in entries.items():
             for key, value in values.items():
                 if key != "step":
-                    safe_set_full_optimizer_state(parameters[name], value.to(parameters[name].device), key)
+                    self._set_state(parameters[name], value.to(parameters[name].device), key)
         for state_of_group in self._optimizer.state.values():
             if "step" in state_of_group:
                 state_of_group["step"].copy_(next(iter(entries.values()))["step"])
+
+    def _set_state(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if not self._sharded:
+            safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # Its form for whole tensors fails where the ranks do not divide their elements.
+        shard = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = F.pad(value.flatten(), (0, shard * dist.get_world_size() - value.numel()))
+        safe_set_local_optimizer_state(parameter, padded[shard * dist.get_rank() :][:shard], key)
 
     def scaler_state(self) -> dict[str, Any] | None:
         """State of the loss scaler of fp16; None without one."""
@@ -270,13 +329,25 @@ class Engine:
         DeepSpeed ties them after the first group's first step, when the other groups have no state yet, and then never
         again; their state could be neither read nor set.
         """
-        for group in self._optimizer.param_groups:
-            for flat in group["params"]:
-                self._optimizer.state[flat] = {
-                    key: torch.zeros_like(value if key == "step" else flat)
-                    for key, value in self._trial_state(flat.device).items()
-                }
-        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        groups = [group["params"] for group in self._optimizer.param_groups]
+        if self._sharded:
+            groups = [self._engine.optimizer.fp32_partitioned_groups_flat]  # in its groups only while it steps
+        for flat in chain(*groups):
+            self._optimizer.state[flat] = {
+                key: torch.zeros_like(value if key == "step" else flat)
+                for key, value in self._trial_state(flat.device).items()
+            }
+        if not self._sharded:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """That of the whole parameter."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
 
 
 def broadcast_buffers(module: nn.Module) -> None:

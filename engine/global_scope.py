@@ -76,8 +76,8 @@ class GlobalContrastiveTask(ContrastiveTask):
     A stand-in counts nowhere but in the statistics of batch norm.
     """
 
-    def __init__(self, clip: open_clip.CLIP, world: World, *arguments: Any) -> None:
-        super().__init__(synchronise(clip, world.device), world, *arguments)
+    def __init__(self, clip: open_clip.CLIP, world: World, *arguments: Any, **settings: Any) -> None:
+        super().__init__(synchronise(clip, world.device), world, *arguments, **settings)
 
     def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
         # Batches of validation are whole, each on one rank.

@@ -148,7 +148,7 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
     _write_start(config, world, describe("clip", clip, pixels, training=training), {})
     shared = _shares_batch(config, world)
     task = (GlobalContrastiveTask if shared else ContrastiveTask)(
-        clip.to(world.device), world, validation, config.precision
+        clip.to(world.device), world, validation, config.precision, sharded=config.zero_stage == 3
     )
     contract = _contract(config, {"data.train": fingerprint(manifest)})
     batches = SharedBatches(loader, config.batch_size // world.size, world.rank) if shared else loader

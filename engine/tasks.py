@@ -26,17 +26,29 @@ from .models.pspg import PromptHead, PsPG, PsPGOutput
 
 
 class ContrastiveModel(nn.Module):
-    """A CLIP called with images and tokens."""
+    """A CLIP called with images and tokens.
 
-    def __init__(self, clip: open_clip.CLIP) -> None:
+    Args:
+        clip: the open_clip model.
+        sharded: weights are whole only while their own module runs, as in training under ZeRO stage 3.
+    """
+
+    def __init__(self, clip: open_clip.CLIP, *, sharded: bool = False) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip, self._sharded = clip, sharded
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image features (B,D), text features (B,D), both raw, and the log temperature."""
         # Channels last is the faster layout of convolutions; DeepSpeed does not take such weights, the images suffice.
         images = images.contiguous(memory_format=torch.channels_last)
-        return self.clip.encode_image(images), encode_tokens(self.clip, tokens), self.clip.logit_scale
+        # The loss reads the temperature after the forward, when a sharded parameter is no longer whole.
+        return self.clip.encode_image(images), self._encode(tokens), self.clip.logit_scale.clone()
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        if not (self._sharded and self.training):
+            return encode_tokens(self.clip, tokens)
+        # The same feature module by module. These take texts of the context's full length only.
+        return self.clip.encode_text(nn.functional.pad(tokens, (0, self.clip.context_length - tokens.shape[1])))
 
 
 class ContrastiveTask:
@@ -47,10 +59,19 @@ class ContrastiveTask:
         world: this process.
         validation: this rank's batches of the validation split, in a fixed order; None: no validation.
         precision: fp32, bf16, fp16 or auto.
+        sharded: see `ContrastiveModel`.
     """
 
-    def __init__(self, clip: open_clip.CLIP, world: World, validation: Iterable[Batch] | None, precision: str) -> None:
-        self.module = ContrastiveModel(clip)
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        world: World,
+        validation: Iterable[Batch] | None,
+        precision: str,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        self.module = ContrastiveModel(clip, sharded=sharded)
         self._world, self._validation = world, validation
         self._autocast = autocast_dtype(precision, world.device)
 

@@ -262,7 +262,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Validate, remember the best epoch, log and save."""
-        metrics = self.task.validate(self.evaluated)
+        with self.engine.whole() as trained:
+            metrics = self.task.validate(trained if self.average is None else self.average.module)
         score, best = self.task.score(metrics), self.best["best_score"]
         if score is not None and math.isfinite(score) and (best is None or score > best):
             self.best = {"best_step": self.step, "best_score": score}
