@@ -100,14 +100,17 @@ def _result(config: StudyConfig, cell: Cell, failed: dict[Path, str]) -> Result:
         return Result("not run")
     document = json.loads((cell.evaluation.folder / "metrics.json").read_text(encoding="utf-8"))
     results = document["results"]
-    method = config.rows[cell.row].method or next(iter(results))
+    row = config.rows[cell.row]
+    method = row.method or next(iter(results))
     if method not in results:
-        raise UserError(f"rows: {config.rows[cell.row].name!r}: method: {method!r} is none of {', '.join(results)}")
+        raise UserError(f"rows: {row.name!r}: method: {method!r} is none of {', '.join(results)}")
     groups, group = results[method], config.data_sets[cell.data_set].group
     if group is not None and group not in groups:
         raise UserError(f"data_sets: {cell.data_set}: group: {group!r} is none of {', '.join(groups)}")
     found = groups[next(iter(groups)) if group is None else group]
-    steps = training_facts(cell.training.folder) if cell.training is not None else {}
+    # A baseline or probe beside a run was not trained by it.
+    trained = cell.training if row.method is None else None
+    steps = training_facts(trained.folder) if trained is not None else {}
     parameters = document.get("trainable_parameters") or {}
     return Result(
         "ok",

@@ -204,7 +204,7 @@ def _fact(column: Column, value: float | None) -> str:
     if value is None:
         return "–"
     if column == "parameters":
-        return f"{value / 1e6:.2f}M"
+        return f"{value / 1e6:.2f}M" if value >= 10_000 else f"{value:,.0f}"
     return f"{value / 2**30:.2f} GiB" if column == "memory" else f"{1000 * value:.4g} ms"
 
 

@@ -277,6 +277,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_hugging_face_text_tower(phantoms: Path, tmp_path: Path, evaluate) -> None:
     """A tiny random BERT in a folder beside the JSON file."""
     import transformers
+
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "evidence", "of", "findings", "suggesting", "."]
     names = load_label_names(phantoms / "classes.txt")
     words += sorted({word for name in names for word in name.lower().split()})

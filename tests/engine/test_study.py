@@ -132,7 +132,7 @@ def test_a_table(tmp_path: Path) -> None:
     facts = {"parameters": 12_604_416, "peak_bytes": 2**30, "step_seconds": 0.0123}
     results = {
         (0, "seen", 0): result(0.5, **facts),
-        (0, "unseen", 0): result(None),
+        (0, "unseen", 0): result(None, parameters=1024),
         (1, "seen", 0): result(0.75),
         (1, "unseen", 0): Result("failed"),
     }
