@@ -83,13 +83,15 @@ def measure(arguments: argparse.Namespace, device: torch.device, folder: Path) -
         )
         check_pixels(dataset, next(batches.batches(0)))
         runs = [_epoch(batches.batches(epoch), device) for epoch in range(arguments.repeat)]
-        seconds = statistics.median(run for _, run in runs)
+        low, seconds, high = (float(value) for value in np.percentile([run for _, run in runs], [20, 50, 80]))
         yield {
             "source": source,
             "loader": loader,
             "workers": workers,
             "images_per_s": arguments.batch / seconds,
             "batch_seconds": seconds,
+            "batch_seconds_p20": low,
+            "batch_seconds_p80": high,
             "start_seconds": statistics.median(start for start, _ in runs),
             "epochs": arguments.repeat,
             **({} if arguments.step_ms is None else {"keeps_up": 1000 * seconds <= arguments.step_ms}),

@@ -74,7 +74,8 @@ class Loading:
             f"{found['images_per_s']:.0f} images/s of {self.size}² films to {self.image_size}², {self.workers} workers"
         )
         start = f"first batch after {found['start_seconds']:.1f} s"
-        return replace(row, p50=found["batch_seconds"], repeats=found["epochs"], detail=f"{detail}; {start}")
+        low, middle, high = (found[f"batch_seconds{edge}"] for edge in ("_p20", "", "_p80"))
+        return replace(row, p20=low, p50=middle, p80=high, repeats=found["epochs"], detail=f"{detail}; {start}")
 
     def arguments(self, loader: str, device: torch.device) -> Namespace:
         """As the command line of `benchmarks.loading` gives them."""

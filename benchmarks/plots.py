@@ -118,7 +118,8 @@ def _figures(rows: Sequence[Row], environment: Mapping[str, Any]) -> Drawn:
         for baseline in (BASELINE, "reference"):
             if any(speed_up(found, name, baseline) for found in by_case(part, "both").values() for name in found):
                 yield f"{suite}-speed-up-{baseline}", partial(speed_ups, part, baseline, environment)
-        yield f"{suite}-memory", partial(memory, part, environment)
+        if any(row.peak_bytes for row in part):
+            yield f"{suite}-memory", partial(memory, part, environment)
         if any(row.flops and row.bytes and measured(row) for row in in_direction(part, "both")):
             yield f"{suite}-roofline", partial(roofline, part, environment)
 
