@@ -17,7 +17,7 @@ from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row, without_numbers
 
 T = TypeVar("T")
 
-SLOW = 10.0
+SLOW = 5.0
 """seconds above which a call is repeated three times and needs no warm-up"""
 VERY_SLOW = 30.0
 """seconds above which it is repeated twice"""

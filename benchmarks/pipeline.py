@@ -33,8 +33,8 @@ class Loading:
     rank: int
     source: str
     B: int = 64
-    batches: int = 8
-    films: int = 32
+    batches: int = 5
+    films: int = 12
     size: int = 1024
     image_size: int = 224
     workers: int = 2

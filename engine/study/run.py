@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from ..files import check_output
+from ..files import check_output, write_text
 from ..telemetry import read_metrics, say
 from .config import StudyConfig
 from .plan import Cell, Plan, Step, make_plan
@@ -84,7 +84,7 @@ def run(step: Step, processes: int) -> int:
         raise KeyboardInterrupt
     if status == 0:
         facts = {"command": words, "seconds": time.monotonic() - begin}
-        (step.folder / DONE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_text(step.folder / DONE, json.dumps(facts, indent=2) + "\n")
     return status
 
 
