@@ -164,7 +164,8 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
         main([*command.split(), "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: pspg-engine {command} [--config FILE]")
+    file = "FILE" if COMMANDS[command].takes_file else "[--config FILE]"
+    assert text.startswith(f"usage: pspg-engine {command} {file} [--key VALUE ...]")
     settings = COMMANDS[command].load(COMMANDS[command].settings)
     for field in dataclasses.fields(settings):
         assert f"--{field.name}" in text
