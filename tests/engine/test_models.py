@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.errors import UserError
 from pspg.engine.losses import prompt_loss
-from pspg.engine.models.clip import image_features, tokenize
+from pspg.engine.models.clip import build_clip, clip_config, image_features, tokenize
 from pspg.engine.models.decoders import draw_branches
 from pspg.engine.models.prompts import PromptLearner, Prompts, make_vocabulary
 from pspg.engine.models.pspg import PromptHead, PsPG, probabilities
@@ -53,6 +53,13 @@ def test_parameter_count_of_the_paper(decoder: Any, prompts: Any, count: int) ->
         head = PromptHead(1024, 512, ModelConfig(decoder=decoder, prompts=prompts))
     assert sum(parameter.numel() for parameter in head.prompt_learner.parameters()) == count
     assert sum(parameter.numel() for parameter in head.parameters()) == count + 4
+
+
+def test_parameter_count_of_the_papers_clip() -> None:
+    """102.01 M, all of which phase 1 trains."""
+    with torch.device("meta"):
+        clip = build_clip(clip_config("RN50"))
+    assert sum(parameter.numel() for parameter in clip.parameters()) == 102_007_137
 
 
 def test_what_trains_has_the_published_names(make_clip: MakeClip, names: list[str]) -> None:
