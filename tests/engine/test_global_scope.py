@@ -190,11 +190,12 @@ def test_any_number_of_processes_computes_the_step_of_one(
         assert losses(several, "val_loss") == pytest.approx(losses(one, "val_loss"), rel=5e-6)
         assert losses(one, "val_loss")
     if name == "sharded":
-        # Steps are short: the momentum of a tensor shows a wrong gradient better than its weights do.
+        # Steps are short: the momentum of a tensor shows a wrong gradient better than its weights do. On four ranks
+        # rounding has grown to half a percent of it; a share that is lost or counted twice would be a quarter.
         momenta = weights(several, "optimizer")
         for key, value in weights(one, "optimizer").items():
             # The bias of the attention pool's keys has no gradient but rounding.
-            assert (value - momenta[key]).norm() < 5e-3 * value.norm() + 1e-8, key
+            assert (value - momenta[key]).norm() < 2e-2 * value.norm() + 1e-8, key
     peaks = [row["peak_bytes"] for row in read_metrics(several / "metrics.jsonl") if "peak_bytes" in row]
     assert peaks
     assert all(len(of_ranks) == processes and min(of_ranks) > 2**20 for of_ranks in peaks)
