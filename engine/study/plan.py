@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,10 +109,9 @@ def _check(study: StudyConfig) -> None:
         for name, numbers in row.quoted.items():
             if len(numbers) != len(study.metrics):
                 raise UserError(f"{where}: quoted {name} has {len(numbers)} numbers for {len(study.metrics)} metrics")
-    same = [row.name for row in study.rows]
-    for row in study.rows:
-        if sum((row.name, row.section) == (other.name, other.section) for other in study.rows) > 1:
-            raise UserError(f"rows: {row.name!r} is there {same.count(row.name)} times in one section")
+    for (section, name), count in Counter((row.section, row.name) for row in study.rows).items():
+        if count > 1:
+            raise UserError(f"rows: {name!r} is there {count} times in one section ({section!r})")
 
 
 class _Resolver:
