@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pspg.engine.errors import UserError
+from pspg.engine.utils.errors import UserError
 
 from .rows import Row, read_rows
 

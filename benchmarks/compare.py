@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from pspg.engine.errors import UserError
+from pspg.engine.utils.errors import UserError
 
 from .checkout import Checkout, checked_out, commit_of
 from .paired import SLOWER, Comparison, coverage, paired, unpaired

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pspg.engine.config import ModelConfig
-from pspg.engine.errors import UserError
+from pspg.engine.utils.errors import UserError
 from pspg.kernels.spcl import sample_pairs
 
 from .counting import flop_counter

@@ -24,14 +24,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from pspg.engine.data.cache import PixelCache
-from pspg.engine.data.cache_build import build_cache
-from pspg.engine.data.loaders import load_with, pick_loader
+from pspg.engine.data.cache.build import build_cache
+from pspg.engine.data.cache.pixel_cache import PixelCache
+from pspg.engine.data.loaders.choose import load_with, pick_loader
+from pspg.engine.data.loaders.torch_loader import Batch, ImageDataset, make_train_loader
 from pspg.engine.data.manifest import Sample
-from pspg.engine.data.phantom import PhantomConfig, write_phantoms
-from pspg.engine.data.torch_loader import Batch, ImageDataset, make_train_loader
-from pspg.engine.errors import UserError
-from pspg.engine.files import check_output, write_text
+from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import check_output, write_text
 
 from .machine import commit, describe_machine, versions
 

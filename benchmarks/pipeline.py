@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from pspg.engine.data.loaders import pick_loader
-from pspg.engine.errors import UserError
+from pspg.engine.data.loaders.choose import pick_loader
+from pspg.engine.utils.errors import UserError
 
 from . import loading
 from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row, without_numbers

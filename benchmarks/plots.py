@@ -22,9 +22,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pspg.engine.errors import UserError
-from pspg.engine.evaluation.plots import INK, STYLE
-from pspg.engine.files import check_output
+from pspg.engine.evaluation.report.plots import INK, STYLE
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import check_output
 
 from .present import (
     BASELINE,

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
-from pspg.engine.data.torch_loader import Batch
-from pspg.engine.device import autocast_dtype
-from pspg.engine.distributed import Engine, barrier, start
-from pspg.engine.errors import UserError
-from pspg.engine.global_scope import GlobalPromptTask, SharedBatches
+from pspg.engine.data.loaders.torch_loader import Batch
+from pspg.engine.distributed.deepspeed import Engine, barrier, start
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.tasks import PromptTask
-from pspg.engine.trainer import make_optimizer
+from pspg.engine.training.global_batch import GlobalPromptTask, SharedBatches
+from pspg.engine.training.tasks import PromptTask
+from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.utils.device import autocast_dtype
+from pspg.engine.utils.errors import UserError
 
 from .machine import peak_bytes, timed
 from .traffic import Traffic, group_sizes, step_payload

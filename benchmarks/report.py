@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pspg.engine.errors import UserError
-from pspg.engine.files import write_text
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import write_text
 
 from .plots import fits_of
 from .present import (

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pspg.engine.errors import UserError
-from pspg.engine.files import write_text
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import write_text
 
 OK, FAILED, UNAVAILABLE, TOO_LARGE, NOT_RUN = "ok", "FAILED", "unavailable", "does not fit", "not run"
 SAME = ("commit", "machine", "versions", "device")

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from pspg.engine.cli import parse
+from pspg.engine.commands.train import _build_prompt
 from pspg.engine.config import ModelConfig, TrainConfig
-from pspg.engine.data.phantom import PhantomConfig, write_phantoms
-from pspg.engine.data.torch_loader import Batch
-from pspg.engine.device import autocast_dtype
-from pspg.engine.distributed import World, start
-from pspg.engine.inference import score
+from pspg.engine.data.loaders.torch_loader import Batch
+from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
+from pspg.engine.distributed.deepspeed import World, start
+from pspg.engine.evaluation.scoring import score
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.run import _build_prompt
-from pspg.engine.trainer import Trainer
+from pspg.engine.training.trainer import Trainer
+from pspg.engine.utils.device import autocast_dtype
 
 from .gated import Oracle, Outcome, measure
 from .harness import seconds_of, take_turns

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pspg.engine.checkpoint import read_json
+from pspg.engine.checkpoints.run import read_json
 from pspg.engine.config import OptimConfig
-from pspg.engine.errors import UserError
-from pspg.engine.files import check_output, write_text
-from pspg.engine.trainer import make_optimizer
+from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import check_output, write_text
 
 from .machine import commit, describe_machine, versions
 from .ranks import measure

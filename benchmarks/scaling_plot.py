@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from pspg.engine.evaluation.plots import COLOURS, STYLE
+from pspg.engine.evaluation.report.plots import COLOURS, STYLE
 
 
 def draw(found: dict[str, Any]) -> bytes:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pspg.engine.errors import UserError
-from pspg.engine.files import check_output, write_text
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import check_output, write_text
 
 from .machine import commit, describe_machine, peak_bytes, peak_flops, timed, versions
 from .training_step import IMPLS, exact_flops, make_setup, make_step

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pspg.engine.config import ModelConfig, OptimConfig
-from pspg.engine.losses import contrastive_loss
 from pspg.engine.models.clip import build_clip, clip_config
-from pspg.engine.step_graph import WARM_UP, Recorder, StepGraph
-from pspg.engine.tasks import ContrastiveModel
-from pspg.engine.trainer import make_optimizer
+from pspg.engine.training.cuda_graph import WARM_UP, Recorder, StepGraph
+from pspg.engine.training.losses import contrastive_loss
+from pspg.engine.training.tasks import ContrastiveModel
+from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.prompt_decoder.op import MOST_IMAGES
 
 from .counting import flop_counter

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
-from pspg.engine.errors import UserError
+from pspg.engine.utils.errors import UserError
 
 from .machine import commit, describe_machine, peak_bandwidth, peak_flops, versions
 from .rows import FAILED, OK, Results, Row

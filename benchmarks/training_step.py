@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
-from pspg.engine.losses import prompt_loss
 from pspg.engine.models.clip import ImageFeatures, build_clip, clip_config, image_features, text_tower
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.prompts import Vocabulary
 from pspg.engine.models.pspg import PromptHead
-from pspg.engine.trainer import make_optimizer
+from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.spcl import PairSample

@@ -15,8 +15,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from .errors import UserError
-from .processes import loader_deaths
+from .utils.errors import UserError
+from .utils.workers import loader_deaths
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -37,28 +37,35 @@ class Command:
 
 
 def prepare(settings: str, help: str) -> Command:
-    """The command of a module of `data/prepare/`."""
+    """The command of a module of `data/datasets/`."""
     module, _, _ = settings.partition(":")
-    return Command(f"data.prepare.{settings}", f"data.prepare.{module}:prepare", help)
+    return Command(f"data.datasets.{settings}", f"data.datasets.{module}:prepare", help)
 
 
 COMMANDS = {
-    "train": Command("config:TrainConfig", "run:train", "train either phase"),
-    "evaluate": Command("config:EvaluateConfig", "evaluation.evaluate:evaluate_model", "metrics, tables and a report"),
-    "predict": Command("config:PredictConfig", "predict:predict", "score images, DICOM films included"),
-    "phantom": Command("draw:DrawConfig", "draw:draw", "draw a phantom data set"),
-    "import-checkpoint": Command("config:ImportConfig", "transfer:import_checkpoint", "read the authors' weights"),
-    "export-checkpoint": Command("config:ExportConfig", "transfer:export_checkpoint", "write a model folder"),
-    "study": Command("study.config:StudyConfig", "study.run:study", "run and write a paper's table", takes_file=True),
+    "train": Command("config:TrainConfig", "commands.train:train", "train either phase"),
+    "evaluate": Command("config:EvaluateConfig", "commands.evaluate:evaluate_model", "metrics, tables and a report"),
+    "predict": Command("config:PredictConfig", "commands.predict:predict", "score images, DICOM films included"),
+    "phantom": Command("commands.phantom:DrawConfig", "commands.phantom:draw", "draw a phantom data set"),
+    "import-checkpoint": Command(
+        "config:ImportConfig", "commands.convert:import_checkpoint", "read the authors' weights"
+    ),
+    "export-checkpoint": Command("config:ExportConfig", "commands.convert:export_checkpoint", "write a model folder"),
+    "study": Command(
+        "commands.study.config:StudyConfig",
+        "commands.study.run:study",
+        "run and write a paper's table",
+        takes_file=True,
+    ),
     "prepare chexpert": prepare("chexpert:CheXpertConfig", "manifests from CheXpert"),
     "prepare mimic-cxr": prepare("mimic_cxr:MimicConfig", "manifests from MIMIC-CXR-JPG and its reports"),
     "prepare padchest": prepare("padchest:PadChestConfig", "manifests from PadChest"),
     "prepare vindr-cxr": prepare("vindr_cxr:VinDrConfig", "manifests from VinDr-CXR or VinBigData"),
     "prepare chestxray14": prepare("chestxray14:ChestXray14Config", "manifests from the NIH's ChestX-ray14"),
     "prepare folder": prepare("folder:FolderConfig", "manifests from images and a table of your own"),
-    "prepare check": Command("config:CheckConfig", "prepare_images:check_images", "find unreadable images"),
+    "prepare check": Command("config:CheckConfig", "commands.prepare:check_images", "find unreadable images"),
     "prepare cache": Command(
-        "prepare_images:CacheConfig", "prepare_images:make_cache", "decode and resize images once"
+        "commands.prepare:CacheConfig", "commands.prepare:make_cache", "decode and resize images once"
     ),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .errors import UserError
+from .utils.errors import UserError
 
 
 @dataclass(kw_only=True)

@@ -59,9 +59,9 @@ def test_import_direction(folder: str) -> None:
 @pytest.mark.parametrize(
     ("library", "file"),
     [
-        ("deepspeed", "engine/distributed.py"),
+        ("deepspeed", "engine/distributed/deepspeed.py"),
         ("pydicom", "engine/data/dicom.py"),
-        ("nvidia", "engine/data/dali_loader.py"),
+        ("nvidia", "engine/data/loaders/dali_loader.py"),
         ("simplejpeg", "engine/data/strict.py"),
     ],
 )

@@ -21,7 +21,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from pspg.engine.data.images import read_image
-from pspg.engine.data.phantom import contact_sheet
+from pspg.engine.data.phantoms.dataset import contact_sheet
 
 CONFIGS = Path(os.path.relpath(Path(__file__).parents[1] / "configs"))
 NOTE = "Phantoms are drawings, no clinical data: these numbers show that the engine learns, and nothing about patients."

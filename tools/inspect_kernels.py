@@ -31,9 +31,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from pspg.engine.errors import UserError
-from pspg.engine.files import check_output, write_text
 from pspg.engine.models.decoders import GRUDecoder
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import check_output, write_text
 from pspg.kernels.asymmetric_loss import fused as asymmetric_loss
 from pspg.kernels.launch import Launch, record
 from pspg.kernels.pair_loss import fused as pair_loss

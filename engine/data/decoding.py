@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from ..processes import die_with_parent
+from ..utils.workers import die_with_parent
 from .images import BadImage
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .images import MAX_MEGAPIXELS, BadImage, check_extent
 
 if TYPE_CHECKING:

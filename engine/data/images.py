@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 Resize = Literal["stretch", "pad"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .manifest import Sample, load_label_names, unknown_class
 
 MASKED = -1.0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 Need = Literal["labels", "text", "image"]
 

@@ -22,7 +22,7 @@ from sklearn.metrics import (
 )
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int8]

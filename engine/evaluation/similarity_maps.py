@@ -24,7 +24,7 @@ from tqdm import tqdm
 from pspg.kernels.precision import at_least_fp32
 from pspg.kernels.similarity import similarity_logits
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 COLUMNS, PANELS = 4, 12  # panels a row and a picture, the film's included
 STYLE: Any = {

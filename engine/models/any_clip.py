@@ -18,7 +18,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from ..data.images import Resize
-from ..errors import UserError
+from ..utils.errors import UserError
 from .clip import named_config, read_model_json, weights_file
 from .weights import load_strictly, read_weights
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.text_tower import TextLayer, TextTower, encode
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .weights import load_strictly, read_weights
 
 # What `TextTower` and CLIP's tokenizer can follow; other keys are refused where they are set.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .baselines import NEGATIVE, POSITIVE
+from ..utils.errors import UserError
 from .clip import tokenizer
+from .templates import NEGATIVE, POSITIVE
 
 
 class ContextLearner(nn.Module):

@@ -15,7 +15,7 @@ from pspg.kernels.prompt_decoder import Kind, decode
 from pspg.kernels.text_tower import Frame, encode
 
 from ..config import ModelConfig
-from ..errors import UserError
+from ..utils.errors import UserError
 from .clip import TextEncoder, text_encoder, tokenize, tokenizer
 from .contexts import ContextLearner
 from .decoders import draw_branches, initialise, make_decoder

@@ -17,14 +17,14 @@ from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Frame, Prefixes, TextTower, encode_prompts
 
-from ..collectives import gather_rows, own_part, split
 from ..config import LossConfig, ModelConfig, check_head
+from ..distributed.collectives import gather_rows, own_part, split
 from .clip import ImageFeatures, TextEncoder, image_features, text_tower
 from .contexts import ContextLearner
 from .frozen_image import FrozenImageTower
+from .fusion import SpatialFusion
 from .prompts import Vocabulary, make_prompt_learner, make_vocabulary
 from .regions import SCALE, region_logits
-from .spatial_fusion import SpatialFusion
 
 
 class TextFeatures(NamedTuple):

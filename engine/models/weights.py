@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 """Settings that OpenAI's files hold among the weights."""

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from benchmarks.loading import check_pixels, main
+from pspg.engine.data.loaders.torch_loader import ImageDataset, make_train_loader
 from pspg.engine.data.manifest import Sample
-from pspg.engine.data.torch_loader import ImageDataset, make_train_loader
-from pspg.engine.errors import UserError
+from pspg.engine.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks import loading, pipeline
 from benchmarks.pipeline import Loading
 from benchmarks.rows import FAILED, OK, TOO_LARGE
-from pspg.engine.errors import UserError
+from pspg.engine.utils.errors import UserError
 
 CPU = torch.device("cpu")
 SMALL = Loading(rank=0, source="png", B=4, batches=3, films=4, size=64, image_size=32, workers=0)

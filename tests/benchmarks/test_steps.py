@@ -18,7 +18,7 @@ from benchmarks.rows import FAILED, OK, TOO_LARGE, Row
 from benchmarks.runs import DemoEpoch, Evaluation
 from benchmarks.steps import GraphedLoss, Phase1Step, Phase2Step, loss_of
 from pspg.engine.config import ModelConfig
-from pspg.engine.step_graph import WARM_UP, Outcome
+from pspg.engine.training.cuda_graph import WARM_UP, Outcome
 
 CPU = torch.device("cpu")
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo_clip.json")

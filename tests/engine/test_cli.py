@@ -10,7 +10,7 @@ import yaml
 
 from pspg.engine.cli import COMMANDS, Command, main, parse
 from pspg.engine.config import LossConfig, TrainConfig, check_train
-from pspg.engine.errors import UserError
+from pspg.engine.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pspg.engine.collectives import exchange, gather_rows, mean_gradient, own_part
-from pspg.engine.losses import MAX_LOGIT_SCALE, contrastive_loss
-from pspg.engine.models.batch_norm import synchronise
+from pspg.engine.distributed.batch_norm import synchronise
+from pspg.engine.distributed.collectives import exchange, gather_rows, mean_gradient, own_part
+from pspg.engine.training.losses import MAX_LOGIT_SCALE, contrastive_loss
 
 Counts = list[int]
 

@@ -1,0 +1,216 @@
+"""A fixed class list frozen into a classifier: image tower, fusion and two text features a class, no prompts to write.
+
+    <folder>/open_clip_config.json         open_clip's model and preprocessing configuration, classes, pixels, versions
+    <folder>/open_clip_model.safetensors   both towers, in open_clip's layout
+    <folder>/classifier.safetensors        text features, fusion, temperature
+
+open_clip loads strictly, so the classifier lies beside the towers: `open_clip.create_model("local-dir:<folder>")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images import normalize, square_image, to_uint8
+from ..data.labels import select_classes
+from ..models.clip import ImageFeatures, build_clip, clip_config
+from ..models.frozen_image import FrozenImageTower
+from ..models.fusion import Fusion, SpatialFusion
+from ..models.pspg import class_logits, probabilities
+from ..models.weights import check_fit, load_strictly
+from ..utils.errors import UserError
+from ..utils.files import new_folder
+from .model_folder import CLASSIFIER_JSON, LoadedModel, Pixels
+from .run import load_tensors, read_json, write_json, write_tensors
+
+FORMAT = "pspg-classifier/1"
+TOWERS, CLASSIFIER = "open_clip_model.safetensors", "classifier.safetensors"
+
+
+class Classifier(nn.Module):
+    """Images in, probabilities out, for inference. The text tower has run already, under a context bank.
+
+    An image's probabilities depend on that image alone.
+
+    Args:
+        tower: image tower.
+        fusion: of its tokens, copied; None: regions.
+        logit_scale: scalar, log of the inverse temperature.
+        text_features: (2,C,D), unit norm, positive first; negative ones are zero where there are positive prompts only.
+        class_names: C names.
+        pixels: what `read` makes of a file.
+    """
+
+    text_features: Tensor
+    logit_scale: Tensor
+
+    def __init__(
+        self,
+        tower: FrozenImageTower,
+        fusion: SpatialFusion | None,
+        logit_scale: Tensor,
+        text_features: Tensor,
+        *,
+        class_names: Sequence[str],
+        pixels: Pixels,
+    ) -> None:
+        super().__init__()
+        self.tower, self.channel_attention = tower, deepcopy(fusion)
+        self.register_buffer("logit_scale", logit_scale.detach().clone())
+        self.register_buffer("text_features", text_features.detach().clone())
+        self.class_names, self.pixels = list(class_names), pixels
+        self.requires_grad_(False).eval()
+
+    def set_classes(self, names: str | Sequence[str]) -> None:
+        """Keep these of the frozen classes, in this order; their probabilities stay as they are.
+
+        Args:
+            names: a list, or the path of a text file, one a line.
+
+        Raises:
+            UserError: a class that was not frozen, or one twice.
+        """
+        try:
+            self.class_names, rows = select_classes(self.class_names, names, key="class_names")
+        except UserError as error:
+            raise UserError(f"{error} (the classes are frozen; for others export the model again)") from None
+        self.text_features = self.text_features[:, rows]
+
+    def read(self, path: str | Path) -> Tensor:
+        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        image = square_image(path, self.pixels.size, self.pixels.resize)
+        return normalize(to_uint8(image), self.pixels.mean, self.pixels.std)
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> ImageFeatures:
+        """Features of images (B,3,h,w)."""
+        return self.tower(images)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities (B,C), float32 or better, columns as `class_names`, of images (B,3,h,w)."""
+        tokens = self.image_features(images).tokens
+        return probabilities(class_logits(self.channel_attention, self.logit_scale, tokens, *self.text_features)[0])
+
+
+@torch.no_grad()
+def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> Classifier:
+    """The model's present classes under its context bank, where the model is.
+
+    Args:
+        loaded: with a bank.
+        dtype: low precision of the towers; None: that of their weights.
+
+    Raises:
+        UserError: there is no bank.
+    """
+    model = loaded.model
+    if loaded.bank is None:
+        raise UserError(f"{loaded.source}: holds no context bank; only models trained by this engine have one")
+    tower = model.tower if dtype is None else model.tower.to(dtype)
+    bank = loaded.bank.to(model.logit_scale.device)
+    with torch.autocast(bank.device.type, dtype, enabled=dtype is not None):
+        text = model.head.text_features(bank, model.vocabulary, tower)
+    return Classifier(
+        FrozenImageTower(model.clip, dtype),
+        model.channel_attention,
+        model.logit_scale,
+        torch.stack([text.positive, text.negative]),
+        class_names=model.vocabulary.names,
+        pixels=loaded.pixels,
+    )
+
+
+def write_classifier(folder: str | Path, loaded: LoadedModel) -> None:
+    """Freeze the model's present classes and write them with both towers, float32, into a new folder.
+
+    Raises:
+        UserError: there is no bank, or the folder holds something.
+    """
+    classifier = freeze_classifier(loaded)
+    with new_folder(folder) as partial:
+        write_tensors(partial / TOWERS, dict(loaded.model.clip.state_dict()))
+        write_tensors(partial / CLASSIFIER, _own_state(classifier))
+        write_json(partial / CLASSIFIER_JSON, _describe(classifier, loaded))
+
+
+def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Classifier:
+    """Classifier of a folder that `export-checkpoint --layout classifier` wrote, on the CPU.
+
+    Args:
+        folder: the folder.
+        dtype: low precision of the image tower; None: float32.
+
+    Raises:
+        UserError: missing, damaged or mismatching files.
+    """
+    folder = Path(folder)
+    file = folder / CLASSIFIER_JSON
+    description = read_json(file)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{file}: not of the format {FORMAT}")
+    try:
+        config, names, fusion = description["model_cfg"], description["class_names"], description["fusion"]
+        pixels = Pixels(**description["pixels"])
+        assert pixels.std > 0
+        assert pixels.size == config["vision_cfg"]["image_size"]
+        assert fusion in ("regions", *get_args(Fusion))
+        assert names
+        assert isinstance(names, list)
+        assert all(isinstance(name, str) for name in names)
+        text = torch.zeros(2, len(names), config["embed_dim"])
+    except (KeyError, TypeError, AssertionError, RuntimeError):
+        raise UserError(f"{file}: is damaged; export the model again") from None
+    clip = build_clip(config).eval()
+    load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
+    made = None if fusion == "regions" else SpatialFusion(fusion)
+    classifier = Classifier(
+        FrozenImageTower(clip, dtype), made, torch.zeros(()), text, class_names=names, pixels=pixels
+    )
+    tensors = load_tensors(folder / CLASSIFIER)
+    check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
+    classifier.load_state_dict(tensors, strict=False)  # all but the image tower
+    return classifier
+
+
+def _own_state(classifier: Classifier) -> dict[str, Tensor]:
+    """Text features, fusion and temperature."""
+    return {name: tensor for name, tensor in classifier.state_dict().items() if not name.startswith("tower.")}
+
+
+def _describe(classifier: Classifier, loaded: LoadedModel) -> dict[str, Any]:
+    """What the JSON holds: open_clip's keys `model_cfg` and `preprocess_cfg`, which make its `create_model` and
+    transforms, and the classifier's own."""
+    assert loaded.bank is not None
+    pixels = classifier.pixels
+    return {
+        "format": FORMAT,
+        "class_names": classifier.class_names,
+        "pixels": asdict(pixels),
+        "fusion": "regions" if classifier.channel_attention is None else classifier.channel_attention.fusion,
+        "bank_size": len(loaded.bank),
+        "training": loaded.training,
+        "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch")},
+        "model_cfg": clip_config(loaded.model.clip),
+        "preprocess_cfg": {
+            "size": pixels.size,
+            "mode": "RGB",
+            "mean": [pixels.mean] * 3,
+            "std": [pixels.std] * 3,
+            "interpolation": "bicubic",
+            "resize_mode": {"stretch": "squash", "pad": "longest"}[pixels.resize],
+            "fill_color": 0,
+        },
+    }

@@ -1,0 +1,217 @@
+"""Folders that hold all it takes to use a model: architecture, weights, classes, pixels, context bank.
+
+A run folder is one (its weights are those of its best checkpoint), and so is what `export-checkpoint` and
+`import-checkpoint` write (its weights are in model.safetensors). See `checkpoint.py` for the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig, check_head
+from ..data.manifest import load_label_names
+from ..models.clip import build_clip, clip_config
+from ..models.pspg import PsPG
+from ..models.weights import load_strictly
+from ..utils.errors import UserError
+from .published import class_encoder
+from .run import best_checkpoint, load_tensors, read_json, write_json, write_tensors
+
+FORMAT = "pspg-engine/1"
+CLASSIFIER_JSON = "open_clip_config.json"
+"""What a classifier's folder has instead of model.json; see `classifier.py`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How an image becomes the tower's input: side in pixels, resize rule, mean and deviation in [0, 1]."""
+
+    size: int
+    resize: Literal["stretch", "pad"]
+    mean: float
+    std: float
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """What `load_model` found."""
+
+    model: PsPG
+    pixels: Pixels
+    class_names: list[str]
+    bank: Tensor | None
+    source: Path
+    weights: Path
+    training: str | None
+
+    def set_classes(self, names: str | list[str] | None) -> None:
+        """Score these classes from now on: a list, or a text file, one a line; None: those of now.
+
+        Raises:
+            UserError: unreadable file, or names that the text tower cannot take.
+        """
+        if names is not None:
+            self.model.set_classes(load_label_names(names) if isinstance(names, str) else names)
+
+
+def describe(
+    kind: Literal["pspg", "clip"],
+    clip: nn.Module,
+    pixels: Pixels,
+    *,
+    head: ModelConfig | None = None,
+    class_names: list[str] | None = None,
+    training: str | None = None,
+) -> dict[str, Any]:
+    """What model.json holds; `training` says what the weights were trained on."""
+    architecture = clip_config(clip)
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "clip": architecture,
+        "head": None if head is None else asdict(head),
+        "class_names": class_names,
+        "training": training,
+        "pixels": asdict(pixels),
+        "tokenizer": {
+            "name": "CLIP byte-pair encoding",
+            "context_length": architecture["text_cfg"]["context_length"],
+        },
+        "versions": {name: version(name) for name in ("torch", "open_clip_torch")},
+    }
+
+
+def write_model(folder: Path, description: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Write the files of a model folder; model.json comes last, so a folder without it is not one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in tensors.items():
+        write_tensors(folder / f"{name}.safetensors", values)
+    write_json(folder / "model.json", description)
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder is what `export-checkpoint --layout classifier` writes."""
+    return (folder / CLASSIFIER_JSON).is_file() and not (folder / "model.json").is_file()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """model.json of a folder.
+
+    Raises:
+        UserError: not a model folder, or of a format this version does not know.
+    """
+    if is_classifier(folder):
+        raise UserError(f"{folder}: holds a frozen classifier, which predict reads; give the run or model folder")
+    if not (folder / "model.json").is_file():
+        raise UserError(f"{folder}: not a run or model folder (it has no model.json)")
+    description = read_json(folder / "model.json")
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{folder / 'model.json'}: not of the format {FORMAT}")
+    try:
+        pixels = Pixels(**description["pixels"])
+        assert pixels.std > 0
+        assert pixels.size == description["clip"]["vision_cfg"]["image_size"]
+        assert description["kind"] in ("pspg", "clip")
+        if description["kind"] == "pspg":
+            head = ModelConfig(**description["head"])
+            for key, hint in get_type_hints(ModelConfig).items():
+                assert get_origin(hint) is not Literal or getattr(head, key) in get_args(hint)
+            check_head(head)
+            assert all(isinstance(name, str) for name in description["class_names"])
+    except (KeyError, TypeError, AssertionError, ZeroDivisionError, UserError):
+        raise UserError(f"{folder / 'model.json'}: is damaged; export or train the model again") from None
+    return description
+
+
+def weights_of(folder: Path) -> Path:
+    """File of the weights to use: of a run's best checkpoint its average, else its model; else model.safetensors.
+
+    Raises:
+        UserError: a run that has not saved anything yet.
+    """
+    best = best_checkpoint(folder)
+    if best is None and (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    if best is None:
+        raise UserError(f"{folder}: the run has no checkpoint yet")
+    average = best / "ema.safetensors"
+    return average if average.is_file() else best / "model.safetensors"
+
+
+def load_clip_folder(folder: Path) -> tuple[open_clip.CLIP, Pixels]:
+    """CLIP of a folder of either kind, with its trained weights.
+
+    Raises:
+        UserError: missing, damaged or mismatching files.
+    """
+    description = read_description(folder)
+    clip = build_clip(description["clip"])
+    if description["kind"] == "clip":
+        file = weights_of(folder)
+        tensors = {name.removeprefix("clip."): tensor for name, tensor in load_tensors(file).items()}
+    else:
+        file = folder / "clip.safetensors"
+        tensors = load_tensors(file)
+    load_strictly(clip, tensors, file)
+    return clip, Pixels(**description["pixels"])
+
+
+def load_model(folder: str | Path) -> LoadedModel:
+    """PsPG of a run or model folder, on the CPU, in eval mode.
+
+    Raises:
+        UserError: missing, damaged or mismatching files, or a folder of phase 1.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    if description["kind"] != "pspg":
+        raise UserError(f"{folder}: holds a CLIP of phase 1; give the folder of a phase-2 run")
+    clip, pixels = load_clip_folder(folder)
+    names = description["class_names"]
+    # Imported with the class features of another CLIP, whose text tower lies beside.
+    other = folder / "class_text.safetensors"
+    encoder = class_encoder(load_tensors(other), torch.float32, clip) if other.is_file() else None
+    model = PsPG(clip, ModelConfig(**description["head"]), names, class_encoder=encoder)
+    weights = load_head(model, folder)
+    bank = folder / "bank.safetensors"
+    return LoadedModel(
+        model=model.eval(),
+        pixels=pixels,
+        class_names=names,
+        bank=load_bank(bank, model) if bank.is_file() else None,
+        source=folder,
+        weights=weights,
+        training=description.get("training"),
+    )
+
+
+def load_head(model: PsPG, folder: Path) -> Path:
+    """Load the trained prompt head of a folder into a model, and return its file.
+
+    Raises:
+        UserError: missing, damaged or mismatching files, or a folder of phase 1.
+    """
+    if read_description(folder)["kind"] != "pspg":
+        raise UserError(f"{folder}: holds a CLIP of phase 1, which has no prompt head")
+    weights = weights_of(folder)
+    load_strictly(model.head, load_tensors(weights), weights)
+    return weights
+
+
+def load_bank(file: Path, model: PsPG) -> Tensor:
+    """Context bank (M,D) of a folder.
+
+    Raises:
+        UserError: unreadable, or it does not belong to this model.
+    """
+    bank = load_tensors(file).get("bank")
+    if bank is None or bank.ndim != 2 or bank.shape[1] != model.tower.projection.shape[1]:
+        raise UserError(f"{file}: is not the context bank of this model")
+    return bank

@@ -1,0 +1,116 @@
+"""`pspg-engine import-checkpoint` and `export-checkpoint`: model folders from and to other layouts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ..checkpoints.classifier import write_classifier
+from ..checkpoints.model_folder import Pixels, describe, load_clip_folder, load_model, read_description, write_model
+from ..checkpoints.published import published_metadata, published_state, read_text_weights
+from ..checkpoints.run import import_published, load_tensors, write_json, write_tensors
+from ..config import ExportConfig, ImportConfig, require
+from ..data.manifest import load_label_names
+from ..models.clip import clip_config
+from ..models.pspg import PsPG
+from ..models.weights import read_metadata
+from ..training.telemetry import say
+from ..utils.errors import UserError
+from ..utils.files import check_output
+
+
+def import_checkpoint(config: ImportConfig) -> PsPG:
+    """Read weights in the published layout and write a model folder.
+
+    Raises:
+        UserError: unreadable or mismatching weights, or `output` exists.
+    """
+    require(source=config.source, output=config.output)
+    if not config.class_names:
+        raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
+    folder = new_folder(config.output)
+    names = config.class_names
+    model = import_published(
+        config.source,
+        load_label_names(names) if isinstance(names, str) else names,
+        prompt_length=config.prompt_length,
+        decoder_heads=config.decoder_heads,
+        prefix=config.prefix,
+        class_feature_weights=config.class_feature_weights,
+    ).float()
+    size = clip_config(model.clip)["vision_cfg"]["image_size"]
+    given = {key: value for key, value in (("mean", config.mean), ("std", config.std)) if value is not None}
+    try:
+        carried = json.loads(read_metadata(config.source).get("pixels", "{}"))
+        pixels = Pixels(**{"size": size, "resize": "stretch", "mean": 0.5, "std": 0.25, **carried, **given})
+        usable = 0 <= pixels.mean <= 1 and pixels.std > 0 and pixels.size == size
+    except (ValueError, TypeError):
+        usable = False
+    if not usable:
+        raise UserError(
+            f"{config.source}: its pixel statistics are unusable; give --mean within [0, 1] and --std above 0"
+        )
+    tensors = {"clip": dict(model.clip.state_dict()), "model": dict(model.head.state_dict())}
+    if config.class_feature_weights is not None:
+        tensors["class_text"] = read_text_weights(config.class_feature_weights)
+    description = describe("pspg", model.clip, pixels, head=model.config, class_names=model.vocabulary.names)
+    write_model(folder, description, tensors)
+    say(f"imported {config.source} with {len(model.vocabulary.names)} classes: {folder}")
+    return model
+
+
+def export_checkpoint(config: ExportConfig) -> None:
+    """Write the weights of a run or model folder as one self-contained folder.
+
+    Raises:
+        UserError: not a usable folder, `output` exists, a model that the layout has no place for, or (layout
+            classifier) no context bank.
+    """
+    require(checkpoint=config.checkpoint, output=config.output)
+    if config.class_names is not None and config.layout != "classifier":
+        raise UserError("class_names: only layout classifier freezes classes; the others score any")
+    source = Path(config.checkpoint)
+    description = read_description(source)
+    folder = new_folder(config.output)
+    if description["kind"] == "clip":
+        if config.layout != "pspg-engine":
+            raise UserError("layout: a phase-1 CLIP has no prompt learner; export it with layout pspg-engine")
+        clip, _ = load_clip_folder(source)
+        write_model(folder, description, {"model": dict(clip.state_dict())})
+    else:
+        loaded = load_model(source)
+        if config.layout == "classifier":
+            loaded.set_classes(config.class_names)
+            write_classifier(folder, loaded)
+        elif config.layout == "published":
+            state = published_state(loaded.model)
+            metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
+            folder.mkdir(parents=True)
+            write_tensors(folder / "model.safetensors", state, metadata)
+            if (source / "class_text.safetensors").is_file():
+                write_tensors(folder / "class_text.safetensors", load_tensors(source / "class_text.safetensors"))
+            write_json(folder / "export.json", {**description, "layout": "published"})
+        else:
+            tensors = {
+                "clip": dict(loaded.model.clip.state_dict()),
+                "model": dict(loaded.model.head.state_dict()),
+            }
+            for extra in ("bank", "class_text"):
+                if (source / f"{extra}.safetensors").is_file():
+                    tensors[extra] = load_tensors(source / f"{extra}.safetensors")
+            write_model(folder, description, tensors)
+    say(f"exported {source}: {folder}")
+
+
+def new_folder(path: str) -> Path:
+    """A folder that does not exist yet or is empty.
+
+    Raises:
+        UserError: it holds something.
+    """
+    check_output(path)
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output: {folder} already exists and is not empty; choose another folder")
+    return folder

@@ -1,0 +1,29 @@
+"""`pspg-engine phantom`: draw a phantom data set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ..config import require
+from ..data.phantoms.dataset import PhantomConfig, write_phantoms
+from ..utils.files import check_output
+
+
+@dataclass(kw_only=True)
+class DrawConfig(PhantomConfig):
+    """Draw phantom chest films with reports and labels: crude pictures to train and test on, no clinical data."""
+
+    output: str = ""
+    """new folder; one that already holds the same phantoms is kept"""
+
+
+def draw(config: DrawConfig) -> None:
+    """Write the films, manifests and class lists to `config.output`.
+
+    Raises:
+        UserError: impossible settings, or a folder that holds anything else.
+    """
+    require(output=config.output)
+    check_output(config.output)
+    settings = asdict(config)
+    write_phantoms(PhantomConfig(**{k: v for k, v in settings.items() if k != "output"}), settings["output"])

@@ -1,0 +1,137 @@
+"""`pspg-engine prepare check` and `prepare cache`: every image of the manifests once, before training needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..config import CacheConfig, CheckConfig, require
+from ..data.cache.build import build_cache
+from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
+from ..data.decoding import DecoderPool
+from ..data.images import BadImage
+from ..data.manifest import Sample, load_manifest
+from ..data.strict import read_strictly
+from ..evaluation.report.write import write_csv
+from ..training.telemetry import report_bad, say
+from ..utils.errors import UserError
+from ..utils.files import check_output, write_text
+
+GROUP = 1024
+"""images whose results may wait for their turn"""
+
+
+def check_images(config: CheckConfig) -> None:
+    """Decode everything, or verify the cache; print a table of what is unusable.
+
+    Raises:
+        UserError: wrong settings or manifest, a damaged cache, or any unusable image.
+    """
+    _check(config)
+    if config.output is not None:
+        check_output(config.output, folder=False)
+        if Path(config.output).suffix not in (".csv", ".jsonl"):
+            raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+    samples = list(_samples(config))
+    bad = _decode(config, samples) if config.cache is None else _verify(Path(config.cache), samples)
+    if config.output is not None:
+        _write(Path(config.output), samples, bad)
+    if bad:
+        for line in table(bad):
+            print(line)
+        raise UserError(f"{len(bad)} of {len(samples)} images cannot be used")
+    say(f"{len(samples)} images: all can be used")
+
+
+def make_cache(config: CacheConfig) -> None:
+    """Build the cache, go on with one that is not finished, or add to one.
+
+    Raises:
+        UserError: wrong settings or manifest, a folder that holds something else, or an unreadable image.
+    """
+    _check(config)
+    require(output=config.output)
+    if config.size < 1:
+        raise UserError(f"size: must be at least 1, got {config.size}")
+    check_output(config.output)
+    samples = _samples(config)
+    bad = build_cache(
+        Path(config.output),
+        list(samples),
+        list(samples.values()),
+        size=config.size,
+        resize=config.resize,
+        workers=config.workers,
+        on_bad_image=config.on_bad_image,
+        max_megapixels=config.max_megapixels,
+    )
+    say(f"{len(samples)} images of {config.size} pixels ({config.resize}): {config.output}")
+    report_bad({str(path): f"{path}: {reason}" for path, reason in bad.items()})
+
+
+def table(bad: dict[Path, str]) -> list[str]:
+    """Reason, count and first file, the most frequent reason first."""
+    first: dict[str, Path] = {}
+    for path, reason in bad.items():
+        first.setdefault(reason, path)
+    rows = [(reason, str(count), str(first[reason])) for reason, count in Counter(bad.values()).most_common()]
+    width = max(len(reason) for reason in first)
+    return [f"{reason:{width}}  {count:>8}  {path}" for reason, count, path in [("reason", "images", "first"), *rows]]
+
+
+def _check(config: CheckConfig | CacheConfig) -> None:
+    require(manifest="".join(config.manifest))
+    if config.workers < 1:
+        raise UserError(f"workers: must be at least 1, got {config.workers}")
+    if not config.max_megapixels > 0:
+        raise UserError(f"max_megapixels: must be positive, got {config.max_megapixels}")
+
+
+def _samples(config: CheckConfig | CacheConfig) -> dict[Sample, str]:
+    """Samples of all manifests, each once, and their file paths relative to the image root."""
+    found: dict[Sample, str] = {}
+    for name in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
+        root = os.path.realpath(config.image_root or Path(name).parent)
+        for sample in load_manifest(name, image_root=config.image_root, need="image").samples:
+            found[Sample(sample.id, sample.path)] = os.path.relpath(sample.path, root)
+    return found
+
+
+def _decode(config: CheckConfig, samples: list[Sample]) -> dict[Path, str]:
+    paths = list(dict.fromkeys(sample.path for sample in samples))
+    bad: dict[Path, str] = {}
+    read = partial(_readable, max_megapixels=config.max_megapixels)
+    with DecoderPool(read, config.workers) as pool, tqdm(total=len(paths), unit="img", disable=None) as bar:
+        for start in range(0, len(paths), GROUP):
+            for result in pool.map(paths[start : start + GROUP]):
+                if isinstance(result, BadImage):
+                    bad[result.path] = result.reason
+                bar.update()
+    return bad
+
+
+def _readable(path: Path, *, max_megapixels: float) -> None:
+    read_strictly(path, max_megapixels=max_megapixels)
+
+
+def _verify(folder: Path, samples: list[Sample]) -> dict[Path, str]:
+    header = Header.read(folder)
+    cache = PixelCache.open(folder, samples, size=header.size, resize=header.resize)
+    for shard in tqdm(header.shards, "verifying", unit="shard", disable=None):
+        check_pixels(folder, shard)
+    return {error.path: error.reason for error in cache.bad.values()}
+
+
+def _write(path: Path, samples: list[Sample], bad: dict[Path, str]) -> None:
+    rows = [(sample.id, str(sample.path), bad[sample.path]) for sample in samples if sample.path in bad]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        write_csv(path, ["id", "file", "reason"], rows)
+    else:
+        keys = ("id", "file", "reason")
+        write_text(path, "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))

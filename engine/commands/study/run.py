@@ -1,0 +1,138 @@
+"""`pspg-engine study`: run what a table compares, then write the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...training.telemetry import read_metrics, say
+from ...utils.errors import UserError
+from ...utils.files import check_output, write_text
+from .config import StudyConfig
+from .plan import Cell, Plan, Step, make_plan
+from .table import Result, Table, write_table
+
+DONE = "done.json"
+
+
+def study(config: StudyConfig) -> Path:
+    """Run every step that has not been run yet, and write the table after each row; returns its HTML page.
+
+    Steps are commands of their own, so that a broken one leaves its row out and the others go on.
+
+    Raises:
+        UserError: settings that cannot be; or, at the end, the rows that failed.
+    """
+    plan = make_plan(config)
+    check_output(config.output)
+    begin = time.monotonic()
+    failed: dict[Path, str] = {}
+    waiting = 0
+    for number, step in enumerate(plan.steps, 1):
+        lost = [need for need in step.needs if need.folder in failed]
+        if lost:
+            failed[step.folder] = ""
+            waiting += 1
+            continue
+        if is_done(step):
+            continue
+        say(f"[{number}/{len(plan.steps)}, {(time.monotonic() - begin) / 60:.1f} min] {step.command}: {step.title}")
+        status = run(step, config.processes)
+        if status:
+            failed[step.folder] = f"{step.command} {step.title} ended with status {status}"
+        elif step.command == "evaluate":
+            write_table(Path(config.output), table_of(config, plan, failed))
+    page = write_table(Path(config.output), table_of(config, plan, failed))
+    say(f"{len(config.rows)} rows: {page}")
+    if failed:
+        told = [why for why in failed.values() if why]
+        rest = f"; {waiting} steps that need them were left out" if waiting else ""
+        raise UserError(
+            f"{len(told)} of {len(plan.steps)} steps failed: {'; '.join(told)}{rest}; run it again to go on"
+        )
+    return page
+
+
+def is_done(step: Step) -> bool:
+    """Whether its command has ended well, with these settings: its folder is named after them."""
+    return (step.folder / DONE).is_file()
+
+
+def run(step: Step, processes: int) -> int:
+    """Run a step to its end, or on to it; the exit status.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, after the step has ended.
+    """
+    words = step.words()
+    command = [sys.executable, "-m"]
+    if step.command != "phantom" and processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    if step.command == "train":
+        words += ["--resume", "latest"]
+    begin = time.monotonic()
+    status = subprocess.run([*command, "pspg.engine", *words], env=os.environ, check=False).returncode
+    if status == 130:
+        raise KeyboardInterrupt
+    if status == 0:
+        facts = {"command": words, "seconds": time.monotonic() - begin}
+        write_text(step.folder / DONE, json.dumps(facts, indent=2) + "\n")
+    return status
+
+
+def table_of(config: StudyConfig, plan: Plan, failed: dict[Path, str]) -> Table:
+    """What is known by now."""
+    return Table(config, {(c.row, c.data_set, c.seed): _result(config, c, failed) for c in plan.cells})
+
+
+def _result(config: StudyConfig, cell: Cell, failed: dict[Path, str]) -> Result:
+    if cell.evaluation.folder in failed:
+        return Result("failed")
+    if not is_done(cell.evaluation):
+        return Result("not run")
+    document = json.loads((cell.evaluation.folder / "metrics.json").read_text(encoding="utf-8"))
+    results = document["results"]
+    row = config.rows[cell.row]
+    method = row.method or next(iter(results))
+    if method not in results:
+        raise UserError(f"rows: {row.name!r}: method: {method!r} is none of {', '.join(results)}")
+    groups, group = results[method], config.data_sets[cell.data_set].group
+    if group is not None and group not in groups:
+        raise UserError(f"data_sets: {cell.data_set}: group: {group!r} is none of {', '.join(groups)}")
+    found = groups[next(iter(groups)) if group is None else group]
+    # A baseline or probe beside a run was not trained by it.
+    trained = cell.training if row.method is None else None
+    steps = training_facts(trained.folder) if trained is not None else {}
+    parameters = document.get("trainable_parameters") or {}
+    return Result(
+        "ok",
+        {metric: found[metric] for metric in config.metrics},
+        {metric: (found.get("intervals") or {}).get(metric) for metric in config.metrics},
+        parameters=parameters.get(method),
+        **steps,
+    )
+
+
+def training_facts(run: Path) -> dict[str, Any]:
+    """Median seconds a step and most bytes held, on the worst rank, of a run's metrics.jsonl."""
+    rows = read_metrics(run / "metrics.jsonl")
+    rates = [row["images_per_s"] for row in rows if row.get("images_per_s")]
+    peaks = [max(row["peak_bytes"]) for row in rows if row.get("peak_bytes")]
+    batch = _batch_size(run)
+    return {
+        "step_seconds": batch / statistics.median(rates) if rates else None,
+        "peak_bytes": max(peaks) if peaks else None,
+    }
+
+
+def _batch_size(run: Path) -> int:
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return int(settings["batch_size"]) * int(settings["optim"]["accumulate"])

@@ -1,0 +1,243 @@
+"""The way that all preparers share: rows in; manifests, statistics and a report of what was left out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tqdm import tqdm
+
+from ...config import check_seed, require
+from ...utils.errors import UserError
+from ...utils.files import check_new_folder, new_folder
+from ..manifest import UNPRINTABLE, Sample
+from .rows import Journal, Row
+from .splits import SPLITS, check_patients
+from .statistics import cooccurrence, count, readable, without_positives
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """What all preparers take."""
+
+    source: str = ""
+    """folder of the official files, as downloaded; tables may be gzipped, archives of images must be unpacked"""
+    output: str = ""
+    """new folder for manifests, classes.txt, statistics.json, cooccurrence.csv, prepare.json and dropped.csv"""
+    image_root: str | None = None
+    """folder that the manifests' filepaths are relative to (give training the same data.image_root); null: source"""
+    missing: Literal["error", "skip", "keep"] = "error"
+    """a row without its image file: stop, leave it out and list it, or keep it (files are not looked for at all)"""
+    pixel_samples: int = 1024
+    """training images that the pixel mean and standard deviation are measured on, unless missing is keep; 0: none"""
+    image_size: int = 224
+    """side that they are resized to, pixels"""
+    salt: str | None = None
+    """secret that patient ids are hashed with: the same salt gives the same ids; it is written nowhere. null: a random
+    one, so that ids group images within this output only. Splits do not depend on it"""
+    dry_run: bool = False
+    """print everything, write nothing"""
+
+
+@dataclass(kw_only=True)
+class SplitConfig(PrepareConfig):
+    """For data sets without official splits: patients are split by a hash of their id."""
+
+    val_fraction: float = 0.1
+    """share of the patients for validation, where no official list says which"""
+    test_fraction: float = 0.2
+    """share of the patients for the test, where no official list says which; 1 with val_fraction 0: all"""
+    seed: int = 0
+    """of the split"""
+
+
+Config = TypeVar("Config", bound=PrepareConfig)
+Read = Callable[[Config, Journal], tuple[list[str], Iterable[Row]]]
+"""From settings to class names and rows; what it leaves out goes to the journal."""
+
+
+def build(name: str, config: Config, read: Read[Config]) -> None:
+    """Read a data set, check it, print its statistics and write it to `config.output`.
+
+    Args:
+        name: of the data set.
+        config: its settings.
+        read: its reader.
+
+    Raises:
+        UserError: impossible settings, unusable tables, missing images, a patient in two splits, nothing left, or an
+            output folder that is not empty.
+    """
+    _check(config)
+    journal = Journal()
+    classes, collected = read(config, journal)
+    _check_classes(classes)
+    root = Path(config.image_root or config.source)
+    rows = _with_images(_unique(collected, journal), root, config.missing, journal)
+    if not rows:
+        reasons = "; ".join(f"{reason}: {len(entries):,}" for reason, entries in journal.dropped.items())
+        raise UserError(f"source: no row is left ({reasons or 'the tables are empty'})")
+    check_patients(rows)
+    counts = count(rows, classes)
+    if 0 < (texts := counts["all"]["texts"]) < len(rows):
+        journal.warn(f"{len(rows) - texts:,} rows have no text; phase 1 needs one in every row")
+    for split, names in without_positives(counts).items():
+        journal.warn(f"{split}: no positive of {', '.join(names)}")
+    report = {
+        "dataset": name,
+        "settings": {key: value for key, value in asdict(config).items() if key != "salt"},
+        "rows": len(rows),
+        "dropped": journal.summary(),
+        "warnings": journal.warnings,
+    }
+    statistics = {"splits": counts, "pixels": _pixels(rows, root, config)}
+    print(_describe(name, readable(counts), statistics, report))
+    if config.dry_run:
+        print("dry run: nothing was written")
+        return
+    with new_folder(config.output) as folder:
+        _write(folder, rows, classes, config.salt)
+        _write_json(folder / "statistics.json", statistics)
+        _write_json(folder / "prepare.json", report)
+        _write_csv(folder / "dropped.csv", [("reason", "place", "what"), *_dropped(journal)])
+        if classes:
+            matrix = cooccurrence(rows, classes).tolist()
+            table = [("", *classes), *((name, *line) for name, line in zip(classes, matrix, strict=True))]
+            _write_csv(folder / "cooccurrence.csv", table)
+    splits = [split for split in SPLITS if split in counts]
+    print(f"wrote {', '.join(f'{split}.jsonl' for split in splits)} to {config.output}; image_root is {root}")
+
+
+def _check(config: PrepareConfig) -> None:
+    require(source=config.source)
+    if not Path(config.source).is_dir():
+        raise UserError(f"source: {config.source} is no folder; name the one that the data set was downloaded to")
+    if config.image_root is not None and not Path(config.image_root).is_dir():
+        raise UserError(f"image_root: {config.image_root} is no folder")
+    if not config.dry_run:
+        require(output=config.output)
+        check_new_folder(config.output)
+    if config.salt == "":
+        raise UserError("salt: must not be empty; leave it null for a random one")
+    if config.pixel_samples < 0:
+        raise UserError(f"pixel_samples: must not be negative, got {config.pixel_samples}")
+    if config.image_size < 1:
+        raise UserError(f"image_size: must be at least 1, got {config.image_size}")
+    if isinstance(config, SplitConfig):
+        check_seed("seed", config.seed)
+        fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+        for key, value in fractions.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"{key}: must lie between 0 and 1, got {value}")
+        if sum(fractions.values()) > 1:
+            raise UserError("val_fraction: together with test_fraction it must not exceed 1")
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    for name in classes:
+        if UNPRINTABLE.search(name) or classes.count(name) > 1:
+            raise UserError(
+                f"source: the class name {name!r} stands twice or holds a control character; rename the column"
+            )
+
+
+def _unique(rows: Iterable[Row], journal: Journal) -> list[Row]:
+    """The first row of every id."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        if UNPRINTABLE.search(row.id + row.filepath):
+            raise UserError(f"{row.place}: the image's name holds a control character; rename the file")
+        earlier = first.setdefault(row.id, row)
+        if earlier is not row:
+            same = (earlier.labels, earlier.split, earlier.patient) == (row.labels, row.split, row.patient)
+            reason = "duplicate row" if same else "duplicate row that says something else (the first was kept)"
+            journal.drop(reason, row.place, row.id)
+    return list(first.values())
+
+
+def _with_images(rows: list[Row], root: Path, missing: str, journal: Journal) -> list[Row]:
+    """Rows with the place of their file, relative to `root`."""
+    if missing == "keep":
+        for row in rows:
+            row.filepath = row.candidates[0]
+        return rows
+    kept: list[Row] = []
+    for row in tqdm(rows, "looking for images", delay=2, disable=None, leave=False):
+        place = next((place for place in row.candidates if (root / place).is_file()), None)
+        if place is None:
+            journal.drop("missing image", row.place, row.candidates[0])
+        else:
+            row.filepath = place
+            kept.append(row)
+    lost = journal.dropped.get("missing image", [])
+    if lost and missing == "error":
+        place, image = lost[0]
+        raise UserError(
+            f"{len(lost):,} of {len(rows):,} images are missing in {root}, the first {image} ({place});"
+            " name their folder with --image_root, or set --missing skip or keep"
+        )
+    return kept
+
+
+def _pixels(rows: Sequence[Row], root: Path, config: PrepareConfig) -> dict[str, float] | None:
+    """Mean and standard deviation in [0, 1] over the training images (of all, where there are none)."""
+    if config.missing == "keep" or not config.pixel_samples:
+        return None
+    from ..loaders.torch_loader import pixel_statistics  # imports torch
+
+    chosen = [row for row in rows if row.split == "train"] or rows
+    samples = [Sample(id=row.id, path=root / row.filepath) for row in chosen]
+    mean, std = pixel_statistics(samples, config.image_size, limit=config.pixel_samples)
+    return {"mean": mean, "std": std, "images": min(len(samples), config.pixel_samples)}
+
+
+def _describe(name: str, tables: str, statistics: dict[str, Any], report: dict[str, Any]) -> str:
+    lines = [name, "", tables]
+    pixels = statistics["pixels"]
+    if pixels is not None:
+        lines.append(f"pixels: mean {pixels['mean']:.4f}, std {pixels['std']:.4f} ({pixels['images']:,} images)")
+    for reason, entry in report["dropped"].items():
+        lines.append(f"left out: {entry['count']:,} × {reason}, e.g. {'; '.join(entry['first'][:3])}")
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
+    return "\n".join(lines)
+
+
+def _write(folder: Path, rows: Sequence[Row], classes: Sequence[str], salt: str | None) -> None:
+    key = hashlib.blake2b(secrets.token_bytes(32) if salt is None else salt.encode()).digest()
+    for split in SPLITS:
+        chosen = [row for row in rows if row.split == split]
+        if chosen:
+            with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(_line(row, key), ensure_ascii=False) + "\n" for row in chosen)
+    if classes:
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+
+
+def _line(row: Row, key: bytes) -> dict[str, Any]:
+    line: dict[str, Any] = {"id": row.id, "filepath": row.filepath}
+    if row.text is not None:
+        line["text"] = row.text
+    if row.labels is not None:
+        line["labels"] = row.labels
+    if row.patient is not None:
+        line["patient_id"] = hashlib.blake2b(row.patient.encode(), key=key, digest_size=8).hexdigest()
+    return line
+
+
+def _dropped(journal: Journal) -> Iterable[tuple[str, str, str]]:
+    return ((reason, place, what) for reason, entries in journal.dropped.items() for place, what in entries)
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, table: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(table)

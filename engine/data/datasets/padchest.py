@@ -1,0 +1,87 @@
+"""PadChest (https://bimcv.cipf.es/bimcv-projects/padchest).
+
+Expects `PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv` and the images either in the folders of the column
+ImageDir (`0/` … `54/`, as the archives are called) or all in one.
+
+The paper's subset: rows labelled by radiologists (`MethodLabel` is Physician) in the projections PA, AP and
+AP_horizontal, and labels with more than 50 positives among them: 26,432 images and 108 classes. Labels come as Python
+lists with stray spaces and empty strings. A class that a row does not list is 0. There are no official splits. The
+reports are Spanish, reduced to word stems, and not used.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from dataclasses import dataclass
+
+from ..tables import Line, Table, find_table
+from .build import SplitConfig, build
+from .rows import Journal, Row
+from .splits import split_by_hash
+
+FRONTAL = {"PA", "AP", "AP_horizontal"}
+COLUMNS = ("ImageID", "ImageDir", "PatientID", "Projection", "MethodLabel", "Labels")
+
+
+@dataclass(kw_only=True)
+class PadChestConfig(SplitConfig):
+    """Manifests from PadChest: frontal views labelled by radiologists, labels with enough positives."""
+
+    min_positives: int = 51
+    """labels with fewer positives are left out (the paper keeps those with more than 50: 108 of them)"""
+
+
+def prepare(config: PadChestConfig) -> None:
+    """Write the manifests of PadChest; see `build.build`."""
+    build("padchest", config, read)
+
+
+def read(config: PadChestConfig, journal: Journal) -> tuple[list[str], list[Row]]:
+    """Class names in alphabetical order, and the rows of the paper's subset."""
+    table = Table(find_table(config.source, "PADCHEST_chest_x_ray_images_labels_160K*.csv"), COLUMNS)
+    found = [(line, names) for line in table if (names := _select(line, journal)) is not None]
+    positives = Counter(name for _, names in found for name in names)
+    classes = sorted((name for name, number in positives.items() if number >= config.min_positives), key=str.casefold)
+    for name, number in positives.most_common():
+        if number < config.min_positives:
+            journal.drop("class with too few positives", table.path.name, f"{name} ({number})")
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    rows = [
+        Row(
+            id=line["ImageID"].rsplit(".", 1)[0],
+            filepath=line["ImageID"],
+            folders=(line["ImageDir"], ""),
+            split=split_by_hash(line["PatientID"] or line["ImageID"], config.seed, fractions),
+            place=line.place,
+            labels=[int(name in names) for name in classes],
+            patient=line["PatientID"] or None,
+        )
+        for line, names in found
+    ]
+    return classes, rows
+
+
+def _select(line: Line, journal: Journal) -> set[str] | None:
+    """The labels of a row that belongs to the subset."""
+    image = line["ImageID"]
+    if line["MethodLabel"] != "Physician":
+        journal.drop("not labelled by a radiologist", line.place, image)
+    elif line["Projection"] not in FRONTAL:
+        journal.drop("not a frontal view", line.place, image)
+    elif (names := parse_labels(line["Labels"])) is None:
+        journal.drop("labels that are no list", line.place, image)
+    else:
+        return names
+    return None
+
+
+def parse_labels(cell: str) -> set[str] | None:
+    """Names in a Python list of strings, less stray spaces and empty strings; None: it is no such list."""
+    try:
+        names = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return {" ".join(name.split()) for name in names} - {""}

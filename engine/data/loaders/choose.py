@@ -1,0 +1,46 @@
+"""Which loader a run uses."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from ...utils.errors import UserError
+from .torch_loader import Load, TorchBatches
+
+Loader = Literal["auto", "dali", "torch"]
+
+
+def pick_loader(key: str, loader: Loader, device: torch.device) -> Loader:
+    """What `auto` means: dali where pixels go to a GPU and DALI is installed, else torch.
+
+    Raises:
+        UserError: DALI was asked for and is not installed; names `key`.
+    """
+    if loader == "torch" or (loader == "auto" and device.type != "cuda"):
+        return "torch"
+    if find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None:
+        return "dali"
+    if loader == "auto":
+        return "torch"
+    raise UserError(
+        f"{key}: dali is not installed: pip install 'pspg-engine[dali-cuda13]' (or dali-cuda12, by the GPU's driver)"
+    )
+
+
+def load_with(loader: Loader, device: torch.device) -> Load:
+    """How a picked loader loads batches; DALI brings their pixels to `device`.
+
+    Raises:
+        UserError: DALI is installed and broken.
+    """
+    if loader == "torch":
+        return TorchBatches
+    try:
+        from .dali_loader import dali_batches
+    except (ImportError, OSError) as error:
+        raise UserError(f"loader: dali cannot be loaded ({error}); reinstall it, or use torch") from None
+    return partial(dali_batches, device=device)

@@ -1,0 +1,1 @@
+"""Phantom data set: drawn radiographs with reports and labels."""

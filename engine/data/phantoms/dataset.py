@@ -1,0 +1,211 @@
+"""Phantom data set: drawn chest films with reports and labels, so that the engine runs and is tested anywhere.
+
+It never passes as clinical. Sides are the patient's: the patient's right is on the image's left, so a horizontal flip
+makes labels wrong; train with `data.flip: 0`.
+
+*Unseen* is said of class lists: `unseen.txt` and `unseen_types.txt` name classes that phase 2 never trains on. Films
+and reports show and mention everything in every split, as image–report pairs in the wild do.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from ...utils.errors import UserError
+from .drawing import draw_film
+from .report import write_report
+from .vocabulary import Finding, draw_findings, label_row, make_vocabulary
+
+SPLITS = ("train", "val", "test")
+FORMAT = 1  # raise it whenever the same configuration gives other films, reports or labels
+CONFIG_FILE = "phantoms.json"
+FINDINGS_FILE = "findings.jsonl"
+CHUNK = 64
+
+
+@dataclass(kw_only=True)
+class PhantomConfig:
+    """A phantom data set. Films depend on the seed, the split and their index there (and on size and classes)."""
+
+    train: int = 6000
+    """training films"""
+    val: int = 600
+    """validation films"""
+    test: int = 1500
+    """test films"""
+    size: int = 64
+    """side of a film, pixels"""
+    classes: int = 52
+    """class names in all: seen ones, unseen compositions and unseen types; films show only kinds that they name"""
+    seed: int = 0
+
+
+def check_phantoms(config: PhantomConfig) -> None:
+    """Refuse values that cannot be drawn.
+
+    Raises:
+        UserError: naming the key and its range.
+    """
+    for key in SPLITS:
+        if getattr(config, key) < 0:
+            raise UserError(f"{key}: must not be negative, got {getattr(config, key)}")
+    if config.train + config.val + config.test == 0:
+        raise UserError("train: no films asked for; give train, val or test at least 1")
+    if not 16 <= config.size <= 2048:
+        raise UserError(f"size: must lie between 16 and 2048 pixels, got {config.size}")
+    if config.seed < 0:
+        raise UserError(f"seed: must not be negative, got {config.seed}")
+    make_vocabulary(config.classes)
+
+
+def write_phantoms(config: PhantomConfig, folder: str | Path, *, workers: int | None = None) -> None:
+    """Write images/*.png (8-bit grey), {train,val,test}.jsonl, findings.jsonl, phantoms.json and the class lists.
+
+    Class lists: classes.txt (all names, the order of the manifests' label lists), seen.txt, unseen.txt (compositions)
+    and unseen_types.txt. The same configuration gives the same bytes on any number of `workers` (null: all cores) with
+    the same NumPy and Pillow. Nothing half-written is left at `folder`: files grow in a sibling folder that is renamed
+    at the end. A folder that holds the same configuration is kept as it is, with a note on stderr.
+
+    Raises:
+        UserError: an impossible configuration, or `folder` is a file or holds anything else.
+    """
+    check_phantoms(config)
+    target = Path(folder)
+    if _holds(target, config):
+        print(f"{target}: already holds these phantoms; reused", file=sys.stderr)
+        return
+    partial_folder = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    (partial_folder / "images").mkdir(parents=True)
+    try:
+        _write(config, partial_folder, workers)
+        partial_folder.rename(target)  # replaces an empty folder
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def _holds(target: Path, config: PhantomConfig) -> bool:
+    """Whether `target` holds these phantoms; refuses anything else but nothing or an empty folder."""
+    if not target.exists():
+        return False
+    if not target.is_dir():
+        raise UserError(f"{target}: is a file; name a new or empty folder for the phantoms")
+    if not any(target.iterdir()):
+        return False
+    try:
+        stored = json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{target}: not empty and not a phantom data set; name a new or empty folder") from None
+    if stored != _stored(config):
+        raise UserError(f"{target}: holds phantoms of another configuration; name a new folder or delete it")
+    return True
+
+
+def _stored(config: PhantomConfig) -> dict[str, Any]:
+    return {"format": FORMAT, "config": asdict(config)}
+
+
+def _write(config: PhantomConfig, folder: Path, workers: int | None) -> None:
+    vocabulary = make_vocabulary(config.classes)
+    lists = {
+        "classes": vocabulary.names,
+        "seen": vocabulary.seen,
+        "unseen": vocabulary.unseen,
+        "unseen_types": vocabulary.unseen_types,
+    }
+    for stem, names in lists.items():
+        (folder / f"{stem}.txt").write_text("".join(f"{name.name}\n" for name in names), encoding="utf-8")
+    films = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
+    with ExitStack() as stack:
+        files = {
+            stem: stack.enter_context((folder / f"{stem}.jsonl").open("w", encoding="utf-8"))
+            for stem in (*SPLITS, "findings")
+        }
+        drawn = tqdm(_map(config, folder, films, workers), total=len(films), desc="phantoms", unit="film", disable=None)
+        for (split, _), (row, findings) in zip(films, drawn, strict=True):
+            files[split].write(json.dumps(row) + "\n")
+            shown = {"id": row["id"], "findings": [asdict(finding) for finding in findings]}
+            files["findings"].write(json.dumps(shown) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(_stored(config), indent=2) + "\n", encoding="utf-8")
+
+
+Film = tuple[dict[str, Any], list[Finding]]
+
+
+def _map(config: PhantomConfig, folder: Path, films: list[tuple[str, int]], workers: int | None) -> Iterator[Film]:
+    make = partial(_make_film, config, str(folder))
+    workers = min(workers or len(os.sched_getaffinity(0)), -(-len(films) // CHUNK))
+    if workers <= 1:
+        yield from map(make, films)
+        return
+    # Not fork: the caller may hold torch's threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(make, films, chunksize=CHUNK)
+
+
+def _make_film(config: PhantomConfig, folder: str, film: tuple[str, int]) -> Film:
+    """Draw and save one film; its manifest row and findings."""
+    split, index = film
+    # One stream each: neither the size of the film nor the wording of the report changes what it shows.
+    streams = [np.random.default_rng([config.seed, SPLITS.index(split), index, part]) for part in range(3)]
+    vocabulary = make_vocabulary(config.classes)
+    findings = draw_findings(vocabulary.kinds, streams[0])
+    identifier = f"{split}-{index:06d}"
+    filepath = f"images/{identifier}.png"
+    pixels = draw_film(findings, config.size, streams[1])
+    Image.fromarray(pixels).save(Path(folder, filepath), compress_level=4)
+    row = {
+        "id": identifier,
+        "filepath": filepath,
+        "text": write_report(findings, vocabulary.kinds, streams[2]),
+        "labels": label_row(vocabulary.names, findings).tolist(),
+    }
+    return row, findings
+
+
+def read_findings(folder: str | Path) -> dict[str, list[Finding]]:
+    """What each film shows, by id."""
+    with (Path(folder) / FINDINGS_FILE).open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return {row["id"]: [Finding(**finding) for finding in row["findings"]] for row in rows}
+
+
+def contact_sheet(
+    folder: str | Path, path: str | Path, *, split: str = "test", films: int = 12, columns: int = 4, cell: int = 256
+) -> None:
+    """Write a PNG of the split's first films with their findings below each, so that a person sees what is learned.
+
+    Raises:
+        UserError: `folder` holds no phantoms, or the split has no films.
+    """
+    root = Path(folder)
+    if not (root / FINDINGS_FILE).is_file():
+        raise UserError(f"{root}: not a phantom data set (no {FINDINGS_FILE})")
+    shown = [(i, f) for i, f in read_findings(root).items() if i.startswith(f"{split}-")][:films]
+    if not shown:
+        raise UserError(f"{root}: no films of split {split!r}")
+    captions = ["\n".join(finding.name for finding in findings) or "normal" for _, findings in shown]
+    height = cell + 6 + 15 * max(caption.count("\n") + 1 for caption in captions)
+    rows = -(-len(shown) // columns)
+    sheet = Image.new("L", (columns * (cell + 8) + 8, rows * height + 8), 255)
+    pen = ImageDraw.Draw(sheet)
+    for number, ((identifier, _), caption) in enumerate(zip(shown, captions, strict=True)):
+        x, y = 8 + (number % columns) * (cell + 8), 8 + (number // columns) * height
+        with Image.open(root / "images" / f"{identifier}.png") as film:
+            sheet.paste(film.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
+        pen.multiline_text((x, y + cell + 2), caption, fill=0, spacing=2)
+    sheet.save(path, format="PNG")

@@ -1,0 +1,1 @@
+"""Processes of a run: their start, their collectives, DeepSpeed, and the watch over them."""

@@ -1,0 +1,377 @@
+"""Processes, DeepSpeed, and optimizer state gathered to whole tensors. The one file that imports deepspeed."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..utils.device import pick_device
+from ..utils.errors import UserError
+from .launcher import Place, announced, meet
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    local_rank: int = 0
+    """among the processes of this machine"""
+    store: dist.Store | None = None
+    """that the ranks share; None: one process without a launcher"""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+_store: dist.Store | None = None
+
+
+def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> World:
+    """Join the process group that a launcher announced, or make a group of one.
+
+    Args:
+        device: auto, cpu or cuda.
+        timeout: seconds that ranks wait for each other.
+        hosts_only: what ranks tell each other never lies on a GPU.
+
+    Raises:
+        UserError: what the launcher announced does not fit, no GPU for a rank that was asked to use one, the port is
+            taken, or ranks are missing.
+    """
+    global _store
+    place = announced()
+    torch_device = _pick_device(device, place)
+    os.environ["DS_ACCELERATOR"] = torch_device.type
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
+    if not dist.is_initialized():
+        # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
+        over_hosts = torch_device.type == "cpu" or (hosts_only and place is not None)
+        _store = _join("gloo" if over_hosts else "nccl", place, timeout)
+    return World(dist.get_rank(), dist.get_world_size(), torch_device, place.local_rank if place else 0, _store)
+
+
+def _pick_device(device: str, place: Place | None) -> torch.device:
+    """Like `pick_device`, but refused by all processes of a machine that has too few GPUs for them."""
+    try:
+        pick_device(device, place.local_size - 1 if place else 0)
+    except UserError as error:
+        error.local = place is not None and place.local_rank == 0
+        raise
+    return pick_device(device, place.local_rank if place else 0)
+
+
+def _join(backend: str, place: Place | None, timeout: float) -> dist.Store | None:
+    if place is None:
+        # No launcher. A group of one needs no port, and with these set DeepSpeed does not look for MPI.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        store = None
+    else:
+        store = meet(place, timeout)
+        # Later than the watch, which names the rank that is missing.
+        limit = timedelta(seconds=timeout + 30)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
+    atexit.register(dist.destroy_process_group)
+    return store
+
+
+SHARDED = {
+    # By default weights stay whole up to 10^5 elements, and all of a model of under 10^9 from forward to backward.
+    "stage3_param_persistence_threshold": 4096,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 5_000_000,
+    "reduce_bucket_size": 50_000_000,
+}
+"""DeepSpeed's settings under ZeRO stage 3, in elements"""
+
+
+class Engine:
+    """A DeepSpeed engine around what trains, whose state is seen whole at any ZeRO stage.
+
+    Args:
+        module: what trains. Its weights must already be the ones to start from.
+        batch_size: images a batch over all processes.
+        accumulate: batches an optimizer step.
+        clip_norm: largest gradient norm; 0: no clipping.
+        zero_stage: 3 leaves each rank a shard of every weight. They are whole only while the submodule that holds them
+            runs, called through this engine, by all ranks alike; and under `whole`.
+        autocast: dtype of torch autocast in the module's forward; None: full precision. Parameters keep their
+            own dtype, so the weights of the module are the master weights.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        world: World,
+        *,
+        batch_size: int,
+        accumulate: int,
+        clip_norm: float,
+        zero_stage: int,
+        autocast: torch.dtype | None,
+    ) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        import deepspeed
+        import deepspeed.ops
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        if world.device.type == "cpu":
+            # Else the first call compiles a shared-memory collective for over a minute; gloo serves.
+            deepspeed.ops.__compatible_ops__ = {}
+        self.module = module
+        self._scalars = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
+        for name in self._scalars:
+            # DeepSpeed cannot broadcast or clip 0-dimensional parameters; (1,) broadcasts alike in the forward.
+            parameter = module.get_parameter(name)
+            parameter.data = parameter.data.view(1)
+        self._sharded = zero_stage == 3
+        # Meta tensors take no memory.
+        self._plain = deepcopy(module).to("meta") if self._sharded else module
+        linear = F.linear
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            lr_scheduler=scheduler,
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": batch_size // world.size,
+                "gradient_accumulation_steps": accumulate,
+                "gradient_clipping": clip_norm,
+                "zero_optimization": {"stage": zero_stage, **(SHARDED if self._sharded else {})},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 2**31,
+                "torch_autocast": {
+                    "enabled": autocast is not None,
+                    "dtype": str(autocast or torch.bfloat16).removeprefix("torch."),
+                },
+            },
+        )
+        # ZeRO stage 3 replaces it in all of the process, by a form that holds no whole weights until the backward.
+        self._linear, F.linear = F.linear, linear
+        self._partitioned = bool(self._engine.zero_optimization())
+        self._optimizer = self._engine.optimizer.optimizer if self._partitioned else self._engine.optimizer
+        if self._partitioned:
+            self._link_state()
+
+    def __call__(self, *inputs: Any) -> Any:
+        linear, F.linear = F.linear, self._linear
+        try:
+            return self._engine(*inputs)
+        finally:
+            F.linear = linear
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of `loss`, averaged over the ranks and the accumulated batches."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Update the weights and the schedule if this batch completes the accumulation."""
+        self._engine.step()
+
+    @property
+    def lr(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The module with whole weights, for ranks to call alone; under ZeRO stage 3 a copy. Every rank must enter."""
+        if self._sharded:
+            self._plain.to_empty(device=next(self.module.parameters()).device)
+            with self._gathered(), torch.no_grad():
+                for own, copy in zip(_tensors(self.module), _tensors(self._plain), strict=True):
+                    copy.copy_(own)
+        yield self._plain
+        if self._sharded:
+            self._plain.to("meta")
+
+    def _gathered(self) -> AbstractContextManager[Any]:
+        if not self._sharded:
+            return nullcontext()
+        import deepspeed
+
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+        return gathered
+
+    def state(self, module: nn.Module | None = None) -> dict[str, Tensor]:
+        """State dict of `module` (default: what trains; also a copy of it) on the CPU, in its stock shapes.
+
+        Every rank must call it.
+        """
+        with self._gathered():
+            tensors = {
+                name: tensor.detach().to("cpu", copy=True).contiguous()
+                for name, tensor in (module or self.module).state_dict().items()
+            }
+        for name in self._scalars:
+            tensors[name] = tensors[name].view(())
+        return tensors
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Optimizer state as `<parameter>/<key>`, each tensor whole and on the CPU. Every rank must call it."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._trained():
+            if self._partitioned:
+                entries = next(iter(self._optimizer.state.values()))
+            else:
+                entries = self._optimizer.state[parameter]
+            for key, value in entries.items():
+                if not torch.is_tensor(value):
+                    continue
+                if self._partitioned and key != "step":
+                    value = safe_get_full_optimizer_state(parameter, key)
+                state[f"{name}/{key}"] = value.detach().to("cpu", copy=True)
+        return state
+
+    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Take what `optimizer_state` returned, at any number of ranks and any ZeRO stage.
+
+        Raises:
+            UserError: the state belongs to other parameters.
+        """
+        parameters = dict(self._trained())
+        keys = {f"{name}/{key}": name for name in parameters for key in self._state_keys()}
+        unfit = sorted(
+            {*(keys.keys() ^ state.keys())}
+            | {
+                path
+                for path, name in keys.items()
+                if path in state and not path.endswith("/step") and state[path].shape != _shape(parameters[name])
+            }
+        )
+        if unfit:
+            listing = ", ".join(unfit[:5]) + (f" and {len(unfit) - 5} more" if len(unfit) > 5 else "")
+            raise UserError(f"optimizer.safetensors: missing, unexpected or of another shape: {listing}")
+        entries: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+        for path, name in keys.items():
+            entries[name][path.rpartition("/")[2]] = state[path]
+        if not self._partitioned:
+            for name, values in entries.items():
+                device = parameters[name].device
+                self._optimizer.state[parameters[name]] = {key: value.to(device) for key, value in values.items()}
+            return
+        for name, values in entries.items():
+            for key, value in values.items():
+                if key != "step":
+                    self._set_state(parameters[name], value.to(parameters[name].device), key)
+        for state_of_group in self._optimizer.state.values():
+            if "step" in state_of_group:
+                state_of_group["step"].copy_(next(iter(entries.values()))["step"])
+
+    def _set_state(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if not self._sharded:
+            safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # Its form for whole tensors fails where the ranks do not divide their elements.
+        shard = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = F.pad(value.flatten(), (0, shard * dist.get_world_size() - value.numel()))
+        safe_set_local_optimizer_state(parameter, padded[shard * dist.get_rank() :][:shard], key)
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """State of the loss scaler of fp16; None without one."""
+        scaler = self._scaler()
+        return None if scaler is None else scaler.state_dict()
+
+    def load_scaler(self, state: dict[str, Any] | None) -> None:
+        """Take what `scaler_state` returned; a run in another precision than before starts its own."""
+        scaler = self._scaler()
+        if scaler is not None and state is not None:
+            scaler.load_state_dict(state)
+
+    def _scaler(self) -> Any:
+        if self._partitioned:
+            return getattr(self._engine.optimizer, "torch_autocast_gradscaler", None)
+        return self._engine.torch_autocast_z0_gradscaler
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+
+    def _state_keys(self) -> list[str]:
+        return list(self._trial_state(torch.device("cpu")))
+
+    def _trial_state(self, device: torch.device) -> dict[str, Tensor]:
+        """State that this kind of optimizer gives one element."""
+        probe = nn.Parameter(torch.zeros(1, device=device))
+        probe.grad = torch.zeros_like(probe)
+        kind = type(self._optimizer)
+        known = inspect.signature(kind).parameters
+        trial = kind([probe], **{key: value for key, value in self._optimizer.defaults.items() if key in known})
+        trial.step()
+        return {key: value for key, value in trial.state[probe].items() if torch.is_tensor(value)}
+
+    def _link_state(self) -> None:
+        """Create the zero state of every flat group and tie each parameter to its slice of it.
+
+        DeepSpeed ties them after the first group's first step, when the other groups have no state yet, and then never
+        again; their state could be neither read nor set.
+        """
+        groups = [group["params"] for group in self._optimizer.param_groups]
+        if self._sharded:
+            groups = [self._engine.optimizer.fp32_partitioned_groups_flat]  # in its groups only while it steps
+        for flat in chain(*groups):
+            self._optimizer.state[flat] = {
+                key: torch.zeros_like(value if key == "step" else flat)
+                for key, value in self._trial_state(flat.device).items()
+            }
+        if not self._sharded:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """That of the whole parameter."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every rank rank 0's buffers (running means of batch normalisation drift apart)."""
+    for buffer in module.buffers():
+        dist.broadcast(buffer, 0)
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_on_first(value: Any) -> list[Any] | None:
+    """`value` of every rank, in rank order, on the first; None on the others."""
+    if dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    dist.barrier()

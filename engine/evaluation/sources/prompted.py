@@ -1,0 +1,76 @@
+"""PsPG under evaluation: a phase-2 run or model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...checkpoints.model_folder import load_model
+from ...config import EvaluateConfig
+from ...data.loaders.torch_loader import Batch, ImageDataset
+from ...data.manifest import Manifest
+from ...models.templates import template_probabilities, template_texts
+from ...training.telemetry import read_metrics
+from ...utils.errors import UserError
+from ..scoring import Scores, score_batches
+from .method import ImageMethod, square_images
+
+
+class Prompted(ImageMethod):
+    """Generated prompts; its baselines are the fixed templates of the same CLIP.
+
+    Raises:
+        UserError: an unusable model, or one without a bank where the context is to be one.
+    """
+
+    def __init__(self, config: EvaluateConfig, device: torch.device, autocast: torch.dtype | None) -> None:
+        loaded = load_model(config.checkpoint)
+        self.context = config.evaluation.context
+        if self.context == "bank" and loaded.bank is None:
+            raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
+        head = loaded.model.config
+        self.name = config.method or head.method
+        if head.decoder == "context":
+            self.context = "none"
+            self.about = (
+                "classifies radiographs into a list of named findings. A frozen CLIP encodes the image; two learned "
+                "sequences of vectors stand before each class name as its positive and negative prompt; a class's "
+                "probability is the softmax over the two prompts' similarities to the image."
+            )
+        self.settings = {
+            "checkpoint": str(loaded.weights),
+            "pixels": asdict(loaded.pixels),
+            "model": asdict(head),
+        }
+        self.parameters = sum(p.numel() for p in loaded.model.head.parameters() if p.requires_grad)
+        self.baseline_parameters = sum(parameter.numel() for parameter in loaded.model.clip.parameters())
+        self.training = read_metrics(Path(config.checkpoint) / "metrics.jsonl")
+        self.training_data = loaded.training
+        self._device, self._autocast = device, autocast
+        self._loaded = loaded
+        self._model = loaded.model.to(device).freeze(autocast)
+        self._bank = loaded.bank.to(device) if config.evaluation.context == "bank" and loaded.bank is not None else None
+
+    def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
+        return square_images(config, manifest, labels, **asdict(self._loaded.pixels))
+
+    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
+        model = self._model
+        vocabularies = [
+            model.vocabulary if group == self._loaded.class_names else model.vocabulary_of(group) for group in groups
+        ]
+        device, autocast = self._device, self._autocast
+        found = score_batches(model, model.head, vocabularies, batches, device, autocast, context=self._bank)
+        return [scores for _, scores in found]
+
+    def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        width = scores.features.shape[1] // 2
+        features = torch.from_numpy(scores.features[:, :width])
+        clip = self._model.clip
+        found = template_probabilities(clip, features, template_texts(clip, names, self._device))
+        return {f"template, {name}": values for name, values in found.items()}

@@ -1,0 +1,222 @@
+"""The two training objectives, as the trainer sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from pspg.kernels.spcl import PairSample, sample_pairs
+
+from ..config import LossConfig
+from ..data.loaders.torch_loader import Batch
+from ..distributed.deepspeed import World, gather
+from ..evaluation.metrics import macro_auc
+from ..evaluation.scoring import Scores, frozen_features, in_order, place, score_batches
+from ..models.clip import encode_tokens
+from ..models.pspg import PromptHead, PsPG, PsPGOutput
+from ..utils.device import autocast_dtype
+from ..utils.errors import UserError
+from .losses import Whole, contrastive_loss, prompt_loss
+
+
+class ContrastiveModel(nn.Module):
+    """A CLIP called with images and tokens.
+
+    Args:
+        clip: the open_clip model.
+        sharded: weights are whole only while their own module runs, as in training under ZeRO stage 3.
+    """
+
+    def __init__(self, clip: open_clip.CLIP, *, sharded: bool = False) -> None:
+        super().__init__()
+        self.clip, self._sharded = clip, sharded
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image features (B,D), text features (B,D), both raw, and the log temperature."""
+        # Channels last is the faster layout of convolutions; DeepSpeed does not take such weights, the images suffice.
+        images = images.contiguous(memory_format=torch.channels_last)
+        # The loss reads the temperature after the forward, when a sharded parameter is no longer whole.
+        return self.clip.encode_image(images), self._encode(tokens), self.clip.logit_scale.clone()
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        if not (self._sharded and self.training):
+            return encode_tokens(self.clip, tokens)
+        # The same feature module by module. These take texts of the context's full length only.
+        return self.clip.encode_text(nn.functional.pad(tokens, (0, self.clip.context_length - tokens.shape[1])))
+
+
+class ContrastiveTask:
+    """Phase 1: contrastive fine-tuning on image-report pairs (paper 3.1).
+
+    Args:
+        clip: the open_clip model to train.
+        world: this process.
+        validation: this rank's batches of the validation split, in a fixed order; None: no validation.
+        precision: fp32, bf16, fp16 or auto.
+        sharded: see `ContrastiveModel`.
+    """
+
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        world: World,
+        validation: Iterable[Batch] | None,
+        precision: str,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        self.module = ContrastiveModel(clip, sharded=sharded)
+        self._world, self._validation = world, validation
+        self._autocast = autocast_dtype(precision, world.device)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.tokens is not None
+        longest = int(batch.tokens.argmax(dim=-1).max()) + 1  # EOS is the largest id; the tokens are still on the CPU
+        tokens = batch.tokens[:, :longest].to(self._world.device, non_blocking=True)
+        return batch.to(self._world.device, non_blocking=True).images, tokens
+
+    def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return contrastive_loss(*output), temperature(output[2])
+
+    def bad(self) -> dict[str, str]:
+        return bad_images(self._validation)
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Mean contrastive loss of the validation batches."""
+        if self._validation is None:
+            return {}
+        module.eval()
+        mine: list[tuple[int, Tensor, int]] = []
+        for batch in self._validation:
+            with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+                output = module(*self.inputs(batch))
+            mine.append((place(batch), contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
+        # Summed in the order of the batches, whichever ranks they were on: the same bits for any number of ranks.
+        parts = in_order(gather([(number, (loss.item(), images)) for number, loss, images in mine]))
+        if not parts:
+            raise UserError("data.val: no image could be read")
+        loss = sum(total for total, _ in parts) / sum(images for _, images in parts)
+        if not math.isfinite(loss):
+            raise UserError(f"training diverged: the validation loss is {loss}; lower optim.lr or set optim.clip_norm")
+        return {"val_loss": loss}
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        """The smaller the loss, the better."""
+        return -metrics["val_loss"] if metrics else None
+
+
+class PromptTask:
+    """Phase 2: prompt learning with frozen towers (paper 3.2).
+
+    Args:
+        model: its towers are frozen, its head trains.
+        loss: the loss's configuration.
+        world: this process.
+        validation: this rank's labelled batches, in a fixed order; None: no validation.
+        bank: (M,D) context of validation under `evaluation.context: bank`; None: each batch is its own context.
+        precision: fp32, bf16, fp16 or auto.
+    """
+
+    def __init__(
+        self,
+        model: PsPG,
+        loss: LossConfig,
+        world: World,
+        validation: Iterable[Any] | None,
+        *,
+        bank: Tensor | None,
+        precision: str,
+    ) -> None:
+        self.module = model.head
+        self._model, self._loss, self._world = model, loss, world
+        self._validation, self._bank = validation, bank
+        self._autocast = autocast_dtype(precision, world.device)
+
+    def inputs(self, batch: Any) -> tuple[Any, ...]:
+        features = frozen_features(self._model, batch, self._world.device, self._autocast)
+        return features, self._model.vocabulary, self._model.tower
+
+    def loss(self, output: PsPGOutput, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._prompt_loss(output, batch.labels, self._sample(batch.labels))
+
+    def _sample(self, labels: Tensor) -> PairSample | None:
+        """Pairs for the pair loss, from labels on the host: nothing waits for the device. None: all of them."""
+        if not self._loss.pair_samples or self._loss.pair not in ("spcl", "pcl"):
+            return None
+        return sample_pairs(labels, self._loss.pair_samples * len(self._model.vocabulary))
+
+    def _prompt_loss(
+        self, output: PsPGOutput, labels: Tensor, sample: PairSample | None, whole: Whole | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        labels, model = labels.to(self._world.device, non_blocking=True), self._model
+        # DeepSpeed's autocast ends with the forward, but the pair prompts are encoded here.
+        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+            return prompt_loss(
+                output,
+                labels,
+                model.tower,
+                model.vocabulary,
+                self._loss,
+                sample=sample,
+                whole=whole,
+                memory=self.module.text_memory,
+                impl=self.module.impl,
+            )
+
+    def tensors(self, batch: Any) -> dict[str, Tensor] | None:
+        """Pixels and labels; None where pairs are sampled, on the host, or features come with the batch."""
+        if self._loss.pair_samples or not isinstance(batch, Batch) or batch.labels is None:
+            return None
+        return {"pixels": batch.pixels, "labels": batch.labels}
+
+    def step(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and loss, without the hooks that DeepSpeed has put on the module."""
+        batch = replace(batch, pixels=tensors["pixels"], labels=tensors["labels"])
+        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+            output = self.module.forward(*self.inputs(batch))
+        return self.loss(output, batch)
+
+    def bad(self) -> dict[str, str]:
+        return bad_images(self._validation)
+
+    def validate(self, module: PromptHead) -> dict[str, float]:
+        """Macro AUC over classes with both label values."""
+        if self._validation is None:
+            return {}
+        module.eval()
+        mine = score_batches(
+            self._model,
+            module,
+            [self._model.vocabulary],
+            self._validation,
+            self._world.device,
+            self._autocast,
+            context=self._bank,
+        )
+        parts: list[Scores] = in_order(gather(mine))
+        if not parts:
+            raise UserError("data.val: no image could be read")
+        scores = Scores.join(parts)
+        assert scores.labels is not None
+        return {"val_macro_auc": macro_auc(scores.labels, scores.probabilities)}
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        """Validation Macro AUC."""
+        return metrics["val_macro_auc"] if metrics else None
+
+
+def temperature(logit_scale: Tensor) -> dict[str, Tensor]:
+    """The scalar that phase 1 logs."""
+    return {"temperature": logit_scale.detach().exp().reciprocal().mean()}
+
+
+def bad_images(batches: object) -> dict[str, str]:
+    """id → reason of the images that a loader has left out; empty for anything else."""
+    return dict(getattr(batches, "bad", {}))

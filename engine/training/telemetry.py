@@ -1,0 +1,181 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from ..utils.files import write_text
+
+T = TypeVar("T")
+
+
+def say(message: str) -> None:
+    """Print a line without breaking a progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class Telemetry:
+    """Writes the metrics of one run. Every method does nothing on other ranks than the first.
+
+    Args:
+        folder: run folder.
+        active: whether this process writes.
+        step: optimizer step the run continues after; later rows of a killed run are cut off.
+    """
+
+    def __init__(self, folder: Path, *, active: bool, step: int) -> None:
+        self._active = active
+        self._bar: tqdm | None = None
+        self._since = time.perf_counter()
+        self._images = 0
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(path) if row["step"] <= step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", buffering=1)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def epoch(self, epoch: int, epochs: int, images: int, done: int) -> None:
+        """Start the progress bar of an epoch of `images` images, `done` of which an earlier process trained on."""
+        if self._active:
+            self._bar = tqdm(
+                total=images,
+                initial=done,
+                desc=f"epoch {epoch + 1}/{epochs}",
+                unit="img",
+                leave=False,
+                dynamic_ncols=True,
+                disable=None,
+            )
+        self._since = time.perf_counter()
+        self._images = 0
+
+    def batch(self, images: int) -> None:
+        """Count one batch of `images` images over all ranks."""
+        self._images += images
+        if self._bar is not None:
+            self._bar.update(images)
+
+    def end_epoch(self) -> None:
+        """Remove the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def images_per_second(self) -> float:
+        """Rate since the last call."""
+        now = time.perf_counter()
+        rate = self._images / max(now - self._since, 1e-9)
+        self._since, self._images = now, 0
+        return rate
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row; it must hold `step`. Values that are not finite are written as null."""
+        if not self._active:
+            return
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        self._file.write(json.dumps(clean) + "\n")
+        for key, value in clean.items():
+            if isinstance(value, float):
+                self._tensorboard.add_scalar(key, value, row["step"])
+        if self._bar is not None:
+            self._bar.set_postfix(
+                {key: f"{row[key]:.4g}" for key in ("loss", "lr") if key in row},
+                refresh=False,
+            )
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self.end_epoch()
+        if self._active:
+            self._file.close()
+            self._tensorboard.close()
+
+
+class LoaderWatch:
+    """How much of the time the host waits for the loader, and one line, once, where that limits a run.
+
+    Only the host's clock is read. The first batch of an epoch does not count: its loader is starting.
+
+    Args:
+        advice: what to do about it.
+        active: whether this process speaks.
+    """
+
+    LIMIT = 0.25
+
+    def __init__(self, advice: str, *, active: bool = True) -> None:
+        self._advice, self._silent = advice, not active
+        self._restart()
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of an epoch."""
+        start = 0.0
+        for number, batch in enumerate(batches):
+            if number:
+                self._waited += time.perf_counter() - start
+                self._batches += 1
+            else:
+                self._restart()
+            yield batch
+            start = time.perf_counter()
+
+    def share(self, device_wait: float) -> float:
+        """Share of the time since the last call that went into waiting for batches; speaks up if it is large.
+
+        A host that runs ahead of a busy device waits for the loader at no cost. Then it waits for the device, too, when
+        it logs: for `device_wait` seconds, longer than a step, and there is nothing to say.
+        """
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        share = self._waited / elapsed
+        if share > self.LIMIT and device_wait * self._batches < elapsed and not self._silent:
+            self._silent = True
+            say(f"the loader is the bottleneck: {share:.0%} of the time goes into waiting for images; {self._advice}")
+        self._restart()
+        return share
+
+    def _restart(self) -> None:
+        self._waited, self._batches, self._since = 0.0, 0, time.perf_counter()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line that a killed process left unfinished is dropped."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, line in enumerate(lines):
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+            elif number < len(lines) - 1:
+                say(f"{path}:{number + 1}: not a row of metrics, ignored")
+    return rows
+
+
+def report_bad(bad: dict[str, str]) -> None:
+    """Count and list the images that were left out."""
+    if bad:
+        say(f"{len(bad)} unreadable images were left out:")
+        for reason in list(bad.values())[:20]:
+            say(f"  {reason}")
+        if len(bad) > 20:
+            say(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")

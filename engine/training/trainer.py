@@ -1,0 +1,330 @@
+"""The training loop: epochs of DeepSpeed steps, validation, checkpoints, exact resume. It knows tasks, not models."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..checkpoints.run import last_checkpoint, load_tensors, read_json, save_checkpoint
+from ..config import OptimConfig, TrainConfig, graph_needs
+from ..distributed.deepspeed import Engine, World, barrier, broadcast_buffers, gather
+from ..distributed.watch import advance
+from ..models.weights import check_fit
+from ..utils.device import autocast_dtype, peak_bytes
+from ..utils.errors import UserError
+from .cuda_graph import StepGraph
+from .telemetry import LoaderWatch, Telemetry, say
+
+
+class Batches(Protocol):
+    """Training batches whose order and pixels are a function of (seed, epoch) alone."""
+
+    batches_per_epoch: int
+    bad: dict[str, str]
+    """id → reason of the samples left out so far on this rank"""
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Any]: ...
+
+
+class Task(Protocol):
+    """One training objective."""
+
+    module: Any
+    """nn.Module that trains; called with `inputs(batch)`"""
+
+    def inputs(self, batch: Any) -> tuple[Any, ...]:
+        """What the module is called with: moves the batch to the device and runs what is frozen."""
+
+    def loss(self, output: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss to minimise and detached scalars to log."""
+
+    def bad(self) -> dict[str, str]:
+        """id → reason of the validation samples left out on this rank."""
+
+    def validate(self, module: Any) -> dict[str, float]:
+        """Metrics of the validation split with the weights of `module`; every rank calls it and gets the same."""
+
+    def score(self, metrics: dict[str, float]) -> float | None:
+        """What the best epoch has most of; None: no validation, the last epoch is the best."""
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW over `parameter_groups`."""
+    groups = parameter_groups(module, config.weight_decay)
+    for group in groups:
+        group["initial_lr"] = config.lr
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
+    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(config.epochs * steps_per_epoch - warmup, 1)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def step_seed(seed: int, batch: int, rank: int) -> int:
+    """Seed of the random draws (dropout) of one batch: a function of its arguments, so resuming needs no state."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{batch}/{rank}".encode()).digest()[:8]) >> 1
+
+
+def check_fresh(config: TrainConfig) -> None:
+    """Refuse to start a run over another one.
+
+    Raises:
+        UserError: the folder holds a run and `resume` was not asked for.
+    """
+    if config.resume is None and last_checkpoint(Path(config.output)) is not None:
+        raise UserError(
+            f"output: {config.output} already holds a run; continue it with --resume latest, or choose another folder"
+        )
+
+
+class Trainer:
+    """Trains a task's module and keeps the run folder.
+
+    Args:
+        config: the resolved configuration; `output` is the run folder.
+        task: the objective.
+        loader: training batches.
+        world: this process.
+        contract: what a checkpoint must have been made with to be continued, `key → JSON value`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, task: Task, loader: Batches, world: World, contract: dict[str, Any]
+    ) -> None:
+        self.config, self.task, self.loader, self.world = config, task, loader, world
+        self.run = Path(config.output)
+        self.steps_per_epoch = loader.batches_per_epoch // config.optim.accumulate
+        self.contract = {**contract, "optimizer steps an epoch": self.steps_per_epoch}
+        self.epoch, self.step = 0, 0
+        self.best: dict[str, Any] = {"best_step": None, "best_score": None}
+        checkpoint = self._resume_from()
+        state = self._read_state(checkpoint) if checkpoint else {}
+        if checkpoint:
+            load_into(task.module, checkpoint / "model.safetensors")
+        optimizer = make_optimizer(task.module, config.optim)
+        if state:
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.best = {key: state[key] for key in self.best}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate(step, self.steps_per_epoch, config.optim) / config.optim.lr,
+            last_epoch=self.step - 1,
+        )
+        self.engine = Engine(
+            task.module,
+            optimizer,
+            scheduler,
+            world,
+            batch_size=config.batch_size,
+            accumulate=config.optim.accumulate,
+            clip_norm=config.optim.clip_norm,
+            zero_stage=config.zero_stage,
+            autocast=autocast_dtype(config.precision, world.device),
+        )
+        recordable = (
+            config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config, world.size) is None
+        )
+        self.graph = StepGraph(task, world.device) if recordable else None  # type: ignore[arg-type]
+        self.average: AveragedModel | None = None
+        if config.optim.ema_decay:
+            self.average = AveragedModel(
+                task.module, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay), use_buffers=False
+            )
+            # The copy is evaluated outside DeepSpeed, whose hooks came along with it.
+            self.average.module._forward_pre_hooks.clear()
+            self.average.module._forward_hooks.clear()
+            # The first update of a fresh average copies the weights; a restored one must go on averaging.
+            self.average.n_averaged.fill_(self.step)
+        if checkpoint:
+            self.engine.load_optimizer_state(load_tensors(checkpoint / "optimizer.safetensors"))
+            if self.average is not None:
+                load_into(self.average.module, checkpoint / "ema.safetensors")
+            self.engine.load_scaler(state["scaler"])
+        self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
+        cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
+        self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch.
+
+        Returns:
+            `step`, `best_step`, `best_score`, and the metrics of the last validation this call made.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        metrics: dict[str, float] = {}
+        try:
+            while self.epoch < self.config.optim.epochs:
+                self._train_epoch()
+                broadcast_buffers(self.evaluated)
+                metrics = self._validate()
+        finally:
+            self.telemetry.close()
+        return {"step": self.step, **self.best, **metrics}
+
+    def bad(self) -> dict[str, str]:
+        """id → reason of the samples left out, in training and validation, on every rank."""
+        return {name: why for part in gather({**self.loader.bad, **self.task.bad()}) for name, why in part.items()}
+
+    @property
+    def evaluated(self) -> Any:
+        """The weights that are validated and published: the average if there is one."""
+        return self.task.module if self.average is None else self.average.module
+
+    def _train_epoch(self) -> None:
+        accumulate = self.config.optim.accumulate
+        start = (self.step - self.epoch * self.steps_per_epoch) * accumulate
+        last = self.steps_per_epoch * accumulate
+        sums: dict[str, Tensor] = {}
+        pending = 0
+        # Ranks that share one batch draw the same dropout.
+        rank = 0 if self.config.scope == "global" else self.world.rank
+        self.task.module.train()
+        self.telemetry.epoch(
+            self.epoch,
+            self.config.optim.epochs,
+            last * self.config.batch_size,
+            start * self.config.batch_size,
+        )
+        batches = self.waits.watch(self.loader.batches(self.epoch, start))
+        for number, batch in enumerate(batches, start + 1):
+            advance()
+            torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
+            found = None if self.graph is None else self.graph(batch)
+            loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
+            self.engine.backward(loss)
+            lr = self.engine.lr
+            self.engine.step()
+            for key, value in {"loss": loss.detach(), **parts}.items():
+                sums[key] = sums[key] + value if key in sums else value.clone()
+            pending += 1
+            self.telemetry.batch(self.config.batch_size)
+            if number % accumulate:
+                continue
+            self.step += 1
+            if self.average is not None:
+                self.average.update_parameters(self.task.module)
+            save = self.config.save_every and self.step % self.config.save_every == 0 and number < last
+            if self.step % self.config.log_every == 0 or number == last or save:
+                self._log(sums, pending, lr)
+                sums, pending = {}, 0
+            if save:
+                self._save()
+        self.telemetry.end_epoch()
+        self.epoch += 1
+
+    def _log(self, sums: dict[str, Tensor], batches: int, lr: float) -> None:
+        """Read the sums (here the host waits for the device), average them over ranks, and stop on a lost run."""
+        values = torch.stack([value.double() for value in sums.values()]) / batches
+        clock = time.perf_counter()
+        own = values.tolist()
+        device_wait = time.perf_counter() - clock
+        means = torch.tensor(gather(own), dtype=torch.float64).mean(0).tolist()
+        row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": lr}
+        row.update(zip(sums, means, strict=True))
+        row["images_per_s"] = self.telemetry.images_per_second()
+        row["loader_wait"] = self.waits.share(device_wait)
+        self.telemetry.log(row)
+        if not math.isfinite(row["loss"]):
+            raise UserError(f"training diverged: the loss is {row['loss']} at step {self.step}; {self._advice()}")
+
+    def _advice(self) -> str:
+        last = last_checkpoint(self.run)
+        return "lower optim.lr or set optim.clip_norm" + (f" (last good checkpoint: {last})" if last else "")
+
+    def _validate(self) -> dict[str, float]:
+        """Validate, remember the best epoch, log and save."""
+        with self.engine.whole() as trained:
+            metrics = self.task.validate(trained if self.average is None else self.average.module)
+        score, best = self.task.score(metrics), self.best["best_score"]
+        if score is not None and math.isfinite(score) and (best is None or score > best):
+            self.best = {"best_step": self.step, "best_score": score}
+        peaks = gather(peak_bytes(self.world.device))
+        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks})
+        if self.world.is_main:
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+            mark = "  (best)" if self.best["best_step"] == self.step else ""
+            say(f"epoch {self.epoch}/{self.config.optim.epochs}  {shown}{mark}")
+        self._save()
+        return metrics
+
+    def _save(self) -> None:
+        tensors = {"model": self.engine.state(), "optimizer": self.engine.optimizer_state()}
+        if not all(tensor.isfinite().all() for tensor in tensors["model"].values()):
+            raise UserError(f"training diverged: weights are not finite after step {self.step}; {self._advice()}")
+        if self.average is not None:
+            tensors["ema"] = self.engine.state(self.average.module)
+        if self.world.is_main:
+            state = {
+                "step": self.step,
+                "epoch": self.epoch,
+                **self.best,
+                "scaler": self.engine.scaler_state(),
+                "contract": self.contract,
+            }
+            save_checkpoint(self.run, self.step, tensors, state)
+        advance()
+        barrier()
+
+    def _resume_from(self) -> Path | None:
+        check_fresh(self.config)
+        if self.config.resume is None:
+            return None
+        last = last_checkpoint(self.run)
+        if self.world.is_main:
+            say(f"resuming from {last}" if last else f"{self.run} holds no checkpoint yet: starting fresh")
+        return last
+
+    def _read_state(self, checkpoint: Path) -> dict[str, Any]:
+        state = read_json(checkpoint / "state.json")
+        if not isinstance(state, dict) or not {"step", "epoch", "scaler", "contract", *self.best} <= state.keys():
+            raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
+        for key, value in self.contract.items():
+            if state["contract"].get(key) != value:
+                raise UserError(
+                    f"{key}: {checkpoint} was made with {state['contract'].get(key)!r}, this run asks for {value!r}; "
+                    "resume with the same settings or start another run"
+                )
+        return state
+
+
+def load_into(module: nn.Module, file: Path) -> None:
+    """Load a checkpoint's weights, also into scalars that DeepSpeed holds as one-element vectors.
+
+    Raises:
+        UserError: unreadable, or keys or shapes do not fit.
+    """
+    own, tensors = module.state_dict(), load_tensors(file)
+    scalars = {name: tensor.view(()) for name, tensor in own.items() if tensor.shape == (1,) and name in tensors}
+    check_fit({**own, **{name: t for name, t in scalars.items() if tensors[name].ndim == 0}}, tensors, file)
+    with torch.no_grad():
+        for name, target in own.items():
+            target.copy_(tensors[name].view(target.shape))

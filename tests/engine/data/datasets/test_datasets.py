@@ -1,0 +1,483 @@
+"""Preparers on the official tables that torchxrayvision carries, and on small ones in the official formats."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspg.engine.cli import main
+from pspg.engine.data.datasets import chestxray14, chexpert, padchest, vindr_cxr
+from pspg.engine.data.datasets.rows import Journal
+from pspg.engine.data.datasets.splits import split_by_hash
+from pspg.engine.data.datasets.statistics import digest
+from pspg.engine.data.manifest import load_label_names, load_manifest
+from pspg.engine.data.phantoms.drawing import draw_film
+
+PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+NIH = "Data_Entry_2017_v2020.csv"
+CHEXPERT = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "Edema", "Fracture"]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Links to the real tables, under their official names; the package itself is not imported."""
+    spec = importlib.util.find_spec("torchxrayvision")
+    assert spec is not None, "pip install torchxrayvision, which carries the tables"
+    data = Path(next(iter(spec.submodule_search_locations or [])), "data")
+    folder = tmp_path_factory.mktemp("real")
+    links = {
+        "chexpert/train.csv.gz": "chexpert_train.csv.gz",
+        "kaggle/train.csv.gz": "vinbigdata-train.csv.gz",
+        f"nih/{NIH}.gz": f"{NIH}.gz",
+        f"padchest/{PADCHEST}.gz": f"{PADCHEST}.gz",
+    }
+    for link, table in links.items():
+        (folder / link).parent.mkdir()
+        (folder / link).symlink_to(data / table)
+    write_table(folder / "chexpert/valid.csv", [first_line(folder / "chexpert/train.csv.gz")])
+    return folder
+
+
+def first_line(path: Path) -> list[str]:
+    with gzip.open(path, "rt") as file:
+        return next(csv.reader(file))
+
+
+def write_table(path: Path, rows: list[list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `pspg-engine prepare DATASET` on tmp_path/in; returns stdout, or the line of the error."""
+
+    def run(dataset: str, *options: str, output: str = "out") -> str:
+        arguments = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / output), *options]
+        status = main(["prepare", dataset, *arguments])
+        captured = capsys.readouterr()
+        if status:
+            assert status == 2
+            assert captured.err.count("\n") == 1
+            assert captured.err.startswith(f"pspg-engine prepare {dataset}: error: ")
+            assert not (tmp_path / output).exists() or not any((tmp_path / output).iterdir())
+            assert not list(tmp_path.glob(".*partial*"))
+            return captured.err
+        return captured.out
+
+    return run
+
+
+def manifest(folder: Path, split: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+
+
+# ---- the real tables
+
+
+def test_real_padchest(real: Path) -> None:
+    """Table 4 of the paper."""
+    journal = Journal()
+    classes, rows = padchest.read(padchest.PadChestConfig(source=str(real / "padchest")), journal)
+    assert (len(rows), len(classes)) == (26_432, 108)
+    assert {"normal", "exclude", "unchanged", "suboptimal study"} <= set(classes)
+    assert digest(rows) == "238e710370da55c2"  # quoted beside the studies
+    positives = np.array([row.labels for row in rows]).sum(0)
+    assert (positives.min(), positives.max() < len(rows)) == (51, True)
+    assert sum(len(entries) for reason, entries in journal.dropped.items() if "class" not in reason) == 160_861 - 26_432
+    shares = Counter(row.split for row in rows)
+    assert abs(shares["test"] / len(rows) - 0.2) < 0.01
+    assert abs(shares["val"] / len(rows) - 0.1) < 0.01
+
+
+def test_real_chexpert(real: Path) -> None:
+    """Table 4 of the paper."""
+    journal = Journal()
+    classes, rows = chexpert.read(chexpert.CheXpertConfig(source=str(real / "chexpert")), journal)
+    collected = list(rows)
+    assert (len(collected), len(classes)) == (191_027, 14)
+    assert digest(collected) == "75a116e746eb1c3b"
+    assert len(journal.dropped["lateral view"]) == 223_414 - 191_027
+    assert {value for row in collected[:1000] for value in row.labels or []} == {1, 0, -1, None}
+    assert (collected[0].candidates[0], collected[0].patient) == (
+        "train/patient00001/study1/view1_frontal.jpg",
+        "patient00001",
+    )
+
+
+def test_real_chestxray14(real: Path) -> None:
+    config = chestxray14.ChestXray14Config(source=str(real / "nih"), split="hash")
+    classes, rows = chestxray14.read(config, Journal())
+    assert (len(rows), len(classes)) == (112_120, 15)
+    column = classes.index("Pleural Thickening")
+    assert sum(row.labels[column] == 1 for row in rows if row.labels) == 3_385
+    assert len({(row.patient, row.split) for row in rows}) == len({row.patient for row in rows}) == 30_805
+
+
+def test_real_vinbigdata(real: Path) -> None:
+    classes, rows = vindr_cxr.read(vindr_cxr.VinDrConfig(source=str(real / "kaggle")), Journal())
+    collected = list(rows)
+    assert (len(collected), len(classes), classes[-1]) == (15_000, 15, "No finding")
+    assert sum(row.labels[-1] == 1 for row in collected if row.labels) == 10_606
+    assert all(any(row.labels[:-1]) != row.labels[-1] for row in collected if row.labels and row.labels[-1])
+
+
+@pytest.mark.slow
+def test_training_on_real_padchest_labels(
+    real: Path, tmp_path: Path, settings: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sixty-four real rows of 108 classes, drawn films in place of the radiographs, three steps of phase 2."""
+    source = ["prepare", "padchest", "--source", str(real / "padchest"), "--salt", "pepper"]
+    assert main([*source, "--output", str(tmp_path / "all"), "--missing", "keep"]) == 0
+    films = tmp_path / "films"
+    rng = np.random.default_rng(0)
+    for row in manifest(tmp_path / "all", "train")[:48] + manifest(tmp_path / "all", "val")[:16]:
+        path = films / row["filepath"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_film([], 64, rng)).save(path)
+    data = tmp_path / "data"
+    assert main([*source, "--output", str(data), "--image_root", str(films), "--missing", "skip"]) == 0
+    assert "26,368 × missing image" in capsys.readouterr().out
+    assert len(load_label_names(data / "classes.txt")) == 108
+    pixels = json.loads((data / "statistics.json").read_text())["pixels"]
+    assert 0 < pixels["mean"] < 1
+    assert pixels["images"] == 48
+    kept = {row["id"]: row for row in manifest(data, "train")}
+    assert kept == {row["id"]: row for row in manifest(tmp_path / "all", "train")[:48]}
+    arguments = {
+        "data.train": data / "train.jsonl",
+        "data.val": data / "val.jsonl",
+        "data.image_root": films,
+        "output": tmp_path / "run",
+        "batch_size": 16,
+        "optim.epochs": 1,
+        "optim.warmup_epochs": 0,
+        "data.flip": 0,
+    }
+    words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+    assert main([*settings("prompt"), *words]) == 0
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [step["loss"] for step in steps if "loss" in step]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+
+
+# ---- small tables in the official formats
+
+
+def chexpert_tables(folder: Path) -> None:
+    prefix, labels = "CheXpert-v1.0-small", ["Edema", "Fracture"]
+    train = [
+        [f"{prefix}/train/patient00001/study1/view1_frontal.jpg", "F", 60, "Frontal", "AP", "1.0", ""],
+        [f"{prefix}/train/patient00001/study1/view2_lateral.jpg", "F", 60, "Lateral", "", "1.0", ""],
+        ["train/patient00002/study1/view1_frontal.jpg", "M", 50, "Frontal", "PA", "-1.0", "0.0"],
+        ["train/patient00002/study1/view1_frontal.jpg", "M", 50, "Frontal", "PA", "-1.0", "0.0"],
+        ["train/patient00002/study1/view1_frontal.jpg", "M", 50, "Frontal", "PA", "1.0", "0.0"],
+    ]
+    valid = [["CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg", "F", 60, "Frontal", "AP", "0.0", "1.0"]]
+    test = [
+        ["test/patient64741/study1/view1_frontal.jpg", 1, 0],
+        ["test/patient64741/study1/view2_lateral.jpg", 1, 0],
+    ]
+    write_table(folder / "train.csv", [CHEXPERT, *train])
+    write_table(folder / "valid.csv", [CHEXPERT, *valid])
+    write_table(folder / "test_labels.csv", [["Path", *reversed(labels)], *([p, b, a] for p, a, b in test)])
+
+
+def test_chexpert(prepare: Callable[..., str], tmp_path: Path) -> None:
+    chexpert_tables(tmp_path / "in")
+    shown = prepare("chexpert", "--missing", "keep", "--salt", "pepper")
+    out = tmp_path / "out"
+    first, second = manifest(out, "train")
+    assert first["filepath"] == "train/patient00001/study1/view1_frontal.jpg"
+    assert (first["labels"], second["labels"]) == ([1, None], [-1, 0])
+    assert [row["labels"] for row in manifest(out, "test")] == [[1, 0]]
+    loaded = load_manifest(out / "val.jsonl", need="labels")
+    assert (loaded.label_names, loaded.samples[0].labels) == (["Edema", "Fracture"], (0.0, 1.0))
+    report = json.loads((out / "prepare.json").read_text())
+    assert {reason: entry["count"] for reason, entry in report["dropped"].items()} == {
+        "lateral view": 2,
+        "duplicate row": 1,
+        "duplicate row that says something else (the first was kept)": 1,
+    }
+    assert report["dropped"]["lateral view"]["first"][0].startswith("train.csv:3 ")
+    assert "2 × lateral view" in shown
+    assert "train: no positive of Fracture" in shown
+    counts = json.loads((out / "statistics.json").read_text())["splits"]
+    assert counts["train"]["classes"]["Edema"] == {"1": 1, "0": 0, "-1": 1, "null": 0}
+    assert (counts["all"]["rows"], counts["all"]["patients"]) == (4, 4)
+    with (out / "dropped.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+def test_patients_are_hashed_with_the_salt(prepare: Callable[..., str], tmp_path: Path) -> None:
+    chexpert_tables(tmp_path / "in")
+    ids = []
+    for number, salt in enumerate(["pepper", "pepper", "thyme", None, None]):
+        prepare("chexpert", "--missing", "keep", *(["--salt", salt] if salt else []), output=f"out{number}")
+        ids.append(manifest(tmp_path / f"out{number}", "train")[0]["patient_id"])
+        assert not [file for file in (tmp_path / f"out{number}").iterdir() if "pepper" in file.read_text()]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 4
+
+
+def test_a_patient_in_two_splits_is_refused(prepare: Callable[..., str], tmp_path: Path) -> None:
+    chexpert_tables(tmp_path / "in")
+    write_table(
+        tmp_path / "in/valid.csv",
+        [CHEXPERT, ["valid/patient00001/study9/view1_frontal.jpg", "F", 60, "Frontal", "AP", "", "1.0"]],
+    )
+    error = prepare("chexpert", "--missing", "keep")
+    assert "1 patients are in two splits" in error
+    assert "train.csv:2 (train)" in error
+    assert "valid.csv:2 (val)" in error
+    assert "patient00001" not in error
+
+
+def test_missing_images(prepare: Callable[..., str], tmp_path: Path) -> None:
+    chexpert_tables(tmp_path / "in")
+    image = tmp_path / "in/train/patient00001/study1/view1_frontal.jpg"
+    image.parent.mkdir(parents=True)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(image)
+    assert "3 of 4 images are missing" in prepare("chexpert")
+    assert "no row is left" in prepare("chexpert", "--missing", "skip", "--image_root", str(tmp_path))
+    shown = prepare("chexpert", "--missing", "skip", "--image_size", "8")
+    assert "3 × missing image" in shown
+    assert "pixels: mean 0.12" in shown
+    assert [row["id"] for row in manifest(tmp_path / "out", "train")] == ["train/patient00001/study1/view1_frontal"]
+
+
+def test_the_archives_of_full_size_chexpert(prepare: Callable[..., str], tmp_path: Path) -> None:
+    batch1 = tmp_path / "in/CheXpert-v1.0 batch 1 (validate & csv)"
+    chexpert_tables(batch1)
+    (batch1 / "test_labels.csv").unlink()
+    images = [
+        "CheXpert-v1.0 batch 2 (train 1)/patient00001/study1/view1_frontal.jpg",
+        "CheXpert-v1.0 batch 4 (train 3)/patient00002/study1/view1_frontal.jpg",
+        "CheXpert-v1.0 batch 1 (validate & csv)/valid/patient64541/study1/view1_frontal.jpg",
+    ]
+    for image in images:
+        (tmp_path / "in" / image).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / image).write_bytes(b"x")
+    prepare("chexpert", "--pixel_samples", "0")
+    assert [row["filepath"] for split in ("train", "val") for row in manifest(tmp_path / "out", split)] == images
+
+
+def test_outputs(prepare: Callable[..., str], tmp_path: Path) -> None:
+    chexpert_tables(tmp_path / "in")
+    assert "dry run" in prepare("chexpert", "--missing", "keep", "--dry_run", "true")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    prepare("chexpert", "--missing", "keep")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    arguments = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--missing", "keep"]
+    assert main(["prepare", "chexpert", *arguments]) == 2
+    assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def mimic_tables(folder: Path, reports: Path) -> None:
+    metadata = [
+        ["a", 10000032, 50414267, "PA"],
+        ["b", 10000032, 50414267, "LATERAL"],
+        ["c", 10000032, 50414267, ""],
+        ["d", 11000011, 50000001, "AP"],
+        ["e", 12000011, 50000002, "AP"],
+        ["f", 13000011, 50000003, "AP"],
+    ]
+    write_table(
+        folder / "mimic-cxr-2.0.0-metadata.csv", [["dicom_id", "subject_id", "study_id", "ViewPosition"], *metadata]
+    )
+    splits = dict.fromkeys("abcf", "train") | {"d": "validate", "e": "test"}
+    write_table(
+        folder / "mimic-cxr-2.0.0-split.csv",
+        [["dicom_id", "study_id", "subject_id", "split"], *([k, 1, 1, s] for k, s in splits.items())],
+    )
+    labels = [[10000032, 50414267, "1.0", "-1.0"], [11000011, 50000001, "", "0.0"]]
+    write_table(folder / "mimic-cxr-2.0.0-chexpert.csv", [["subject_id", "study_id", "Atelectasis", "Edema"], *labels])
+    texts = {
+        "p10/p10000032/s50414267": "IMPRESSION: Atelectasis. Dr. ___ was notified.",
+        "p11/p11000011/s50000001": " CONCLUSION:\n 1. Clear.",
+        "p12/p12000011/s50000002": "FINDINGS: Clear.",
+    }
+    for name, text in texts.items():
+        path = reports / "files" / f"{name}.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+
+
+def test_mimic_cxr(prepare: Callable[..., str], tmp_path: Path) -> None:
+    mimic_tables(tmp_path / "in", tmp_path / "reports")
+    shown = prepare("mimic-cxr", "--missing", "keep", "--reports", str(tmp_path / "reports"))
+    out = tmp_path / "out"
+    (row,) = manifest(out, "train")
+    assert row["filepath"] == "files/p10/p10000032/s50414267/a.jpg"
+    assert (row["text"], row["labels"]) == ("Atelectasis.", [1, -1])
+    assert [row["text"] for row in manifest(out, "val")] == ["Clear."]
+    assert not (out / "test.jsonl").exists()
+    for reason in ("not a frontal view", "view position not given", "report without impression", "no report"):
+        assert f"1 × {reason}" in shown
+    shown = prepare("mimic-cxr", "--missing", "keep", output="labels")
+    assert "no text" in shown
+    assert manifest(tmp_path / "labels", "test")[0]["labels"] == [None, None]
+    assert "reports: " in prepare("mimic-cxr", "--reports", str(tmp_path / "none"), output="x")
+
+
+def test_padchest_lists(prepare: Callable[..., str], tmp_path: Path) -> None:
+    columns = ["", "ImageID", "ImageDir", "PatientID", "Projection", "MethodLabel", "Labels"]
+    names = [" laminar atelectasis", "", "normal ", " normal"]
+    rows = [
+        [i, f"{i}.png", 7, f"p{i}", "PA", "Physician", str(names if i % 2 else ["rare"][: i < 2])] for i in range(6)
+    ]
+    rows += [[9, "9.png", 7, "p9", "L", "Physician", "['normal']"], [10, "10.png", 7, "p", "PA", "RNN_model", "[]"]]
+    rows += [[11, "11.png", 7, "p11", "AP", "Physician", "nan"]]
+    write_table(tmp_path / "in" / PADCHEST, [columns, *rows])
+    (tmp_path / "in/1.png").write_bytes(b"x")
+    shown = prepare(
+        "padchest", "--missing", "keep", "--min_positives", "2", "--test_fraction", "1", "--val_fraction", "0"
+    )
+    assert load_label_names(tmp_path / "out/classes.txt") == ["laminar atelectasis", "normal"]
+    assert [row["labels"] for row in manifest(tmp_path / "out", "test")] == [[0, 0], [1, 1]] * 3
+    assert manifest(tmp_path / "out", "test")[0]["filepath"] == "7/0.png"
+    for reason in ("not labelled by a radiologist", "not a frontal view", "labels that are no list"):
+        assert f"1 × {reason}" in shown
+    assert "rare (1)" in shown
+    options = ["--missing", "skip", "--min_positives", "2", "--pixel_samples", "0"]
+    prepare("padchest", *options, "--test_fraction", "1", "--val_fraction", "0", output="found")
+    assert [row["filepath"] for row in manifest(tmp_path / "found", "test")] == ["1.png"]
+
+
+def test_vindr_physionet(prepare: Callable[..., str], tmp_path: Path) -> None:
+    train = [["a", "R1", 1, 0, 0], ["a", "R2", 1, 1, 0], ["a", "R3", 0, 0, 1], ["b", "R1", 0, 0, 1]]
+    folder = tmp_path / "in/annotations"
+    write_table(
+        folder / "image_labels_train.csv", [["image_id", "rad_id", "Edema", "Other diseases", "No finding"], *train]
+    )
+    write_table(
+        folder / "image_labels_test.csv", [["image_id", "No finding", "Edema", "Other disease"], ["t", 0, 0, 1]]
+    )
+    shown = prepare("vindr-cxr", "--missing", "keep", "--val_fraction", "0")
+    (row,), (test,) = manifest(tmp_path / "out", "train"), manifest(tmp_path / "out", "test")
+    assert (row["filepath"], row["labels"], row.get("patient_id")) == ("train/a.dicom", [1, 0, 0], None)
+    assert (test["filepath"], test["labels"]) == ("test/t.dicom", [0, 1, 0])
+    assert "1 × fewer readers than min_readers" in shown
+    assert "no patient ids" in shown
+    prepare("vindr-cxr", "--missing", "keep", "--val_fraction", "0", "--min_readers", "1", output="one")
+    assert [row["labels"] for row in manifest(tmp_path / "one", "train")] == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_chestxray14_lists(prepare: Callable[..., str], tmp_path: Path) -> None:
+    # the older table ends every line in a comma
+    header = ["Image Index", "Finding Labels", "Patient ID", ""]
+    findings = ["Hernia|Pleural_Thickening", "No Finding", "Hernia"]
+    rows = [[f"0000000{i}_000.png", findings[i % 3], i, ""] for i in range(6)]
+    source = tmp_path / "in"
+    write_table(source / "Data_Entry_2017.csv", [header, *rows])
+    options = ["--pixel_samples", "0", "--val_fraction", "0"]
+    assert "train_val_list.txt" in prepare("chestxray14", *options)
+    (source / "train_val_list.txt").write_text("\n".join(row[0] for row in rows[:3]))
+    (source / "test_list.txt").write_text("\n".join(row[0] for row in rows[3:5]) + "\n")
+    for number, row in enumerate(rows):
+        place = source / ("images_003/images" if number % 2 else "images")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / row[0]).write_bytes(b"x")
+    shown = prepare("chestxray14", *options)
+    assert load_label_names(tmp_path / "out/classes.txt") == ["Hernia", "No Finding", "Pleural Thickening"]
+    train = manifest(tmp_path / "out", "train")
+    assert [row["labels"] for row in train] == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert train[1]["filepath"] == "images_003/images/00000001_000.png"
+    assert len(manifest(tmp_path / "out", "test")) == 2
+    assert "1 × in neither split list" in shown
+    (source / "test_list.txt").write_text(rows[0][0])
+    assert "in both split lists" in prepare("chestxray14", *options, output="x")
+
+
+def test_folder_with_a_table(prepare: Callable[..., str], tmp_path: Path) -> None:
+    header = ["path", "patient_id", "Edema", "text", "note"]
+    rows = [[f"{i}.png", f"p{i // 4}", i % 2, "Clear.", "n"] for i in range(80)]
+    table = tmp_path / "table.csv"
+    write_table(table, [header, *rows])
+    (tmp_path / "in").mkdir()
+    options = ["--table", str(table), "--missing", "keep"]
+    assert "column 'note' must be 1, 0, -1 or empty" in prepare("folder", *options)
+    prepare("folder", *options, "--ignore_columns", "[note]")
+    found = {split: manifest(tmp_path / "out", split) for split in ("train", "val", "test")}
+    assert sum(map(len, found.values())) == 80
+    groups = [{row["patient_id"] for row in rows} for rows in found.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 20
+    assert (found["train"][0]["text"], found["train"][0]["id"]) == ("Clear.", found["train"][0]["filepath"])
+
+
+def test_folder_of_images_alone(prepare: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "in/sub").mkdir(parents=True)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "in/sub/a.PNG")
+    (tmp_path / "in/notes.txt").write_text("x")
+    shown = prepare("folder")
+    assert manifest(tmp_path / "out", "test") == [{"id": "sub/a.PNG", "filepath": "sub/a.PNG"}]
+    assert "1 × not an image" in shown
+    assert not (tmp_path / "out/classes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("path,Edema", "/a.png,1", "table.csv:2: column 'path'"),
+        ("path,Edema", "../a.png,1", "table.csv:2: column 'path'"),
+        ("path,Edema,split", "a.png,1,dev", "table.csv:2: column 'split'"),
+        ("path,Edema", "a.png,1,0", "table.csv:2: 3 cells"),
+        ("path,Edema", "a.png,2", "table.csv:2: column 'Edema'"),
+        ("path,Edema,Edema", "a.png,1,0", "class name 'Edema' stands twice"),
+        ("file,Edema", "a.png,1", "has no column 'path'"),
+        ("path,path,Edema", "a.png,b.png,1", "has two columns 'path'"),
+        ("path,Edema,split,patient_id", "a.png,1,train,p\nb.png,1,test,p", "1 patients are in two splits"),
+        ("path,Edema", '"a.png,1', "not a CSV table"),
+    ],
+)
+def test_mistakes_in_a_table(prepare: Callable[..., str], tmp_path: Path, header: str, row: str, message: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "table.csv").write_text(f"{header}\n{row}\n")
+    assert message in prepare("folder", "--table", str(tmp_path / "table.csv"), "--missing", "keep")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--source", ""], "source: is required"),
+        (["--source", "nowhere"], "source: nowhere is no folder"),
+        (["--image_root", "nowhere"], "image_root: "),
+        (["--val_fraction", "0.9"], "val_fraction: together"),
+        (["--test_fraction", "2"], "test_fraction: "),
+        (["--salt", ""], "salt: "),
+        (["--table", "nowhere.csv"], "nowhere.csv: "),
+        (["--table", "bad.csv.gz"], "bad.csv.gz: a broken gzip file"),
+        (["--table", "latin.csv"], "latin.csv: not UTF-8"),
+        ([], "no row is left"),
+    ],
+)
+def test_mistakes_in_settings(
+    prepare: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "bad.csv.gz").write_bytes(gzip.compress(b"path,Edema\na.png,1\n")[:-6])
+    (tmp_path / "latin.csv").write_bytes(b"path,\xd6dem\n")
+    assert message in prepare("folder", *options)
+
+
+def test_the_hash_split_is_stable() -> None:
+    """Splits that people publish must not change."""
+    fractions = {"test": 0.2, "val": 0.1}
+    splits = [split_by_hash(f"patient{number}", 0, fractions) for number in range(40)]
+    assert [number for number, split in enumerate(splits) if split == "val"] == [5, 39]
+    assert [number for number, split in enumerate(splits) if split == "test"] == [7, 9, 11, 12, 14, 15, 21, 22, 38]
+    assert all(split_by_hash(str(number), 0, {"test": 1.0, "val": 0.0}) == "test" for number in range(100))

@@ -1,0 +1,185 @@
+"""A recorded step trains as the ordinary one. Without a GPU the recording is a function that runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pspg.engine.config import LossConfig, ModelConfig, OptimConfig, TrainConfig, check_train
+from pspg.engine.data.loaders.torch_loader import Batch
+from pspg.engine.distributed.deepspeed import start
+from pspg.engine.models.pspg import PsPG
+from pspg.engine.training.cuda_graph import WARM_UP, Outcome, StepGraph
+from pspg.engine.training.tasks import PromptTask
+from pspg.engine.training.telemetry import read_metrics
+from pspg.engine.training.trainer import Trainer
+from pspg.engine.utils.errors import UserError
+
+replays: list[int] = []
+
+
+class Loader:
+    """Eight batches of three images; the last but one has two."""
+
+    def __init__(self, classes: int) -> None:
+        self.batches_per_epoch, self.bad, self._classes = 8, {}, classes
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(epoch)
+        for number in range(start_batch, self.batches_per_epoch):
+            count = 2 if number == 6 else 3
+            pixels = torch.randint(0, 256, (count, 32, 32), dtype=torch.uint8, generator=generator)
+            labels = torch.randint(-1, 2, (count, self._classes), generator=generator).float()
+            yield Batch(["a", "b", "c"][:count], torch.arange(count), pixels, labels, None, mean=0.5, std=0.25)
+
+
+def record_by_hand(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+    """What a CUDA graph does, by running the function again: results land in the tensors of the first run."""
+    loss, parts, gradients = function()
+
+    def replay() -> None:
+        replays.append(1)
+        new_loss, new_parts, new_gradients = function()
+        loss.copy_(new_loss)
+        for name, part in new_parts.items():
+            parts[name].copy_(part)
+        for old, new in zip(gradients, new_gradients, strict=True):
+            assert (old is None) == (new is None)
+            if old is not None and new is not None:
+                old.copy_(new)
+
+    return replay, (loss, parts, gradients)
+
+
+def fail(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+    raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+def stuck(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+    """A recording that repeats what it saw of its own inputs, at the seed that it is checked with."""
+    torch.manual_seed(0)
+    return lambda: None, function()
+
+
+def run(
+    make_clip: Callable[..., Any], names: list[str], folder: Path, record: Any, pair: Any = "spcl", **settings: Any
+) -> list[Tensor]:
+    small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2, **settings)
+    world = start("cpu")
+    torch.manual_seed(0)
+    model = PsPG(make_clip().float(), small, names).freeze()
+    task = PromptTask(model, LossConfig(pair=pair).resolved(), world, None, bank=None, precision="fp32")
+    optim = OptimConfig(epochs=1, warmup_epochs=0, accumulate=2, lr=1e-2)
+    config = TrainConfig(output=str(folder), batch_size=3, log_every=1, optim=optim)
+    trainer = Trainer(config, task, Loader(len(names)), world, {})
+    if record is not None:
+        trainer.graph = StepGraph(task, world.device, record)
+    trainer.fit()
+    return [parameter.detach().clone() for parameter in task.module.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("pair", "settings"),
+    [("spcl", {}), ("ranking", {}), ("ranking", {"decoder": "context", "fusion": "regions"})],
+    ids=["spcl", "ranking", "dualcoop"],
+)
+def test_trains_as_the_ordinary_step(
+    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, pair: Any, settings: dict[str, Any]
+) -> None:
+    """Dropout, accumulation, a batch of another size in between: bit for bit the same weights and logs."""
+    replays.clear()
+    ordinary = run(make_clip, names, tmp_path / "ordinary", None, pair, **settings)
+    recorded = run(make_clip, names, tmp_path / "recorded", record_by_hand, pair, **settings)
+    assert len(replays) == 8 - WARM_UP - 1 + 1  # the recording's check is one more
+    assert all(torch.equal(one, other) for one, other in zip(ordinary, recorded, strict=True))
+
+    def losses(name: str) -> list[tuple[Any, ...]]:
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        return [(row["loss"], row["classification"], row["pair"]) for row in rows if "loss" in row]
+
+    assert losses("ordinary") == losses("recorded")
+    assert len(losses("ordinary")) == 4
+
+
+def test_goes_on_without_where_recording_fails(
+    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordinary = run(make_clip, names, tmp_path / "ordinary", None)
+    failed = run(make_clip, names, tmp_path / "failed", fail)
+    assert all(torch.equal(one, other) for one, other in zip(ordinary, failed, strict=True))
+    said = "".join(capsys.readouterr())
+    assert said.count("cannot be recorded as a CUDA graph") == 1
+    assert "stream is capturing" in said
+    assert "more" not in said.split("capturing")[1].splitlines()[0]
+
+
+def test_goes_on_without_where_the_replay_differs(
+    make_clip: Callable[..., Any], names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordinary = run(make_clip, names, tmp_path / "ordinary", None)
+    wrong = run(make_clip, names, tmp_path / "wrong", stuck)
+    assert all(torch.equal(one, other) for one, other in zip(ordinary, wrong, strict=True))
+    assert "".join(capsys.readouterr()).count("its replay differs from the step") == 1
+
+
+def test_sampled_pairs_are_never_recorded(make_clip: Callable[..., Any], names: list[str]) -> None:
+    world = start("cpu")
+    model = PsPG(make_clip().float(), ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2), names).freeze()
+    loss = LossConfig(pair="spcl", pair_samples=2).resolved()
+    task = PromptTask(model, loss, world, None, bank=None, precision="fp32")
+    graph = StepGraph(task, world.device, fail)
+    batches = list(Loader(len(names)).batches(0))
+    assert [graph(batch) for batch in batches] == [None] * len(batches)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"task": "contrastive"}, "task"),
+        ({"zero_stage": 1}, "zero_stage"),
+        ({"precision": "fp16"}, "precision"),
+        ({"device": "cpu"}, "GPU"),
+        ({"loss": LossConfig(pair="spcl", pair_samples=4)}, "loss.pair_samples"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], named: str) -> None:
+    config = TrainConfig(cuda_graphs="on", **settings)
+    config.data.train = "train.jsonl"
+    with pytest.raises(UserError, match=f"cuda_graphs: needs .*{named}"):
+        check_train(config)
+    check_train(replace(config, cuda_graphs="auto"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_records_a_step_on_a_gpu(make_clip: Callable[..., Any], names: list[str]) -> None:
+    """Replays give what ordinary steps give, at the same seeds, for batches the recording has not seen."""
+    world = start("cuda")
+    small = ModelConfig(prompt_length=3, hidden_size=32, decoder_heads=2)
+    model = PsPG(make_clip().float(), small, names).to(world.device).train().freeze(torch.bfloat16)
+    task = PromptTask(model, LossConfig().resolved(), world, None, bank=None, precision="bf16")
+    graph = StepGraph(task, world.device)
+    replayed = 0
+    for number, batch in enumerate(Loader(len(names)).batches(0)):
+        torch.manual_seed(number)
+        found = graph(batch)
+        torch.manual_seed(number)
+        loss, parts = task.step(batch, task.tensors(batch.to(world.device)) or {})
+        parameters = list(task.module.parameters())
+        expected = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if found is None:
+            continue
+        replayed += 1
+        torch.testing.assert_close(found[0], loss)
+        for got, other in zip(torch.autograd.grad(found[0], parameters, allow_unused=True), expected, strict=True):
+            assert (got is None) == (other is None)
+            if got is not None:
+                torch.testing.assert_close(got, other, rtol=1e-2, atol=1e-4)
+        assert parts.keys() == found[1].keys()
+    assert replayed == 8 - WARM_UP - 1
