@@ -20,8 +20,8 @@ from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import PairSample, spcl
 from pspg.kernels.spcl.reference import pair_features
 from pspg.kernels.text_tower import Frame, TextLayer, TextTower, encode_prompts, pair_indices
-from pspg.kernels.text_tower.frozen import EAGER
-from pspg.kernels.text_tower.passes import Continuation, Passes
+from pspg.kernels.text_tower.block_operations import Continuation, Passes
+from pspg.kernels.text_tower.blocks import EAGER
 
 from . import repaired
 
@@ -386,7 +386,7 @@ def _mlp(passes: Callable[[], Passes], problem: Problem) -> Tensor:
 
 
 def _fused() -> Passes:
-    from pspg.kernels.text_tower.fused import FUSED  # imports triton
+    from pspg.kernels.text_tower.triton import FUSED  # imports triton
 
     return FUSED
 

@@ -34,11 +34,11 @@ from triton.runtime.jit import create_function_from_signature
 from pspg.engine.errors import UserError
 from pspg.engine.files import check_output, write_text
 from pspg.engine.models.decoders import GRUDecoder
-from pspg.kernels.asymmetric_loss import fused as asymmetric_loss
+from pspg.kernels.asymmetric_loss import triton as asymmetric_loss
 from pspg.kernels.launch import Launch, record
-from pspg.kernels.pair_loss import fused as pair_loss
+from pspg.kernels.pair_loss import triton as pair_loss
 from pspg.kernels.prompt_decoder import fused as prompt_decoder
-from pspg.kernels.text_tower import fused as text_tower
+from pspg.kernels.text_tower import triton as text_tower
 
 SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """architecture → bytes of shared memory that one program can have"""

@@ -58,6 +58,6 @@ def asymmetric_loss(
 
 
 def _fused(*arguments: Any, **options: Any) -> Tensor:
-    from .fused import asymmetric_loss  # imports triton
+    from .triton import asymmetric_loss  # imports triton
 
     return asymmetric_loss(*arguments, **options)

@@ -82,6 +82,6 @@ def pair_loss(
 
 
 def _fused(*arguments: Any, **options: Any) -> Tensor:
-    from .fused import pair_loss  # imports triton
+    from .triton import pair_loss  # imports triton
 
     return pair_loss(*arguments, **options)

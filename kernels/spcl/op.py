@@ -19,12 +19,12 @@ from ..text_tower import (
     number_of_pairs,
     pair_indices,
 )
-from ..text_tower.frozen import EAGER, require_frozen
+from ..text_tower.block_operations import Passes
+from ..text_tower.blocks import EAGER, require_frozen
 from ..text_tower.op import shared_forms
-from ..text_tower.passes import Passes
-from ..text_tower.shared_prefix import Tails, encode_prefixes, encode_tails, pair_rows, pair_tails, token_bytes
+from ..text_tower.prefix_cache import Tails, encode_prefixes, encode_tails, pair_rows, pair_tails, token_bytes
 from . import reference
-from .chunked import Chunk, row_major_chunks, sampled_chunks, sum_of_chunks
+from .chunked_loss import Chunk, row_major_chunks, sampled_chunks, sum_of_chunks
 from .sampling import PairSample
 
 PairLoss = Callable[..., Tensor]

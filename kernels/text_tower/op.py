@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from ..dispatch import check_shapes, resolve, with_triton
 from ..precision import compute_dtype, no_autocast
 from . import reference
-from .frozen import EAGER, is_frozen, require_frozen
-from .passes import Passes
+from .block_operations import Passes
+from .blocks import EAGER, is_frozen, require_frozen
+from .prefix_cache import Prefixes, encode_prefixes, encode_tails, single_tails, token_bytes
 from .reference import TextTower
 from .sequences import Frame, single_prompts
-from .shared_prefix import Prefixes, encode_prefixes, encode_tails, single_tails, token_bytes
 
 
 class PromptFeatures(NamedTuple):
@@ -114,7 +114,7 @@ def shared_forms(
 
 
 def _with_kernels(shared: Callable[..., Any], *arguments: Any) -> Any:
-    from .fused import FUSED  # imports triton
+    from .triton import FUSED  # imports triton
 
     return shared(*arguments, passes=FUSED)
 

@@ -15,8 +15,8 @@ from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import spcl
 from pspg.kernels.text_tower import Frame, TextLayer, TextTower, encode_prompts, pair_indices
-from pspg.kernels.text_tower.frozen import EAGER
-from pspg.kernels.text_tower.passes import Continuation
+from pspg.kernels.text_tower.block_operations import Continuation
+from pspg.kernels.text_tower.blocks import EAGER
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +43,7 @@ def rand(*shape: int, dtype: torch.dtype = torch.float32, std: float = 1.0) -> T
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])  # fp32 attends in torch
 def test_attention(dtype: torch.dtype, no_worse: Check) -> None:
-    from pspg.kernels.text_tower.fused import FUSED
+    from pspg.kernels.text_tower.triton import FUSED
 
     torch.manual_seed(0)
     first, second = (part[:367] for part in pair_indices(C, torch.device("cuda")))

@@ -130,8 +130,8 @@ def test_gradients_of_some_inputs(device: torch.device, wanted: tuple[int, ...])
 
 
 def test_they_are_proper_operators(device: torch.device) -> None:
-    from pspg.kernels.asymmetric_loss import fused as asymmetric
-    from pspg.kernels.pair_loss import fused as pair
+    from pspg.kernels.asymmetric_loss import triton as asymmetric
+    from pspg.kernels.pair_loss import triton as pair
 
     logits = torch.randn(3, 2, 4, device=device, requires_grad=True)
     y = make_labels("mixed", 3, 4, device)

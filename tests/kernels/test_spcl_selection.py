@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pspg.kernels.spcl import sample_pairs, spcl
-from pspg.kernels.spcl.chunked import row_major_chunks
+from pspg.kernels.spcl.chunked_loss import row_major_chunks
 from pspg.kernels.text_tower import Frame, TextTower, encode_prompts, number_of_pairs, pair_indices
 
 MakeFrame = Callable[..., Frame]

@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import configuration, launch, pin
-from .frozen import mlp
-from .passes import Continuation, Passes
-from .passes import add_norm as eager_add_norm
-from .passes import attend as eager_attend
+from .block_operations import Continuation, Passes
+from .block_operations import add_norm as eager_add_norm
+from .block_operations import attend as eager_attend
+from .blocks import mlp
 from .reference import TextLayer, TextTower
 
 pin("tail_attention", sm_80={"num_warps": 4, "num_stages": 1})

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .passes import Passes, add_norm, attend, of_prefix, of_tail
+from .block_operations import Passes, add_norm, attend, of_prefix, of_tail
 from .reference import TextLayer, TextTower
 
 _QUICK = 1.702

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pspg.kernels.spcl import spcl
-from pspg.kernels.spcl.chunked import row_major_chunks, sampled_chunks
+from pspg.kernels.spcl.chunked_loss import row_major_chunks, sampled_chunks
 from pspg.kernels.text_tower import Frame, TextTower, encode_prompts, pair_indices
 
 MakeFrame = Callable[..., Frame]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Frame, TextTower, encode_prompts
-from pspg.kernels.text_tower.shared_prefix import token_bytes
+from pspg.kernels.text_tower.prefix_cache import token_bytes
 
 MakeFrame = Callable[..., Frame]
 

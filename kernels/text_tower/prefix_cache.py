@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .frozen import EAGER, after_attention, last_block, project
-from .passes import Continuation, Passes
+from .block_operations import Continuation, Passes
+from .blocks import EAGER, after_attention, last_block, project
 from .reference import TextTower, layer_norm
 from .sequences import Frame
 

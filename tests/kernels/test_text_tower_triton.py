@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pspg.kernels.spcl import pair_features, sample_pairs, spcl
 from pspg.kernels.text_tower import Frame, TextTower, encode_prompts, pair_indices
-from pspg.kernels.text_tower.frozen import EAGER
-from pspg.kernels.text_tower.passes import Continuation
+from pspg.kernels.text_tower.block_operations import Continuation
+from pspg.kernels.text_tower.blocks import EAGER
 
-fused = pytest.importorskip("pspg.kernels.text_tower.fused", reason="needs triton")
+fused = pytest.importorskip("pspg.kernels.text_tower.triton", reason="needs triton")
 
 Check = Callable[..., None]
 MakeFrame = Callable[..., Frame]
