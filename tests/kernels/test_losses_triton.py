@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
-from pspg.kernels.text_tower import pair_indices
+from pspg.kernels.pairs import pair_indices
 
 Check = Callable[..., None]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

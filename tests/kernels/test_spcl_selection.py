@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pspg.kernels.spcl import sample_pairs, spcl
-from pspg.kernels.spcl.chunked_loss import row_major_chunks
-from pspg.kernels.text_tower import Frame, TextTower, encode_prompts, number_of_pairs, pair_indices
+from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
+from pspg.kernels.spcl import ImageBatch, sample_pairs, spcl
+from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
 
-MakeFrame = Callable[..., Frame]
+MakeTemplate = Callable[..., PromptTemplate]
+CPU = torch.device("cpu")
 TINY = 4000
 """Bytes: a few pairs a chunk of the tests' tower."""
 
@@ -38,54 +40,72 @@ def labels(classes: int) -> Tensor:
 @pytest.mark.parametrize("impl", ["eager", "reference"])
 @pytest.mark.parametrize("kept", [False, True])
 def test_parts_add_up(
-    tower: TextTower, make_frame: MakeFrame, target: str, sampled: bool, impl: str, kept: bool
+    tower: TextTower, make_template: MakeTemplate, target: str, sampled: bool, impl: str, kept: bool
 ) -> None:
     """Also parts that cut a row, a part without pairs, and prefixes that single prompts share."""
-    frame, y, tensors = make_frame(6, [1, 2, 1, 3, 1, 2]), labels(6), inputs(6)
-    sample = sample_pairs(y, 4, torch.Generator().manual_seed(0)) if sampled else None
-    pairs = number_of_pairs(6) if sample is None else len(sample.first)
+    template, y, tensors = make_template(6, [1, 2, 1, 3, 1, 2]), labels(6), inputs(6)
+    pairs = PairSelection(6, sample_pairs(y, 4, torch.Generator().manual_seed(0)) if sampled else None)
+    vectors, *images = tensors
 
-    def found(part: tuple[int, int] | None) -> list[Tensor]:
-        prefixes = encode_prompts(tower, frame, tensors[0][None], prefixes=True).prefixes if kept else None
-        options = {"target": target, "reduction": "mean", "sample": sample, "prefixes": prefixes}
-        return outcome(spcl(tower, frame, *tensors, y, part=part, memory=TINY, impl=impl, **options), tensors)
+    def found(pairs: PairSelection) -> list[Tensor]:
+        prompts = Prompts(vectors, template)
+        if kept:
+            prompts = encode_prompts(tower, template, vectors[None], keep_cache=True).prompts
+        options: dict[str, Any] = {"target": target, "reduction": "mean", "memory": TINY, "impl": impl}
+        return outcome(spcl(tower, prompts, ImageBatch(*images, y), pairs=pairs, **options), tensors)
 
-    cuts = [0, 2, 2, 7, pairs]
-    parts = [found(part) for part in pairwise(cuts)]
-    for one, other in zip(map(sum, zip(*parts, strict=True)), found(None), strict=True):
+    cuts = [0, 2, 2, 7, len(pairs)]
+    parts = [found(pairs.part(*part)) for part in pairwise(cuts)]
+    for one, other in zip(map(sum, zip(*parts, strict=True)), found(pairs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_part_that_is_no_part_is_refused(tower: TextTower, make_frame: MakeFrame) -> None:
+def test_part_that_is_no_part_is_refused() -> None:
     for part in ((-1, 2), (2, 1), (0, 4)):
         with pytest.raises(ValueError, match="of 3 pairs"):
-            spcl(tower, make_frame(3), *inputs(3), labels(3), part=part)
+            PairSelection(3).part(*part)
+    with pytest.raises(ValueError, match="of 2 pairs"):
+        PairSelection(3).part(1, 3).part(0, 3)
+
+
+def test_part_of_a_part() -> None:
+    whole, part = PairSelection(5), PairSelection(5).part(2, 9).part(1, 4)
+    assert len(part) == 3
+    for some, every in zip(part.to(CPU)[:2], whole.to(CPU)[:2], strict=True):
+        assert torch.equal(some, every[3:6])
 
 
 @pytest.mark.parametrize("part", [(0, 10), (3, 3), (1, 9), (4, 5), (0, 1)])
 def test_chunks_of_a_part_cover_it(part: tuple[int, int]) -> None:
-    first, _ = pair_indices(5)
-    chunks = list(row_major_chunks(5, 2, part))
-    assert [pair for start, stop, _, _ in chunks for pair in range(start, stop)] == list(range(*part))
+    first, second = pair_indices(5)
+    begin, end = part
+    pairs = PairSelection(5).part(*part)
+    chunks = list(pairs.chunks(2))
+    assert [pair for start, stop, _, _ in chunks for pair in range(start, stop)] == list(range(end - begin))
     for start, stop, low, high in chunks:
-        assert (low, high) == (first[start], first[stop - 1] + 1)
+        assert pairs.rows[0] + low == first[begin + start]
+        assert pairs.rows[0] + high == first[begin + stop - 1] + 1
+    sampled = PairSelection(5, PairSample(first, second, torch.ones(10))).part(*part)
+    assert list(sampled.chunks(2)) == chunks
+    assert sampled.rows == pairs.rows
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_work_of_a_part_is_its_share_of_the_pairs(tower: TextTower, make_frame: MakeFrame, ranks: int) -> None:
+def test_work_of_a_part_is_its_share_of_the_pairs(tower: TextTower, make_template: MakeTemplate, ranks: int) -> None:
     classes = 12
-    frame, y, tensors = make_frame(classes), labels(classes), inputs(classes)
-    prefixes = encode_prompts(tower, frame, tensors[0][None], prefixes=True).prefixes
+    template, y, tensors = make_template(classes), labels(classes), inputs(classes)
+    vectors, *images = tensors
+    prompts = encode_prompts(tower, template, vectors[None], keep_cache=True).prompts
 
-    def work(part: tuple[int, int] | None) -> int:
+    def work(pairs: PairSelection) -> int:
         with FlopCounterMode(display=False) as counter:
-            spcl(tower, frame, *tensors, y, part=part, prefixes=prefixes, memory=10 * TINY, impl="eager")
+            spcl(tower, prompts, ImageBatch(*images, y), pairs=pairs, memory=10 * TINY, impl="eager")
         return counter.get_total_flops() - constant
 
-    constant = 0
-    constant = work((0, 0))  # first-layer projections of the tails, the same on every rank
-    pairs = number_of_pairs(classes)
-    cuts = [pairs * rank // ranks for rank in range(ranks + 1)]
-    parts, whole, one = [work(part) for part in pairwise(cuts)], work(None), work((0, 1))
+    pairs, constant = PairSelection(classes), 0
+    constant = work(pairs.part(0, 0))  # first-layer projections of the suffixes, the same on every rank
+    cuts = [len(pairs) * rank // ranks for rank in range(ranks + 1)]
+    parts, whole = [work(pairs.part(*part)) for part in pairwise(cuts)], work(pairs)
+    one = work(pairs.part(0, 1))
     assert sum(parts) == whole
     assert max(parts) <= whole / ranks + one
