@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
 
 from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
 from pspg.engine.training.telemetry import read_metrics
-from tools import interpreter
+from tests.kernels import interpreter
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.repair()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..pairs import number_of_pairs
 from ..precision import no_autocast
 from ..similarity import similarity_logits
-from ..text_tower import number_of_pairs
 
 
 def pair_loss(

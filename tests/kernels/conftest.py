@@ -1,4 +1,4 @@
-"""A tiny random text tower and frames, and what a kernel is held to."""
+"""A tiny random text tower and templates, and what a kernel is held to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.kernels.text_tower import Frame, TextLayer, TextTower
+from pspg.kernels.text_tower import PromptTemplate, TextLayer, TextTower
 
 W, D = 4, 3
 
@@ -33,15 +33,15 @@ def tower() -> TextTower:
 
 
 @pytest.fixture
-def make_frame() -> Callable[..., Frame]:
-    """Function (classes, name lengths or None) → frame; None is the whole-prompt mode, whose suffix is EOS."""
+def make_template() -> Callable[..., PromptTemplate]:
+    """Function (classes, name lengths or None) → template; None is the whole-prompt mode, whose suffix is EOS."""
 
-    def make(classes: int, lengths: list[int] | None = None) -> Frame:
+    def make(classes: int, lengths: list[int] | None = None) -> PromptTemplate:
         torch.manual_seed(1)
         known = lengths or [0] * classes
         tail = max(known) + 2 if lengths else 1
         suffix = weight(classes, tail, W)
-        return Frame(weight(W), weight(W), suffix, torch.tensor(known), tuple(known), max(known))
+        return PromptTemplate(weight(W), weight(W), suffix, torch.tensor(known), tuple(known), max(known))
 
     return make
 

@@ -14,9 +14,9 @@ from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import spcl
-from pspg.kernels.text_tower import Frame, TextLayer, TextTower, encode_prompts, pair_indices
-from pspg.kernels.text_tower.frozen import EAGER
-from pspg.kernels.text_tower.passes import Continuation
+from pspg.kernels.text_tower import PromptTemplate, TextLayer, TextTower, encode_prompts, pair_indices
+from pspg.kernels.text_tower.block_operations import Continuation
+from pspg.kernels.text_tower.blocks import EAGER
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +43,7 @@ def rand(*shape: int, dtype: torch.dtype = torch.float32, std: float = 1.0) -> T
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])  # fp32 attends in torch
 def test_attention(dtype: torch.dtype, no_worse: Check) -> None:
-    from pspg.kernels.text_tower.fused import FUSED
+    from pspg.kernels.text_tower.triton import FUSED
 
     torch.manual_seed(0)
     first, second = (part[:367] for part in pair_indices(C, torch.device("cuda")))
@@ -153,17 +153,27 @@ def test_prompts_to_losses(dtype: torch.dtype) -> None:
     """Twelve layers, 14 classes, single prompts and SPCL: as near to float64 as torch in the same dtype, in norms."""
     tower, classes = make_tower(), 14
     names = rand(classes, 1, W, std=0.02)
-    frame = Frame(names[0, 0], names[1, 0], names, torch.zeros_like(names[:, 0, 0]).long(), (0,) * classes, 0)
+    template = PromptTemplate(
+        names[0, 0], names[1, 0], names, torch.zeros_like(names[:, 0, 0]).long(), (0,) * classes, 0
+    )
     given = [rand(2, classes, N, W, std=0.1), rand(B, D, std=0.2), torch.tensor(1.5, device="cuda")]
     labels = (torch.rand(B, classes, device="cuda") < 0.2).float()
 
     def run(impl: str, dtype: torch.dtype) -> list[Tensor]:
         def function(prompts: Tensor, vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-            towers, frames = tower.to(prompts.dtype), frame.to(prompts.dtype)
+            towers, templates = tower.to(prompts.dtype), template.to(prompts.dtype)
             with torch.autocast("cuda", dtype, enabled=dtype == torch.bfloat16):
-                found = encode_prompts(towers, frames, prompts, prefixes=True, impl=impl)
+                found = encode_prompts(towers, templates, prompts, prefixes=True, impl=impl)
                 loss = spcl(
-                    towers, frames, prompts[0], vectors, scale, labels, prefixes=found.prefixes, memory=2**26, impl=impl
+                    towers,
+                    templates,
+                    prompts[0],
+                    vectors,
+                    scale,
+                    labels,
+                    prefixes=found.prefixes,
+                    memory=2**26,
+                    impl=impl,
                 )
             return loss, found.features
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
-from pspg.kernels.text_tower import pair_indices
+from pspg.kernels.pairs import pair_indices
 
 Check = Callable[..., None]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -130,8 +130,8 @@ def test_gradients_of_some_inputs(device: torch.device, wanted: tuple[int, ...])
 
 
 def test_they_are_proper_operators(device: torch.device) -> None:
-    from pspg.kernels.asymmetric_loss import fused as asymmetric
-    from pspg.kernels.pair_loss import fused as pair
+    from pspg.kernels.asymmetric_loss import triton as asymmetric
+    from pspg.kernels.pair_loss import triton as pair
 
     logits = torch.randn(3, 2, 4, device=device, requires_grad=True)
     y = make_labels("mixed", 3, 4, device)

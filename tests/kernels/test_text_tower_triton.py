@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pspg.kernels.spcl import pair_features, sample_pairs, spcl
-from pspg.kernels.text_tower import Frame, TextTower, encode_prompts, pair_indices
-from pspg.kernels.text_tower.frozen import EAGER
-from pspg.kernels.text_tower.passes import Continuation
+from pspg.kernels.text_tower import PromptTemplate, TextTower, encode_prompts, pair_indices
+from pspg.kernels.text_tower.block_operations import Continuation
+from pspg.kernels.text_tower.blocks import EAGER
 
-fused = pytest.importorskip("pspg.kernels.text_tower.fused", reason="needs triton")
+fused = pytest.importorskip("pspg.kernels.text_tower.triton", reason="needs triton")
 
 Check = Callable[..., None]
-MakeFrame = Callable[..., Frame]
+MakeTemplate = Callable[..., PromptTemplate]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -194,7 +194,7 @@ def as_near(kernel: list[Tensor], eager: list[Tensor], exact: list[Tensor], slac
 )
 def test_prompts_to_losses(
     tower: TextTower,
-    make_frame: MakeFrame,
+    make_template: MakeTemplate,
     classes: int,
     n: int,
     images: int,
@@ -203,7 +203,7 @@ def test_prompts_to_losses(
     dtype: torch.dtype,
 ) -> None:
     """Single prompts, SPCL that continues their prefixes, and PCL, in one chunk and in several."""
-    frame = make_frame(classes, [1 + c % 3 for c in range(classes)] if named else None)
+    template = make_template(classes, [1 + c % 3 for c in range(classes)] if named else None)
     torch.manual_seed(0)
     prompts, vectors, scale = torch.randn(2, classes, n, 4), torch.randn(images, 3), torch.tensor(0.5)
     labels = torch.randint(-1, 2, (images, classes))
@@ -212,9 +212,9 @@ def test_prompts_to_losses(
         leaves = leaves_of(*(t.double() if dtype == torch.float64 else t for t in (prompts, vectors, scale)))
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             both, *rest = leaves
-            towers, frames = (part.to(both.dtype) for part in (tower, frame))
-            found = encode_prompts(towers, frames, both, prefixes=True, memory=memory, impl=impl)
-            given = (towers, frames, both[0], *rest, labels)
+            towers, templates = (part.to(both.dtype) for part in (tower, template))
+            found = encode_prompts(towers, templates, both, prefixes=True, memory=memory, impl=impl)
+            given = (towers, templates, both[0], *rest, labels)
             loss = spcl(*given, prefixes=found.prefixes, memory=memory, impl=impl)
             other = spcl(*given, target="sample", reduction="mean", impl=impl)
         return gradients((loss, other, found.features), leaves)
@@ -226,18 +226,18 @@ def test_prompts_to_losses(
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="the fixture's tower lies on the CPU; test_on_gpu.py has it full size"
 )
-def test_sampled_pairs_and_pair_features(tower: TextTower, make_frame: MakeFrame) -> None:
+def test_sampled_pairs_and_pair_features(tower: TextTower, make_template: MakeTemplate) -> None:
     torch.manual_seed(0)
-    short, frame = tower.to(torch.float32), make_frame(6)
+    short, template = tower.to(torch.float32), make_template(6)
     labels = (torch.rand(4, 6) < 0.3).long()
     sample = sample_pairs(labels, 4, torch.Generator().manual_seed(0))
     given = (torch.randn(6, 2, 4), torch.randn(4, 3), torch.tensor(0.5))
 
     def run(impl: str, dtype: torch.dtype) -> list[Tensor]:
         leaves = leaves_of(*(t.to(dtype) for t in given))
-        towers, frames = short.to(dtype), frame.to(dtype)
-        loss = spcl(towers, frames, *leaves, labels, sample=sample, impl=impl)
-        features = pair_features(towers, frames, leaves[0], impl=impl)
+        towers, templates = short.to(dtype), template.to(dtype)
+        loss = spcl(towers, templates, *leaves, labels, sample=sample, impl=impl)
+        features = pair_features(towers, templates, leaves[0], impl=impl)
         return gradients((loss, features), leaves)
 
     as_near(run("triton", torch.float32), run("eager", torch.float32), run("eager", torch.float64), 1e-6)
