@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
+from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.data.loaders.torch_loader import Batch
 from pspg.engine.distributed.deepspeed import Engine, barrier, start
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG
+from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.global_batch import GlobalPromptTask, SharedBatches
 from pspg.engine.training.tasks import PromptTask
 from pspg.engine.training.trainer import make_optimizer

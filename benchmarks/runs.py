@@ -13,13 +13,14 @@ import torch
 
 from pspg.engine.cli import parse
 from pspg.engine.commands.train import _build_prompt
-from pspg.engine.config import ModelConfig, TrainConfig
+from pspg.engine.config import ModelConfig
 from pspg.engine.data.loaders.torch_loader import Batch
 from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
 from pspg.engine.distributed.deepspeed import World, start
 from pspg.engine.evaluation.scoring import score
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG
+from pspg.engine.training.config import TrainConfig
 from pspg.engine.training.trainer import Trainer
 from pspg.engine.utils.device import autocast_dtype
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pspg.engine.config import ModelConfig, OptimConfig
+from pspg.engine.config import ModelConfig
 from pspg.engine.models.clip import build_clip, clip_config
+from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.cuda_graph import WARM_UP, Recorder, StepGraph
 from pspg.engine.training.losses import contrastive_loss
 from pspg.engine.training.tasks import ContrastiveModel

@@ -17,11 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
+from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.clip import ImageFeatures, build_clip, clip_config, image_features, text_tower
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.prompts import Vocabulary
 from pspg.engine.models.pspg import PromptHead
+from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.losses import prompt_loss
 from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.asymmetric_loss import asymmetric_loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -43,7 +44,7 @@ def prepare(settings: str, help: str) -> Command:
 
 
 COMMANDS = {
-    "train": Command("config:TrainConfig", "commands.train:train", "train either phase"),
+    "train": Command("training.config:TrainConfig", "commands.train:train", "train either phase"),
     "evaluate": Command("config:EvaluateConfig", "commands.evaluate:evaluate_model", "metrics, tables and a report"),
     "predict": Command("config:PredictConfig", "commands.predict:predict", "score images, DICOM films included"),
     "phantom": Command("commands.phantom:DrawConfig", "commands.phantom:draw", "draw a phantom data set"),
@@ -134,7 +135,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
             if dataclasses.is_dataclass(field.default_factory) and not hasattr(values[field.name], "keys"):
                 raise UserError(f"{field.name}: is a group of settings, got {values[field.name]!r}")
         _refuse_null(settings, values)
-        return name, settings(**vars(parsers[name].instantiate(values)))
+        return name, plain_numbers(settings(**vars(parsers[name].instantiate(values))))
     except ArgumentError as error:
         raise UserError(one_line(error)) from None
     except UnicodeDecodeError:
@@ -160,9 +161,26 @@ def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
             raise UserError(f"{prefix}{field.name}: must not be null")
 
 
+def plain_numbers(settings: Any) -> Any:
+    """The settings with int and float in place of the parser's numbers of a limited range, which YAML cannot write."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            plain_numbers(value)
+        for kind in (int, float):
+            if isinstance(value, kind) and type(value) not in (int, float, bool):
+                setattr(settings, field.name, kind(value))
+    return settings
+
+
 def one_line(error: Exception) -> str:
-    """Message of a parser error without its line breaks."""
-    return " ".join(str(error).split())
+    """Message of a parser error in one line; of the types that a setting may have, what its range refuses."""
+    text = str(error)
+    key, refused = re.search(r'key "([^"]+)"', text), re.search(r"Not of type \w+: (.*)", text)
+    if key and refused:
+        given = re.search(r"Given value: (.*)", text)
+        return f"{key[1]}: {refused[1]}" + (f", got {given[1]}" if given and given[1] not in refused[1] else "")
+    return " ".join(text.split())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,12 @@ from ..data.images import normalize, square_image, to_uint8
 from ..data.labels import select_classes
 from ..models.clip import ImageFeatures, build_clip, clip_config
 from ..models.frozen_image import FrozenImageTower
-from ..models.fusion import Fusion, SpatialFusion
-from ..models.pspg import class_logits, probabilities
+from ..models.fusions import FUSIONS, Fusion
+from ..models.pspg import probabilities
 from ..models.weights import check_fit, load_strictly
 from ..utils.errors import UserError
 from ..utils.files import new_folder
-from .model_folder import CLASSIFIER_JSON, LoadedModel, Pixels
+from .model_folder import CLASSIFIER_JSON, LoadedModel, Pixels, require_true
 from .run import load_tensors, read_json, write_json, write_tensors
 
 FORMAT = "pspg-classifier/1"
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
     Args:
         tower: image tower.
-        fusion: of its tokens, copied; None: regions.
+        fusion: of its tokens, copied.
         logit_scale: scalar, log of the inverse temperature.
         text_features: (2,C,D), unit norm, positive first; negative ones are zero where there are positive prompts only.
         class_names: C names.
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         tower: FrozenImageTower,
-        fusion: SpatialFusion | None,
+        fusion: Fusion,
         logit_scale: Tensor,
         text_features: Tensor,
         *,
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities (B,C), float32 or better, columns as `class_names`, of images (B,3,h,w)."""
         tokens = self.image_features(images).tokens
-        return probabilities(class_logits(self.channel_attention, self.logit_scale, tokens, *self.text_features)[0])
+        return probabilities(self.channel_attention.class_logits(self.logit_scale, tokens, *self.text_features)[0])
 
 
 @torch.no_grad()
@@ -164,20 +164,15 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
     try:
         config, names, fusion = description["model_cfg"], description["class_names"], description["fusion"]
         pixels = Pixels(**description["pixels"])
-        assert pixels.std > 0
-        assert pixels.size == config["vision_cfg"]["image_size"]
-        assert fusion in ("regions", *get_args(Fusion))
-        assert names
-        assert isinstance(names, list)
-        assert all(isinstance(name, str) for name in names)
+        require_true(pixels.std > 0, pixels.size == config["vision_cfg"]["image_size"], fusion in FUSIONS.names())
+        require_true(isinstance(names, list), len(names) > 0, all(isinstance(name, str) for name in names))
         text = torch.zeros(2, len(names), config["embed_dim"])
-    except (KeyError, TypeError, AssertionError, RuntimeError):
+    except (KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{file}: is damaged; export the model again") from None
     clip = build_clip(config).eval()
     load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
-    made = None if fusion == "regions" else SpatialFusion(fusion)
     classifier = Classifier(
-        FrozenImageTower(clip, dtype), made, torch.zeros(()), text, class_names=names, pixels=pixels
+        FrozenImageTower(clip, dtype), FUSIONS[fusion](), torch.zeros(()), text, class_names=names, pixels=pixels
     )
     tensors = load_tensors(folder / CLASSIFIER)
     check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
@@ -199,7 +194,7 @@ def _describe(classifier: Classifier, loaded: LoadedModel) -> dict[str, Any]:
         "format": FORMAT,
         "class_names": classifier.class_names,
         "pixels": asdict(pixels),
-        "fusion": "regions" if classifier.channel_attention is None else classifier.channel_attention.fusion,
+        "fusion": classifier.channel_attention.name,
         "bank_size": len(loaded.bank),
         "training": loaded.training,
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch")},

@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import open_clip
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, check_head
+from ..config import ModelConfig, check_values
 from ..data.manifest import load_label_names
 from ..models.clip import build_clip, clip_config
-from ..models.pspg import PsPG
+from ..models.pspg import PsPG, check_head
 from ..models.weights import load_strictly
 from ..utils.errors import UserError
 from .published import class_encoder
@@ -116,18 +116,26 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'model.json'}: not of the format {FORMAT}")
     try:
         pixels = Pixels(**description["pixels"])
-        assert pixels.std > 0
-        assert pixels.size == description["clip"]["vision_cfg"]["image_size"]
-        assert description["kind"] in ("pspg", "clip")
+        require_true(pixels.std > 0, pixels.size == description["clip"]["vision_cfg"]["image_size"])
+        require_true(description["kind"] in ("pspg", "clip"))
         if description["kind"] == "pspg":
             head = ModelConfig(**description["head"])
-            for key, hint in get_type_hints(ModelConfig).items():
-                assert get_origin(hint) is not Literal or getattr(head, key) in get_args(hint)
+            check_values(head)
             check_head(head)
-            assert all(isinstance(name, str) for name in description["class_names"])
-    except (KeyError, TypeError, AssertionError, ZeroDivisionError, UserError):
+            require_true(all(isinstance(name, str) for name in description["class_names"]))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, UserError):
         raise UserError(f"{folder / 'model.json'}: is damaged; export or train the model again") from None
     return description
+
+
+def require_true(*conditions: bool) -> None:
+    """Stop reading a file whose values contradict one another.
+
+    Raises:
+        ValueError: a condition does not hold. The reader tells which file.
+    """
+    if not all(conditions):
+        raise ValueError("values contradict one another")
 
 
 def weights_of(folder: Path) -> Path:

@@ -6,18 +6,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import open_clip
 import torch
 from torch import Tensor
 
-from pspg.kernels.prompt_decoder import Kind
-
 from ..config import LossConfig, ModelConfig
 from ..models.clip import TextEncoder, build_clip, clip_config, count_blocks, text_tower, tower_from_state
-from ..models.fusion import Fusion
-from ..models.prompts import Prompts
+from ..models.decoders import DECODERS
+from ..models.fusions import FUSIONS
 from ..models.pspg import PromptHead, PsPG
 from ..models.weights import check_fit, plain_state, read_weights
 from ..utils.errors import UserError
@@ -27,13 +25,6 @@ _TOKENS = 49408
 _TEXT = "text_encoder."
 _IMAGE = "image_encoder."
 _POSITIVE = "prompt_learner.pos_decoder."
-_HIDDEN: dict[Kind, tuple[str, int]] = {
-    "gru": ("gru.weight_hh", 1),
-    "lstm": ("lstm.weight_hh", 1),
-    "transformer": ("input_proj.weight", 0),
-    "mlp": ("mlp.0.weight", 0),
-}
-"""A parameter of a module that only this kind of decoder has, and its dimension that is H."""
 _TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
@@ -74,28 +65,29 @@ def import_published(
         class_names = _json(metadata, "names", source)
     if class_names is None:
         raise UserError(f"{source}: give class_names, the file does not say which classes it was trained on")
-    decoder, prompts = _decoder_kind(state, source), _choice(metadata, "prompts", "dual", Prompts, source)
+    decoder = _find_decoder(state, source)
+    prompts = _choice(metadata, "prompts", "dual", DECODERS[decoder].prompts, source)
     if prompts == "dual" and not any(name.startswith("prompt_learner.neg_decoder.") for name in state):
         raise UserError(f"{source}: has no prompt_learner.neg_decoder, and does not say that it needs none")
     state = _with_whole_embedding(state)
-    if decoder == "mlp":
+    if (length := DECODERS[decoder].published_length) is not None:
         text_width = _size(state, f"{_TEXT}ln_final.weight", 0, source)
-        prompt_length = _size(state, f"{_POSITIVE}mlp.2.weight", 0, source) // text_width
+        prompt_length = _size(state, _POSITIVE + length, 0, source) // text_width
     if prompt_length < 1:
         raise UserError(f"prompt_length: must be at least 1, got {prompt_length} for {source}")
-    name, dimension = _HIDDEN[decoder]
+    name, dimension = _published_decoders()[decoder]
     hidden = _size(state, f"{_POSITIVE}{name}", dimension, source)
     if decoder_heads < 1 or hidden % decoder_heads:
         raise UserError(f"decoder_heads: {decoder_heads} heads do not divide the hidden width {hidden} of {source}")
     settings = ModelConfig(
         backbone="imported",
         decoder=decoder,
-        prompts=cast(Prompts, prompts),
+        prompts=cast(Any, prompts),
         prompt_length=prompt_length,
         hidden_size=hidden,
         decoder_heads=decoder_heads,
         prefix=prefix,
-        fusion=cast(Fusion, _choice(metadata, "fusion", "gate_before_norm", Fusion, source)),
+        fusion=_choice(metadata, "fusion", "gate_before_norm", _published_fusions(), source),
     )
     clip = build_clip(_json(metadata, "clip", source) or _clip_config(state, source))
     text_width, width = clip.text_projection.shape
@@ -117,10 +109,13 @@ def published_state(model: PsPG) -> dict[str, Tensor]:
     CLIP's own temperature, which phase 2 does not use, has no place there.
 
     Raises:
-        UserError: learned contexts, or fusion regions.
+        UserError: a decoder or fusion that has no place there.
     """
-    for key, value in (("decoder", "context"), ("fusion", "regions")):
-        if getattr(model.config, key) == value:
+    for key, value, known in (
+        ("decoder", model.config.decoder, tuple(_published_decoders())),
+        ("fusion", model.config.fusion, _published_fusions()),
+    ):
+        if value not in known:
             raise UserError(f"layout: the published layout has no model.{key} {value}; use layout pspg-engine")
     return {**_published_names(model.clip.state_dict()), **model.head.state_dict()}
 
@@ -174,24 +169,33 @@ def _json(metadata: Mapping[str, str], key: str, source: str) -> Any:
         raise UserError(f"{source}: metadata {key} is not JSON") from None
 
 
-def _choice(metadata: Mapping[str, str], key: str, default: str, choices: object, source: str) -> str:
-    """Metadata's value, one of the arguments of the type `choices`, else the default."""
+def _choice(metadata: Mapping[str, str], key: str, default: str, choices: Sequence[str], source: str) -> str:
+    """Metadata's value, one of `choices`, else the default."""
     value = metadata.get(key, default)
-    if value not in get_args(choices):
-        raise UserError(f"{source}: metadata {key} is {value!r}, not one of {', '.join(get_args(choices))}")
+    if value not in choices:
+        raise UserError(f"{source}: metadata {key} is {value!r}, not one of {', '.join(choices)}")
     return value
 
 
-def _decoder_kind(state: Mapping[str, Tensor], source: str) -> Kind:
-    """Kind of the decoders, by their parameters."""
+def _published_decoders() -> dict[str, tuple[str, int]]:
+    """Decoder → a parameter that only it has, and its dimension that is H."""
+    return {name: found for name in DECODERS.names() if (found := DECODERS[name].published) is not None}
+
+
+def _published_fusions() -> tuple[str, ...]:
+    return tuple(name for name in FUSIONS.names() if FUSIONS[name].published)
+
+
+def _find_decoder(state: Mapping[str, Tensor], source: str) -> str:
+    """Name of the decoders, by their parameters."""
     names = [name.removeprefix(_POSITIVE) for name in state if name.startswith(_POSITIVE)]
     if not names:
         raise UserError(f"{source}: has no {_POSITIVE.rstrip('.')}; it is not a checkpoint of the authors' code")
-    for kind, (known, _) in _HIDDEN.items():
+    for decoder, (known, _) in _published_decoders().items():
         if any(name.startswith(f"{known.split('.')[0]}.") for name in names):
-            return kind
+            return decoder
     parts = ", ".join(sorted({name.split(".")[0] for name in names}))
-    raise UserError(f"{source}: its decoder ({parts}) is not one of {', '.join(_HIDDEN)}")
+    raise UserError(f"{source}: its decoder ({parts}) is not one of {', '.join(_published_decoders())}")
 
 
 def _with_whole_embedding(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

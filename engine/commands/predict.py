@@ -23,10 +23,10 @@ from ..data.loaders.choose import load_with, pick_loader
 from ..data.loaders.torch_loader import EvalLoader, ImageDataset, make_eval_loader
 from ..data.manifest import Sample, load_manifest
 from ..evaluation.report.write import write_csv
-from ..evaluation.scoring import frozen_features
 from ..evaluation.similarity_maps import MapWriter, similarity_maps
 from ..models.clip import ImageFeatures
-from ..models.pspg import PsPG, class_logits, probabilities
+from ..models.features import frozen_features
+from ..models.pspg import PsPG, probabilities
 from ..training.telemetry import report_bad, say
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
@@ -156,7 +156,7 @@ def _score(
     for batch in tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None):
         features = frozen_features(model, batch, device, autocast)
         sides = scorer.text(features)
-        logits, _ = class_logits(model.channel_attention, model.logit_scale, features.tokens, *sides)
+        logits, _ = model.channel_attention.class_logits(model.logit_scale, features.tokens, *sides)
         found = probabilities(logits.double()).cpu().numpy()
         if not np.isfinite(found).all():
             raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")

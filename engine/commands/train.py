@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..checkpoints.model_folder import Pixels, describe, load_bank, load_clip_folder, load_head, write_model
 from ..checkpoints.run import last_checkpoint
-from ..config import DataConfig, TrainConfig, check_train, graph_needs
+from ..config import DataConfig
 from ..data.cache.pixel_cache import open_cache
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import load_with, pick_loader
@@ -33,10 +33,14 @@ from ..data.loaders.torch_loader import (
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..distributed.deepspeed import World, barrier, start
 from ..distributed.watch import watch
-from ..evaluation.scoring import CachedBatches, cache_features
 from ..models.clip import load_clip, tokenize
-from ..models.pspg import PsPG
+from ..models.fusions import FUSIONS
+from ..models.pspg import PsPG, check_head
+from ..training.config import TrainConfig, check_train, graph_needs
+from ..training.feature_cache import CachedBatches, cache_features
 from ..training.global_batch import GlobalContrastiveTask, GlobalPromptTask, SharedBatches
+from ..training.losses import PromptLoss
+from ..training.losses.pair import PAIR_LOSSES
 from ..training.tasks import ContrastiveTask, PromptTask
 from ..training.telemetry import report_bad, say
 from ..training.trainer import Trainer, check_fresh
@@ -76,7 +80,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         UserError: whatever the user has to correct, before anything is written where possible.
     """
     check_train(config)
-    config = replace(config, loss=config.loss.resolved())
+    check_parts(config)
+    config = replace(config, loss=PromptLoss(config.loss).config)
     world = start(config.device, config.timeout_s)
     with _watch(config, world):
         trainer = make_trainer(config, world)
@@ -90,6 +95,27 @@ def train(config: TrainConfig) -> dict[str, Any]:
         say(f"finished at step {result['step']}: {config.output}")
         report_bad(bad)
     return result
+
+
+def check_parts(config: TrainConfig) -> None:
+    """Refuse decoders, fusions and losses that do not go together.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    check_head(config.model)
+    loss, fusion = config.loss, FUSIONS[config.model.fusion]
+    with_pairs = [name for name in PAIR_LOSSES.names() if PAIR_LOSSES[name].needs_pairs]
+    if loss.pair in with_pairs and not fusion.image_vector:
+        others = [name for name in PAIR_LOSSES.names() if name not in with_pairs]
+        raise UserError(
+            f"loss.pair: {loss.pair} compares pairs of classes with one vector an image, and model.fusion "
+            f"{fusion.name} makes none; use {' or '.join(others)}"
+        )
+    if loss.pair_samples and loss.pair not in with_pairs:
+        raise UserError(
+            f"loss.pair_samples: loss.pair {loss.pair} has no pairs to sample; use {' or '.join(with_pairs)}"
+        )
 
 
 def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
@@ -218,7 +244,7 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
     shared = _shares_batch(config, world)
     task = (GlobalPromptTask if shared else PromptTask)(
         model,
-        config.loss,
+        PromptLoss(config.loss),
         world,
         validation,
         bank=bank.to(world.device) if config.evaluation.context == "bank" else None,

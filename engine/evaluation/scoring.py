@@ -1,10 +1,10 @@
-"""Scores of a model over batches, and image features of the frozen tower kept in memory."""
+"""Scores of a model over batches, on one process or several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints.classifier import Classifier
-from ..data.loaders.torch_loader import Batch, EpochSampler, EvalLoader
+from ..data.loaders.torch_loader import Batch, EvalLoader
 from ..distributed.collectives import own_rank
 from ..distributed.deepspeed import gather_on_first
 from ..distributed.watch import advance
-from ..models.clip import ImageFeatures
+from ..models.features import FeatureBatch, frozen_features
 from ..models.prompts import Vocabulary
 from ..models.pspg import PromptHead, PsPG, probabilities
 from ..utils.errors import UserError
@@ -47,29 +46,6 @@ class Scores:
             np.concatenate(labels) if labels else None,
             np.concatenate([part.features for part in parts]),
         )
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """B images whose frozen features are already known."""
-
-    ids: list[str]
-    features: ImageFeatures
-    labels: Tensor | None
-    """float32 (B,C) in {1, 0, -1}, -1 masked"""
-    index: Tensor
-    """int64 (B,): rows of the data set"""
-
-
-@torch.no_grad()
-def frozen_features(
-    model: PsPG | Classifier, batch: Batch | FeatureBatch, device: torch.device, autocast: torch.dtype | None
-) -> ImageFeatures:
-    """Image features of a batch: the cached ones it brings, or those of the frozen tower."""
-    if isinstance(batch, FeatureBatch):
-        return ImageFeatures(*(tensor.to(device, non_blocking=True) for tensor in batch.features))
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        return model.image_features(batch.to(device, non_blocking=True).images)
 
 
 def score(
@@ -180,75 +156,3 @@ def score_together(
     if not parts:
         raise UserError(next(iter(bad.values()), "there are no images"))
     return Scores.join(parts), bad
-
-
-class CachedBatches:
-    """A data set whose image features are held in memory.
-
-    Args:
-        ids: N image ids.
-        features: global (N,D) and tokens (N,S,D), on the CPU.
-        labels: (N,C) or None.
-        bad: id → reason of the images left out.
-    """
-
-    def __init__(self, ids: list[str], features: ImageFeatures, labels: Tensor | None, bad: dict[str, str]) -> None:
-        self.ids, self.features, self.labels, self.bad = ids, features, labels, bad
-
-    def batch(self, index: Sequence[int]) -> FeatureBatch:
-        """The batch of these rows."""
-        rows = torch.as_tensor(index)
-        return FeatureBatch(
-            ids=[self.ids[i] for i in index],
-            features=ImageFeatures(*(tensor[rows] for tensor in self.features)),
-            labels=None if self.labels is None else self.labels[rows],
-            index=rows,
-        )
-
-    def eval_batches(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[FeatureBatch]:
-        """Rows in order; the last batch may be smaller. Each rank takes every `world_size`-th batch."""
-        return [
-            self.batch(range(start, min(start + batch_size, len(self.ids))))
-            for start in range(rank * batch_size, len(self.ids), world_size * batch_size)
-        ]
-
-    def train_loader(self, **sampling: Any) -> CachedTrainLoader:
-        """Batches in the order that the image loader would give them; arguments as `EpochSampler`."""
-        return CachedTrainLoader(self, EpochSampler(len(self.ids), **sampling))
-
-
-class CachedTrainLoader:
-    """Training batches of cached features."""
-
-    def __init__(self, cached: CachedBatches, sampler: EpochSampler) -> None:
-        self._cached, self._sampler = cached, sampler
-        self.batches_per_epoch = sampler.batches_per_epoch
-        self.bad = cached.bad
-
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[FeatureBatch]:
-        self._sampler.epoch, self._sampler.start_batch = epoch, start_batch
-        for rows in self._sampler:
-            yield self._cached.batch([index for _, index in rows])
-
-
-def cache_features(
-    model: PsPG, loader: EvalLoader, device: torch.device, autocast: torch.dtype | None, *, title: str
-) -> CachedBatches:
-    """Run the frozen image tower over a data set once and keep the features in memory, N·(S+1)·D floats.
-
-    Raises:
-        UserError: no image could be read.
-    """
-    ids: list[str] = []
-    parts: list[ImageFeatures] = []
-    labels: list[Tensor] = []
-    for batch in tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
-        features = frozen_features(model, batch, device, autocast)
-        parts.append(ImageFeatures(*(tensor.float().cpu().clone() for tensor in features)))
-        ids += batch.ids
-        if batch.labels is not None:
-            labels.append(batch.labels)
-    if not parts:
-        raise UserError(next(iter(loader.bad.values()), "there are no images"))
-    joined = ImageFeatures(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    return CachedBatches(ids, joined, torch.cat(labels) if labels else None, loader.bad)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspg.kernels.prompt_decoder import Kind, decode
 from pspg.kernels.text_tower import PromptTemplate, encode
 
-from ..config import ModelConfig
 from ..utils.errors import UserError
 from .clip import TextEncoder, text_encoder, tokenize, tokenizer
-from .contexts import ContextLearner
-from .decoders import draw_branches, initialise, make_decoder
-
-Prompts = Literal["dual", "shared", "positive"]
 
 
 class Vocabulary(nn.Module):
@@ -135,88 +128,3 @@ def _check_names(names: Sequence[str], tokens: Sequence[Sequence[int]], context:
         if count > 1:
             same = [repr(name) for name, other in zip(names, tokens, strict=True) if tuple(other) == ids]
             raise UserError(f"class names: duplicates: {', '.join(same)} (upper and lower case read the same)")
-
-
-class PromptLearner(nn.Module):
-    """One or two decoders: class features and image context in, prompts out.
-
-    Args:
-        width, hidden_size, text_width, heads: D, H, W and attention heads of each decoder.
-        prompt_length: n.
-        dropout: probability of dropping an element of what the decoders return in training; mlp has none.
-        drop_path: transformer: largest probability of dropping a residual branch in training.
-        kind: of the decoders.
-        prompts: dual: a decoder for positive and one for negative prompts; shared: one decoder with an output
-            projection for each; positive: no negative prompts.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        hidden_size: int,
-        text_width: int,
-        heads: int,
-        *,
-        prompt_length: int,
-        dropout: float,
-        drop_path: float = 0.0,
-        kind: Kind = "gru",
-        prompts: Prompts = "dual",
-    ) -> None:
-        super().__init__()
-        self.prompt_length, self.heads, self.kind = prompt_length, heads, kind
-        self.dropout, self.drop_path = 0.0 if kind == "mlp" else dropout, drop_path
-        sizes = (width, hidden_size, text_width, heads, prompt_length)
-        self.pos_decoder = make_decoder(kind, *sizes)
-        self.neg_decoder = make_decoder(kind, *sizes) if prompts == "dual" else None
-        self.neg_output: nn.Linear | None = None
-        if prompts == "shared":
-            projection = self.pos_decoder.projection
-            self.neg_output = nn.Linear(projection.in_features, projection.out_features)
-            initialise(self.neg_output)
-
-    def forward(self, class_features: Tensor, context: Tensor, *, impl: str = "auto") -> Tensor:
-        """Positive prompts and, if any, negative ones, (2,C,n,W) or (1,C,n,W).
-
-        Args:
-            class_features: (C,D).
-            context: (B,D) raw global features of the images that the prompts attend to.
-            impl: form of the decoder, as in `decode`.
-        """
-        decoders = [decoder for decoder in (self.pos_decoder, self.neg_decoder) if decoder is not None]
-        branches = None
-        if self.kind == "transformer" and self.training and self.drop_path:
-            branches = draw_branches(self.drop_path, len(decoders), self.prompt_length, class_features)
-        outputs = decode(
-            [decoder.weights() for decoder in decoders],
-            class_features,
-            context,
-            prompt_length=self.prompt_length,
-            heads=self.heads,
-            kind=self.kind,
-            branches=branches,
-            impl=impl,
-        )
-        outputs = F.dropout(outputs, self.dropout, self.training)
-        projections = [decoder.projection for decoder in decoders]
-        if self.neg_output is not None:
-            projections, outputs = [*projections, self.neg_output], outputs.expand(2, *outputs.shape[1:])
-        prompts = [projection(o) for projection, o in zip(projections, outputs, strict=True)]
-        return torch.stack(prompts).view(len(prompts), len(class_features), self.prompt_length, -1)
-
-
-def make_prompt_learner(width: int, text_width: int, config: ModelConfig) -> PromptLearner | ContextLearner:
-    """What makes the prompts of a configuration, freshly initialised; D and W are the widths of the CLIP."""
-    if config.decoder == "context":
-        return ContextLearner(text_width, config.prompt_length)
-    return PromptLearner(
-        width,
-        config.hidden_size,
-        text_width,
-        config.decoder_heads,
-        prompt_length=config.prompt_length,
-        dropout=config.dropout,
-        drop_path=config.drop_path,
-        kind=config.decoder,
-        prompts=config.prompts,
-    )

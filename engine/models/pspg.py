@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import open_clip
 import torch
@@ -17,22 +17,21 @@ from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
 
-from ..config import LossConfig, ModelConfig, check_head
-from ..distributed.collectives import gather_rows, own_part, split
+from ..config import LossConfig, ModelConfig
+from ..utils.errors import UserError
 from .clip import ImageFeatures, TextEncoder, image_features, text_tower
-from .contexts import ContextLearner
+from .decoders import DECODERS
 from .frozen_image import FrozenImageTower
-from .fusion import SpatialFusion
-from .prompts import Vocabulary, make_prompt_learner, make_vocabulary
-from .regions import SCALE, region_logits
+from .fusions import FUSIONS
+from .prompts import Vocabulary, make_vocabulary
 
 
 class TextFeatures(NamedTuple):
     """The text side for one context; it is the same for every image scored with that context."""
 
     prompts: Prompts
-    """positive prompts; with their prefix cache, for the pair loss, where a gradient is recorded, but not where ranks
-    share the classes: each encodes the prefixes of its own pairs then"""
+    """positive prompts; with their prefix cache, for the pair loss, where a gradient is recorded and one process
+    encodes all classes"""
     positive: Tensor
     """(C,D), unit norm, float32 or better"""
     negative: Tensor
@@ -50,7 +49,7 @@ class PsPGOutput:
     prompts: Prompts
     """as in `TextFeatures`"""
     image_vectors: Tensor | None
-    """(B,D) fused image vectors; None under fusion regions, where each class has its own"""
+    """(B,D) fused image vectors; None where each class has its own"""
     logit_scale: Tensor
     """scalar, log of the inverse temperature"""
     positive_features: Tensor
@@ -67,24 +66,34 @@ def probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=1)[:, 0]
 
 
-def class_logits(
-    fusion: SpatialFusion | None, logit_scale: Tensor, tokens: Tensor, positive: Tensor, negative: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Logits of images for classes whose text features are known: all that scoring needs of a model.
+def method_name(config: ModelConfig) -> str:
+    """Name of the method that a decoder and a fusion make together, for reports."""
+    decoder, fusion = DECODERS[config.decoder], FUSIONS[config.fusion]
+    return decoder.method if decoder.method == fusion.method else PsPG.__name__
 
-    Args:
-        fusion: of the tokens; None: regions.
-        logit_scale: scalar, log of the inverse temperature.
-        tokens: (B,S,D), token 0 global.
-        positive, negative: (C,D) text features of each side, as in `TextFeatures`.
 
-    Returns:
-        (B,2,C), index 0 positive, and the fused image vectors (B,D), which regions do not have; float32 or better.
+def check_head(model: ModelConfig) -> None:
+    """Refuse prompt heads that cannot be built.
+
+    Raises:
+        UserError: naming the key and what to do.
     """
-    if fusion is None:
-        return region_logits(tokens[:, 1:], positive, negative), None
-    vectors = fusion(tokens)
-    return torch.stack([similarity_logits(vectors, side, logit_scale) for side in (positive, negative)], dim=1), vectors
+    if model.hidden_size % model.decoder_heads:
+        raise UserError(
+            f"model.decoder_heads: {model.decoder_heads} heads do not divide model.hidden_size {model.hidden_size}"
+        )
+    allowed = DECODERS[model.decoder].prompts
+    if model.prompts not in allowed:
+        raise UserError(
+            f"model.prompts: {model.prompts} does not go with model.decoder {model.decoder}; use {' or '.join(allowed)}"
+        )
+
+
+class Encode(Protocol):
+    """Encodes the single prompts of all classes; `PromptHead.encode` does, or something that shares the work out."""
+
+    def __call__(self, prompts: Tensor, template: PromptTemplate, tower: TextTower) -> tuple[Tensor, Prompts]:
+        """Unit features (G,C,D) of prompts (G,C,n,W), and the positive prompts."""
 
 
 class PromptHead(nn.Module):
@@ -98,8 +107,7 @@ class PromptHead(nn.Module):
     Attributes:
         impl: form of the operators, as their `impl`.
         text_memory: bytes of the text tower's activations to hold at a time; None: the operators' default.
-        channel_attention: fusion of an image's tokens; None under fusion regions, which has no parameters, and whose
-            temperature is a constant: `logit_scale` does not train then.
+        channel_attention: fusion of an image's tokens.
 
     Raises:
         UserError: see `check_head`.
@@ -110,38 +118,41 @@ class PromptHead(nn.Module):
         self.impl = "auto"
         self.text_memory: int | None = None
         check_head(config)
-        self.prompt_learner = make_prompt_learner(width, text_width, config)
-        self.channel_attention = None if config.fusion == "regions" else SpatialFusion(config.fusion)
-        scale = 1 / 0.07 if self.channel_attention is not None else SCALE
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=self.channel_attention is not None)
+        self.prompt_learner = DECODERS[config.decoder].learner(width, text_width, config)
+        self.channel_attention = FUSIONS[config.fusion]()
+        self.logit_scale = nn.Parameter(
+            torch.tensor(math.log(self.channel_attention.scale)),
+            requires_grad=self.channel_attention.trains_temperature,
+        )
 
-    def text_features(self, context: Tensor, vocabulary: Vocabulary, tower: TextTower, ranks: int = 1) -> TextFeatures:
+    def text_features(
+        self, context: Tensor, vocabulary: Vocabulary, tower: TextTower, encode: Encode | None = None
+    ) -> TextFeatures:
         """Prompts and text features of the classes.
 
         Args:
             context: (M,D) raw global features that the prompts attend to.
-            ranks: how many ranks, this one among them, ask for the same. Where there are as many classes, each encodes
-                the single prompts of its part of them: that costs a text tower less a class that others encode, and two
-                collectives of (2,C,D). The decoders run on every rank, as classes attend to one another at each step.
+            encode: in place of `self.encode`.
         """
         prompts = self.prompt_learner(vocabulary.class_features, context, impl=self.impl)
-        if 1 < ranks <= len(vocabulary):
-            pieces = split(len(vocabulary), ranks)
-            start, stop = own_part(len(vocabulary))
-            sides, _ = self._encode(prompts[:, start:stop], vocabulary.frame.rows(start, stop), tower, keep_cache=False)
-            sides = gather_rows(sides.transpose(0, 1), [stop - start for start, stop in pieces]).transpose(0, 1)
-            positive = Prompts(prompts[0], vocabulary.frame)
-        else:
-            sides, positive = self._encode(prompts, vocabulary.frame, tower, keep_cache=torch.is_grad_enabled())
+        sides, positive = (encode or self.encode)(prompts, vocabulary.frame, tower)
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
         negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
         return TextFeatures(positive, sides[0], negative)
 
-    def _encode(
-        self, prompts: Tensor, template: PromptTemplate, tower: TextTower, *, keep_cache: bool
+    def encode(
+        self, prompts: Tensor, template: PromptTemplate, tower: TextTower, *, keep_cache: bool | None = None
     ) -> tuple[Tensor, Prompts]:
-        """Unit features (G,C,D) of the single prompts, and the positive prompts."""
-        found = encode_prompts(tower, template, prompts, keep_cache=keep_cache, memory=self.text_memory, impl=self.impl)
+        """Unit features (G,C,D) of the single prompts, and the positive prompts.
+
+        Args:
+            prompts: (G,C,n,W).
+            template: embeddings around the prompts.
+            tower: frozen text tower.
+            keep_cache: keep the positive prompts' prefix cache for the pair loss; None: where a gradient is recorded.
+        """
+        keep = torch.is_grad_enabled() if keep_cache is None else keep_cache
+        found = encode_prompts(tower, template, prompts, keep_cache=keep, memory=self.text_memory, impl=self.impl)
         with no_autocast(found.features):
             return F.normalize(at_least_fp32(found.features), dim=-1), found.prompts
 
@@ -151,7 +162,7 @@ class PromptHead(nn.Module):
         vocabulary: Vocabulary,
         tower: TextTower,
         context: Tensor | None = None,
-        ranks: int = 1,
+        encode: Encode | None = None,
         *,
         text: TextFeatures | None = None,
         pairs: bool = False,
@@ -163,21 +174,23 @@ class PromptHead(nn.Module):
             vocabulary: the classes.
             tower: frozen text tower.
             context: (M,D) global features that the prompts attend to; None: those of this batch (the paper).
-            ranks: as in `text_features`.
+            encode: as in `text_features`.
             text: result of `text_features`, computed before; `context` is then not used.
             pairs: compute pair logits too.
 
         Raises:
-            ValueError: pairs under fusion regions.
+            ValueError: pairs of a fusion that makes no image vectors.
         """
         global_, tokens = features
         if text is None:
-            text = self.text_features(global_ if context is None else context, vocabulary, tower, ranks)
-        logits, vectors = class_logits(self.channel_attention, self.logit_scale, tokens, text.positive, text.negative)
+            text = self.text_features(global_ if context is None else context, vocabulary, tower, encode)
+        logits, vectors = self.channel_attention.class_logits(self.logit_scale, tokens, text.positive, text.negative)
         pair_logits = None
         if pairs:
             if vectors is None:
-                raise ValueError("pairs: fusion regions makes no image vector to compare pairs with")
+                raise ValueError(
+                    f"pairs: fusion {self.channel_attention.name} makes no image vector to compare pairs with"
+                )
             pair_texts = pair_features(tower, text.prompts, impl=self.impl)
             pair_logits = similarity_logits(vectors, pair_texts, self.logit_scale)
         return PsPGOutput(
@@ -207,6 +220,8 @@ class PsPG(nn.Module):
         UserError: names or prompts that the text tower cannot take.
     """
 
+    prompt_learner: Any
+
     def __init__(
         self,
         clip: open_clip.CLIP,
@@ -232,8 +247,7 @@ class PsPG(nn.Module):
         self._image_tower: tuple[FrozenImageTower] | None = None
         self.vocabulary = self._make_vocabulary(names)
         self.to(self.tower.projection.dtype)
-        if isinstance(self.prompt_learner, ContextLearner) and config.context_init == "template":
-            self.prompt_learner.start_from_templates(clip.token_embedding.weight)
+        self.prompt_learner.start(clip.token_embedding.weight)
 
     @property
     def head(self) -> PromptHead:
@@ -276,8 +290,7 @@ class PsPG(nn.Module):
 
     def _make_vocabulary(self, names: Sequence[str]) -> Vocabulary:
         source = self.clip if self._class_encoder is None else self._class_encoder
-        # Contexts are the same for all classes: what follows them must tell classes apart.
-        prefix = self.config.prefix or self.config.decoder == "context"
+        prefix = self.config.prefix or DECODERS[self.config.decoder].needs_prefix
         return make_vocabulary(source, names, prefix, prompt_length=self.config.prompt_length)
 
     def train(self, mode: bool = True) -> PsPG:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from pspg.kernels.pairs import number_of_pairs
+from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower
 
 from ..distributed.batch_norm import synchronise
-from ..distributed.collectives import exchange, gather_rows, own_part
+from ..distributed.collectives import exchange, gather_rows, own_part, split
 from ..distributed.deepspeed import World
 from ..distributed.watch import advance
 from ..models.pspg import PsPGOutput
-from .losses import Whole, contrastive_loss
+from .losses import GlobalBatch, contrastive_loss
 from .tasks import ContrastiveTask, PromptTask, temperature
 
 
@@ -98,7 +99,21 @@ class GlobalPromptTask(PromptTask):
     def inputs(self, batch: SharedBatch) -> tuple[Any, ...]:
         features, vocabulary, tower = super().inputs(batch.own)
         context = gather_rows(features.global_[: batch.count], batch.counts)
-        return features, vocabulary, tower, context, self._world.size
+        return features, vocabulary, tower, context, self._encode
+
+    def _encode(self, prompts: Tensor, template: PromptTemplate, tower: TextTower) -> tuple[Tensor, Prompts]:
+        """Encode the single prompts of this rank's part of the classes, and gather the others' features.
+
+        That costs a text tower less a class that others encode, and two collectives of (2,C,D). The decoders run on
+        every rank, as classes attend to one another at each step. Each rank encodes the prefixes of its own pairs.
+        """
+        classes, ranks = prompts.shape[1], self._world.size
+        if classes < ranks:
+            return self.module.encode(prompts, template, tower)
+        counts = [stop - start for start, stop in split(classes, ranks)]
+        start, stop = own_part(classes)
+        sides, _ = self.module.encode(prompts[:, start:stop], template.rows(start, stop), tower, keep_cache=False)
+        return gather_rows(sides.transpose(0, 1), counts).transpose(0, 1), Prompts(prompts[0], template)
 
     def loss(self, output: PsPGOutput, batch: SharedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
@@ -107,11 +122,11 @@ class GlobalPromptTask(PromptTask):
         vectors = output.image_vectors
         if vectors is not None:
             vectors = vectors[: batch.count]
-            if self._loss.pair in ("spcl", "pcl"):
+            if self._loss.needs_pairs:
                 vectors = gather_rows(vectors, batch.counts)
         output = replace(output, logits=output.logits[: batch.count], image_vectors=vectors)
-        whole = Whole(batch.labels.to(self._world.device, non_blocking=True), own_part(pairs))
-        loss, parts = self._prompt_loss(output, batch.own.labels[: batch.count], sample, whole)
+        share = GlobalBatch(batch.labels.to(self._world.device, non_blocking=True), own_part(pairs))
+        loss, parts = self._prompt_loss(output, batch.own.labels[: batch.count], sample, share)
         return loss * self._world.size, {name: part * self._world.size for name, part in parts.items()}
 
 

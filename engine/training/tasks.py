@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from pspg.kernels.pairs import PairSample
 from pspg.kernels.spcl import sample_pairs
 
-from ..config import LossConfig
 from ..data.loaders.torch_loader import Batch
 from ..distributed.deepspeed import World, gather
 from ..evaluation.metrics import macro_auc
-from ..evaluation.scoring import Scores, frozen_features, in_order, place, score_batches
+from ..evaluation.scoring import Scores, in_order, place, score_batches
 from ..models.clip import encode_tokens
+from ..models.features import frozen_features
 from ..models.pspg import PromptHead, PsPG, PsPGOutput
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
-from .losses import Whole, contrastive_loss, prompt_loss
+from .losses import GlobalBatch, PromptLoss, contrastive_loss
 
 
 class ContrastiveModel(nn.Module):
@@ -118,7 +118,7 @@ class PromptTask:
 
     Args:
         model: its towers are frozen, its head trains.
-        loss: the loss's configuration.
+        loss: the loss.
         world: this process.
         validation: this rank's labelled batches, in a fixed order; None: no validation.
         bank: (M,D) context of validation under `evaluation.context: bank`; None: each batch is its own context.
@@ -128,7 +128,7 @@ class PromptTask:
     def __init__(
         self,
         model: PsPG,
-        loss: LossConfig,
+        loss: PromptLoss,
         world: World,
         validation: Iterable[Any] | None,
         *,
@@ -149,31 +149,29 @@ class PromptTask:
 
     def _sample(self, labels: Tensor) -> PairSample | None:
         """Pairs for the pair loss, from labels on the host: nothing waits for the device. None: all of them."""
-        if not self._loss.pair_samples or self._loss.pair not in ("spcl", "pcl"):
+        if not self._loss.config.pair_samples or not self._loss.needs_pairs:
             return None
-        return sample_pairs(labels, self._loss.pair_samples * len(self._model.vocabulary))
+        return sample_pairs(labels, self._loss.config.pair_samples * len(self._model.vocabulary))
 
     def _prompt_loss(
-        self, output: PsPGOutput, labels: Tensor, sample: PairSample | None, whole: Whole | None = None
+        self, output: PsPGOutput, labels: Tensor, sample: PairSample | None, global_batch: GlobalBatch | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         labels, model = labels.to(self._world.device, non_blocking=True), self._model
         # DeepSpeed's autocast ends with the forward, but the pair prompts are encoded here.
         with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
-            return prompt_loss(
+            return self._loss(
                 output,
                 labels,
                 model.tower,
-                model.vocabulary,
-                self._loss,
                 sample=sample,
-                whole=whole,
+                global_batch=global_batch,
                 memory=self.module.text_memory,
                 impl=self.module.impl,
             )
 
     def tensors(self, batch: Any) -> dict[str, Tensor] | None:
         """Pixels and labels; None where pairs are sampled, on the host, or features come with the batch."""
-        if self._loss.pair_samples or not isinstance(batch, Batch) or batch.labels is None:
+        if self._loss.config.pair_samples or not isinstance(batch, Batch) or batch.labels is None:
             return None
         return {"pixels": batch.pixels, "labels": batch.labels}
 

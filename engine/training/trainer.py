@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoints.run import last_checkpoint, load_tensors, read_json, save_checkpoint
-from ..config import OptimConfig, TrainConfig, graph_needs
 from ..distributed.deepspeed import Engine, World, barrier, broadcast_buffers, gather
 from ..distributed.watch import advance
 from ..models.weights import check_fit
 from ..utils.device import autocast_dtype, peak_bytes
 from ..utils.errors import UserError
+from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
 from .telemetry import LoaderWatch, Telemetry, say
 

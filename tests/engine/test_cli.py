@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pspg.engine.cli import COMMANDS, Command, main, parse
-from pspg.engine.config import LossConfig, TrainConfig, check_train
+from pspg.engine.commands.train import check_parts
+from pspg.engine.config import DataConfig, LossConfig, ModelConfig
+from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -102,23 +106,44 @@ def test_contradictions_name_the_key(tmp_path: Path, override: dict[str, object]
         settings[name] = {**settings.get(name, {}), **value} if isinstance(value, dict) else value
     file = tmp_path / "a.yaml"
     file.write_text(yaml.safe_dump(settings))
-    _, config = parse(["train", "--config", str(file)])
     with pytest.raises(UserError, match=rf"^{key}: "):
-        check_train(config)
+        check(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"text_memory": 0}, "text_memory"),
+        ({"task": "other"}, "task"),
+        ({"optim": OptimConfig(lr=float("nan"))}, "optim.lr"),
+        ({"model": ModelConfig(decoder="other")}, "model.decoder"),
+        ({"data": DataConfig(mean=1.5, std=0.2)}, "data.mean"),
+    ],
+)
+def test_settings_made_in_python_are_checked_like_those_of_the_command_line(override: Any, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}: "):
+        check_train(TrainConfig(**override))
+
+
+def check(arguments: list[str]) -> TrainConfig:
+    """Parse and check the settings of a training run."""
+    _, config = parse(["train", *arguments])
+    check_train(config)
+    check_parts(config)
+    return config
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configs_are_valid(file: Path) -> None:
-    _, config = parse(["train", "--config", str(file)])
-    check_train(config)
+    check(["--config", str(file)])
 
 
 @pytest.mark.parametrize("decoder", ["gru", "lstm", "transformer", "mlp"])
 @pytest.mark.parametrize("prompts", ["dual", "shared", "positive"])
 def test_the_ablations_are_overrides(decoder: str, prompts: str) -> None:
     file = CONFIGS[0].parent / "chexpert_phase2.yaml"
-    _, config = parse(["train", "--config", str(file), "--model.decoder", decoder, "--model.prompts", prompts])
-    check_train(config)
+    config = check(["--config", str(file), "--model.decoder", decoder, "--model.prompts", prompts])
     assert (config.model.decoder, config.model.prompts) == (decoder, prompts)
 
 
@@ -149,7 +174,7 @@ def test_loss_presets() -> None:
     keys = ("classification_weight", "classification_reduction", "pair_weight", "pair_reduction")
 
     def values(**settings: object) -> tuple[object, ...]:
-        resolved = LossConfig(**settings).resolved()  # type: ignore[arg-type]
+        resolved = PromptLoss(LossConfig(**settings)).config  # type: ignore[arg-type]
         return tuple(getattr(resolved, key) for key in keys)
 
     assert values() == (1.0, "sum", 1.0, "sum")

@@ -14,6 +14,8 @@ from ...checkpoints.model_folder import load_model
 from ...config import EvaluateConfig
 from ...data.loaders.torch_loader import Batch, ImageDataset
 from ...data.manifest import Manifest
+from ...models.decoders import DECODERS
+from ...models.pspg import method_name
 from ...models.templates import template_probabilities, template_texts
 from ...training.telemetry import read_metrics
 from ...utils.errors import UserError
@@ -34,14 +36,11 @@ class Prompted(ImageMethod):
         if self.context == "bank" and loaded.bank is None:
             raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
         head = loaded.model.config
-        self.name = config.method or head.method
-        if head.decoder == "context":
+        self.name = config.method or method_name(head)
+        decoder = DECODERS[head.decoder]
+        self.about = decoder.about
+        if not decoder.uses_context:
             self.context = "none"
-            self.about = (
-                "classifies radiographs into a list of named findings. A frozen CLIP encodes the image; two learned "
-                "sequences of vectors stand before each class name as its positive and negative prompt; a class's "
-                "probability is the softmax over the two prompts' similarities to the image."
-            )
         self.settings = {
             "checkpoint": str(loaded.weights),
             "pixels": asdict(loaded.pixels),

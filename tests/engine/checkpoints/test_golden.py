@@ -17,7 +17,7 @@ from pspg.engine.checkpoints.published import import_published
 from pspg.engine.config import LossConfig
 from pspg.engine.models.clip import ImageFeatures, image_features
 from pspg.engine.models.pspg import PsPG, PsPGOutput
-from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.losses import PromptLoss
 from pspg.kernels.pairs import pair_indices
 from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Prompts, pair_prompts, single_prompts
@@ -41,7 +41,7 @@ class Golden:
     def loss(self, **config: Any) -> tuple[Tensor, dict[str, Tensor]]:
         settings = LossConfig(preset="published", **config)
         model = self.model
-        return prompt_loss(self.output, self.tensors["labels"], model.tower, model.vocabulary, settings)
+        return PromptLoss(settings)(self.output, self.tensors["labels"], model.tower)
 
 
 @pytest.fixture(params=["golden_gru", "golden_gru_prefix", "golden_transformer", "golden_mlp"])

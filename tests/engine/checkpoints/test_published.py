@@ -143,7 +143,7 @@ def rename(state: dict[str, Tensor], old: str, new: str) -> None:
         (lambda s: s.update({"odd.key": torch.zeros(1)}), "unexpected: odd.key"),
         (lambda s: s.update({"prompt_learner.odd": torch.zeros(1)}), "unexpected: prompt_learner.odd"),
         (lambda s: s.update({"channel_attention.conv.weight": torch.zeros(1, 1, 5)}), "other shape: channel_attention"),
-        (lambda s: rename(s, ".gru.", ".rnn."), "rnn, self_attention) is not one of gru, lstm, transformer, mlp"),
+        (lambda s: rename(s, ".gru.", ".rnn."), "rnn, self_attention) is not one of gru, lstm, mlp, transformer"),
         (lambda s: rename(s, "pos_decoder", "decoder"), "has no prompt_learner.pos_decoder"),
         (lambda s: rename(s, "neg_decoder", "other"), "has no prompt_learner.neg_decoder"),
     ],

@@ -19,8 +19,7 @@ from torch.nn.functional import normalize
 from pspg.engine.cli import main
 from pspg.engine.evaluation import similarity_maps as module
 from pspg.engine.evaluation.similarity_maps import draw_maps, similarity_maps
-from pspg.engine.models.fusion import SpatialFusion
-from pspg.engine.models.pspg import class_logits
+from pspg.engine.models.fusions import FUSIONS
 from pspg.engine.utils.errors import UserError
 
 Make = Callable[..., Path]
@@ -31,7 +30,7 @@ def test_positions_add_up_to_the_log_odds() -> None:
     torch.manual_seed(0)
     tokens, text = torch.randn(3, 10, 8).double(), normalize(torch.randn(2, 5, 8).double(), dim=-1)
     scale = torch.tensor(1.5).double()
-    logits, _ = class_logits(SpatialFusion("ungated").double(), scale, tokens, *text)
+    logits, _ = FUSIONS["ungated"]().double().class_logits(scale, tokens, *text)
     maps = similarity_maps(tokens, *text, scale)
     assert maps.shape == (3, 5, 3, 3)
     whole = scale.exp() * normalize(tokens[:, 0], dim=-1) @ (text[0] - text[1]).T

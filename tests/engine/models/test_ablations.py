@@ -8,9 +8,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
+from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.config import OptimConfig
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.prompt_decoder import Kind
 
@@ -34,7 +35,7 @@ def train(clip: Any, names: list[str], loss: dict[str, Any], **config: Any) -> N
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
     losses = []
     for _ in range(3):
-        total, _ = prompt_loss(model(images), LABELS, model.tower, model.vocabulary, LossConfig(**loss))
+        total, _ = PromptLoss(LossConfig(**loss))(model(images), LABELS, model.tower)
         losses.append(total.item())
         optimizer.zero_grad()
         total.backward()

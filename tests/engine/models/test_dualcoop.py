@@ -21,9 +21,9 @@ from pspg.engine.checkpoints.run import best_checkpoint, last_checkpoint, load_t
 from pspg.engine.cli import main
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.clip import tokenize, tokenizer
+from pspg.engine.models.fusions.regions import region_logits
 from pspg.engine.models.pspg import PromptHead, PsPG
-from pspg.engine.models.regions import region_logits
-from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.tasks import PromptTask
 from pspg.engine.training.telemetry import read_metrics
 from pspg.engine.utils.errors import UserError
@@ -148,7 +148,7 @@ def test_a_few_steps_lower_the_loss_and_move_the_contexts_only(clip: Any, names:
     losses = []
     for _ in range(3):
         output = model(images())
-        loss, _ = prompt_loss(output, labels, model.tower, model.vocabulary, LossConfig(pair=pair))
+        loss, _ = PromptLoss(LossConfig(pair=pair))(output, labels, model.tower)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -171,7 +171,7 @@ def test_contexts_go_with_other_fusions_and_regions_with_other_decoders(clip: An
             model.zero_grad()
             model.head.impl = impl
             output = model(images())
-            total, _ = prompt_loss(output, labels, model.tower, model.vocabulary, loss, impl=impl)
+            total, _ = PromptLoss(loss)(output, labels, model.tower, impl=impl)
             total.backward()
             found[impl] = [total.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
         for one, other in zip(*found.values(), strict=True):
@@ -187,7 +187,7 @@ def test_pairs_need_an_image_vector(clip: Any, names: list[str]) -> None:
     output = model(images())
     assert output.image_vectors is None
     with pytest.raises(ValueError, match="no image vectors"):
-        prompt_loss(output, torch.ones(3, 4), model.tower, model.vocabulary, LossConfig(pair="pcl"))
+        PromptLoss(LossConfig(pair="pcl"))(output, torch.ones(3, 4), model.tower)
 
 
 def test_refusals(clip: Any, names: list[str]) -> None:
@@ -267,7 +267,8 @@ def test_scores_through_the_commands(
     bank = scores(run, phantoms, tmp_path / "x.csv")
     assert bank.std(axis=0).min() > 0
     batch = scores(run, phantoms, tmp_path / "x.csv", "--context", "batch", "--batch_size", "7")
-    np.testing.assert_allclose(batch, bank, atol=1e-6)
+    # Other batches, other products: logits, scaled by 100, differ by float32's rounding.
+    np.testing.assert_allclose(batch, bank, atol=1e-5)
     export = ["export-checkpoint", "--checkpoint", str(run), "--output"]
     assert main([*export, str(tmp_path / "model")]) == 0
     assert (scores(tmp_path / "model", phantoms, tmp_path / "x.csv") == bank).all()

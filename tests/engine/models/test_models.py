@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +11,29 @@ from torch.nn.functional import normalize
 
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.clip import build_clip, clip_config, image_features, tokenize
-from pspg.engine.models.decoders import draw_branches
-from pspg.engine.models.fusion import Fusion, SpatialFusion
-from pspg.engine.models.prompts import PromptLearner, Prompts, make_vocabulary
+from pspg.engine.models.decoders import DECODERS
+from pspg.engine.models.decoders._base import PromptLearner
+from pspg.engine.models.fusions import FUSIONS
+from pspg.engine.models.prompts import make_vocabulary
 from pspg.engine.models.pspg import PromptHead, PsPG, probabilities
-from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.utils.errors import UserError
-from pspg.kernels.prompt_decoder import Kind
 
 MakeClip = Callable[..., Any]
+KINDS = ("gru", "lstm", "mlp", "transformer")
+SPATIAL = ("gate_after_norm", "gate_before_norm", "global", "ungated")
 SMALL = {"prompt_length": 3, "hidden_size": 8, "decoder_heads": 2}
+
+
+def learner_of(decoder: str, *, width: int, text_width: int, **settings: Any) -> PromptLearner:
+    config = ModelConfig(decoder=decoder, prompts="shared", **settings)
+    learner = DECODERS[decoder].learner(width, text_width, config)
+    assert isinstance(learner, PromptLearner)
+    return learner
+
+
+def spatial(name: str) -> Any:
+    return FUSIONS[name]()
 
 
 def make(clip: Any, names: list[str], **config: Any) -> PsPG:
@@ -83,10 +96,10 @@ def test_what_trains_has_the_published_names(make_clip: MakeClip, names: list[st
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_initialisation(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_initialisation(kind: str) -> None:
     torch.manual_seed(0)
-    learner = PromptLearner(64, 64, 64, 4, prompt_length=1, dropout=0, kind=kind, prompts="shared")
+    learner = learner_of(kind, width=64, text_width=64, hidden_size=64, decoder_heads=4, prompt_length=1, dropout=0)
     for name, parameter in learner.named_parameters():
         if "gru" in name or "lstm" in name:
             assert parameter.abs().max() <= 64**-0.5
@@ -108,7 +121,7 @@ def test_clip_stays_frozen_and_in_eval_mode(make_clip: MakeClip, names: list[str
     assert not any(module.training for module in model.clip.modules())
     output = model(images())
     labels = torch.tensor([[1.0, 0, 0, 1], [0, 1, -1, 0], [0, 0, 1, 1]])
-    prompt_loss(output, labels, model.tower, model.vocabulary, LossConfig())[0].backward()
+    PromptLoss(LossConfig())(output, labels, model.tower)[0].backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
     assert all(p.grad is None and not p.requires_grad for p in model.clip.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.clip.state_dict().items())
@@ -147,14 +160,14 @@ def test_one_class(make_clip: MakeClip) -> None:
     assert output.logits.shape == (3, 2, 1)
     assert output.pair_logits is not None
     assert output.pair_logits.shape == (3, 0)
-    loss, parts = prompt_loss(output, torch.ones(3, 1), model.tower, model.vocabulary, LossConfig())
+    loss, parts = PromptLoss(LossConfig())(output, torch.ones(3, 1), model.tower)
     loss.backward()
     assert parts["pair"].item() == 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("decoder", get_args(Kind))
-@pytest.mark.parametrize("prompts", get_args(Prompts))
+@pytest.mark.parametrize("decoder", KINDS)
+@pytest.mark.parametrize("prompts", ["dual", "shared", "positive"])
 @pytest.mark.parametrize("prefix", [False, True], ids=["whole", "prefix"])
 def test_every_decoder_in_every_prompt_mode(
     make_clip: MakeClip, names: list[str], decoder: str, prompts: str, prefix: bool
@@ -178,10 +191,10 @@ def test_every_decoder_in_every_prompt_mode(
     close(literal.pair_logits, output.pair_logits)
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_shared_prompts_are_two_projections_of_one_decoder(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_prompts_are_two_projections_of_one_decoder(kind: str) -> None:
     torch.manual_seed(0)
-    learner = PromptLearner(6, 4, 5, 2, prompt_length=3, dropout=0.5, kind=kind, prompts="shared")
+    learner = learner_of(kind, width=6, text_width=5, hidden_size=4, decoder_heads=2, prompt_length=3, dropout=0.5)
     assert learner.neg_output is not None
     with torch.no_grad():
         for name in ("weight", "bias"):
@@ -197,7 +210,7 @@ def test_drop_path_only_in_training(make_clip: MakeClip, names: list[str]) -> No
     assert not torch.equal(model.train()(images()).logits, model(images()).logits)
     model = make(make_clip(), names, decoder="transformer", dropout=0, drop_path=0).train()
     assert torch.equal(model(images()).logits, model(images()).logits)
-    factors = draw_branches(0.5, 2, 100, torch.zeros(8, 6))
+    factors = DECODERS["transformer"].random_factors(0.5, 2, 100, torch.zeros(8, 6))["branches"]
     assert factors.shape == (2, 100, 2, 3, 8)
     assert torch.equal(factors[:, :, 0], torch.ones(2, 100, 3, 8))
     assert set(factors[:, :, 1].unique().tolist()) == {0.0, 2.0}
@@ -229,11 +242,11 @@ def test_other_classes(make_clip: MakeClip, names: list[str]) -> None:
     close(model.vocabulary.class_features[1], make(make_clip(), names).vocabulary.class_features[2])
 
 
-@pytest.mark.parametrize("fusion", get_args(Fusion))
-def test_summing_positions_first_is_exact(fusion: Fusion) -> None:
+@pytest.mark.parametrize("fusion", SPATIAL)
+def test_summing_positions_first_is_exact(fusion: str) -> None:
     """Per-position logits, summed at the end, and the one vector an image give the same logits."""
     torch.manual_seed(0)
-    module, tokens, text = SpatialFusion(fusion).double(), torch.randn(2, 5, 8).double(), torch.randn(3, 8).double()
+    module, tokens, text = spatial(fusion).double(), torch.randn(2, 5, 8).double(), torch.randn(3, 8).double()
     gate = module.gate(tokens)[..., None]
     rows = {
         "gate_after_norm": gate * normalize(tokens, dim=-1),
@@ -245,7 +258,7 @@ def test_summing_positions_first_is_exact(fusion: Fusion) -> None:
 
 
 def test_gate_is_a_convolution_over_positions() -> None:
-    module, tokens = SpatialFusion().double(), torch.randn(1, 4, 3).double()
+    module, tokens = spatial("gate_after_norm").double(), torch.randn(1, 4, 3).double()
     a, b, c = module.conv.weight.flatten()
     pooled = torch.cat([torch.zeros(1), tokens[0].mean(-1) + tokens[0].max(-1).values, torch.zeros(1)])
     close(module.gate(tokens)[0], torch.sigmoid(a * pooled[:-2] + b * pooled[1:-1] + c * pooled[2:]))
@@ -256,23 +269,23 @@ def test_the_published_order_cancels_the_gate() -> None:
     gradients = {}
     for fusion in ("gate_before_norm", "gate_after_norm"):
         torch.manual_seed(0)
-        module = SpatialFusion(fusion).double()  # type: ignore[arg-type]
+        module = spatial(fusion).double()
         module(tokens).square().sum().backward()
         assert module.conv.weight.grad is not None
         gradients[fusion] = module.conv.weight.grad.abs().max().item()
     assert gradients["gate_before_norm"] < 1e-13
     assert gradients["gate_after_norm"] > 1e-3
-    close(SpatialFusion("gate_before_norm").double()(tokens), SpatialFusion("ungated")(tokens))
+    close(spatial("gate_before_norm").double()(tokens), spatial("ungated")(tokens))
 
 
 def test_ungated_orders_train_no_gate() -> None:
-    assert not SpatialFusion("ungated").conv.weight.requires_grad
-    assert not SpatialFusion("global").conv.weight.requires_grad
+    assert not spatial("ungated").conv.weight.requires_grad
+    assert not spatial("global").conv.weight.requires_grad
 
 
 def test_fusion_is_float32_under_autocast() -> None:
     tokens = torch.randn(2, 5, 8).bfloat16()
-    module = SpatialFusion()
+    module = spatial("gate_after_norm")
     with torch.autocast("cpu", torch.bfloat16):
         vectors = module(tokens)
     assert vectors.dtype == torch.float32

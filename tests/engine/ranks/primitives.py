@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pspg.engine.distributed.batch_norm import synchronise
 from pspg.engine.distributed.collectives import exchange, gather_rows, mean_gradient, own_part
-from pspg.engine.training.losses import MAX_LOGIT_SCALE, contrastive_loss
+from pspg.engine.training.losses import contrastive_loss
+from pspg.engine.training.losses.contrastive import MAX_LOGIT_SCALE
 
 Counts = list[int]
 

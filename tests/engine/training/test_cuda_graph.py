@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.engine.config import LossConfig, ModelConfig, OptimConfig, TrainConfig, check_train
+from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.data.loaders.torch_loader import Batch
 from pspg.engine.distributed.deepspeed import start
 from pspg.engine.models.pspg import PsPG
+from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.cuda_graph import WARM_UP, Outcome, StepGraph
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.tasks import PromptTask
 from pspg.engine.training.telemetry import read_metrics
 from pspg.engine.training.trainer import Trainer
@@ -74,7 +76,7 @@ def run(
     world = start("cpu")
     torch.manual_seed(0)
     model = PsPG(make_clip().float(), small, names).freeze()
-    task = PromptTask(model, LossConfig(pair=pair).resolved(), world, None, bank=None, precision="fp32")
+    task = PromptTask(model, PromptLoss(LossConfig(pair=pair)), world, None, bank=None, precision="fp32")
     optim = OptimConfig(epochs=1, warmup_epochs=0, accumulate=2, lr=1e-2)
     config = TrainConfig(output=str(folder), batch_size=3, log_every=1, optim=optim)
     trainer = Trainer(config, task, Loader(len(names)), world, {})
@@ -131,7 +133,7 @@ def test_goes_on_without_where_the_replay_differs(
 def test_sampled_pairs_are_never_recorded(make_clip: Callable[..., Any], names: list[str]) -> None:
     world = start("cpu")
     model = PsPG(make_clip().float(), ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2), names).freeze()
-    loss = LossConfig(pair="spcl", pair_samples=2).resolved()
+    loss = PromptLoss(LossConfig(pair="spcl", pair_samples=2))
     task = PromptTask(model, loss, world, None, bank=None, precision="fp32")
     graph = StepGraph(task, world.device, fail)
     batches = list(Loader(len(names)).batches(0))
@@ -163,7 +165,7 @@ def test_records_a_step_on_a_gpu(make_clip: Callable[..., Any], names: list[str]
     world = start("cuda")
     small = ModelConfig(prompt_length=3, hidden_size=32, decoder_heads=2)
     model = PsPG(make_clip().float(), small, names).to(world.device).train().freeze(torch.bfloat16)
-    task = PromptTask(model, LossConfig().resolved(), world, None, bank=None, precision="bf16")
+    task = PromptTask(model, PromptLoss(LossConfig()), world, None, bank=None, precision="bf16")
     graph = StepGraph(task, world.device)
     replayed = 0
     for number, batch in enumerate(Loader(len(names)).batches(0)):

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pspg.engine.checkpoints.run import last_checkpoint, load_tensors
-from pspg.engine.config import TrainConfig, graph_needs
 from pspg.engine.data.loaders.torch_loader import Batch
 from pspg.engine.distributed.collectives import split
 from pspg.engine.training import global_batch as global_scope
+from pspg.engine.training.config import TrainConfig, graph_needs
 from pspg.engine.training.global_batch import SharedBatch, SharedBatches
 from pspg.engine.training.telemetry import read_metrics
 

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pspg.engine.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
+from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.data.loaders.torch_loader import Batch
 from pspg.engine.distributed.deepspeed import start
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.training.losses import binary_cross_entropy, contrastive_loss, prompt_loss, ranking_loss
+from pspg.engine.training.config import OptimConfig, TrainConfig
+from pspg.engine.training.losses import PromptLoss, contrastive_loss
+from pspg.engine.training.losses.classification.bce import binary_cross_entropy
+from pspg.engine.training.losses.pair.ranking import ranking_loss
 from pspg.engine.training.tasks import PromptTask
 from pspg.engine.training.trainer import Trainer, make_optimizer
 
@@ -100,7 +103,7 @@ def test_a_training_epoch_reads_nothing_before_it_logs(
     small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2, **settings)
     world = start("cpu")
     model = PsPG(make_clip().float(), small, names).freeze()
-    task = PromptTask(model, LossConfig(pair=pair).resolved(), world, None, bank=None, precision="fp32")
+    task = PromptTask(model, PromptLoss(LossConfig(pair=pair)), world, None, bank=None, precision="fp32")
     config = TrainConfig(
         output=str(tmp_path), batch_size=3, log_every=100, optim=OptimConfig(epochs=1, warmup_epochs=0, accumulate=2)
     )
@@ -142,7 +145,7 @@ def test_a_step_on_a_gpu_never_synchronises(make_clip: Callable[..., Any], names
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16):
             output = model(images)
-            loss, _ = prompt_loss(output, labels, model.tower, model.vocabulary, LossConfig())
+            loss, _ = PromptLoss(LossConfig())(output, labels, model.tower)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

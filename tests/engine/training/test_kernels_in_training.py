@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.losses import PromptLoss
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_training_on_gpu.py trains with compiled kernels")
@@ -28,7 +28,7 @@ def test_a_step_is_that_of_torch(make_clip: Callable[..., Any], names: list[str]
     def step(impl: str) -> list[Tensor]:
         model.head.impl = impl
         torch.manual_seed(1)  # dropout
-        loss, parts = prompt_loss(model(images), labels, model.tower, model.vocabulary, LossConfig(), impl=impl)
+        loss, parts = PromptLoss(LossConfig())(model(images), labels, model.tower, impl=impl)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         return [loss.detach(), *parts.values(), *gradients]
 

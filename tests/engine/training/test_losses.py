@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.training.losses import binary_cross_entropy, contrastive_loss, prompt_loss, ranking_loss
+from pspg.engine.training.losses import PromptLoss, contrastive_loss
+from pspg.engine.training.losses.classification.bce import binary_cross_entropy
+from pspg.engine.training.losses.pair.ranking import ranking_loss
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.spcl import ImageBatch, spcl
 
@@ -40,14 +42,14 @@ def test_presets(model: PsPG) -> None:
     assert output.image_vectors is not None
     batch = ImageBatch(output.image_vectors, output.logit_scale, LABELS)
     asl, pairs = asymmetric_loss(output.logits, LABELS), spcl(model.tower, output.prompts, batch)
-    paper, parts = prompt_loss(output, LABELS, model.tower, model.vocabulary, LossConfig())
+    paper, parts = PromptLoss(LossConfig())(output, LABELS, model.tower)
     assert paper.item() == pytest.approx((asl + pairs).item(), rel=1e-12)
     assert parts["classification"].item() == asl.item()
     assert parts["pair"].item() == pairs.item()
     assert not any(part.requires_grad for part in parts.values())
-    published, _ = prompt_loss(output, LABELS, model.tower, model.vocabulary, LossConfig(preset="published"))
+    published, _ = PromptLoss(LossConfig(preset="published"))(output, LABELS, model.tower)
     assert published.item() == pytest.approx((0.1 * asl + pairs / 6).item(), rel=1e-12)
-    only, parts = prompt_loss(output, LABELS, model.tower, model.vocabulary, LossConfig(pair="none"))
+    only, parts = PromptLoss(LossConfig(pair="none"))(output, LABELS, model.tower)
     assert only.item() == asl.item()
     assert parts.keys() == {"classification"}
 
@@ -56,7 +58,7 @@ def test_presets(model: PsPG) -> None:
 @pytest.mark.parametrize("pair", ["spcl", "pcl", "ranking", "none"])
 def test_every_combination_weighs_its_parts(model: PsPG, classification: Any, pair: Any) -> None:
     config = LossConfig(classification=classification, pair=pair, classification_weight=2.0, pair_weight=3.0)
-    total, parts = prompt_loss(model(images()), LABELS, model.tower, model.vocabulary, config)
+    total, parts = PromptLoss(config)(model(images()), LABELS, model.tower)
     expected = 2 * parts["classification"] + 3 * parts.get("pair", torch.tensor(0.0))
     assert total.item() == pytest.approx(expected.item(), rel=1e-12)
     assert total.requires_grad

@@ -20,6 +20,7 @@ from pspg.engine.checkpoints.run import last_checkpoint, load_tensors, read_json
 from pspg.engine.cli import parse
 from pspg.engine.commands.train import make_trainer
 from pspg.engine.distributed.deepspeed import World, gather, start
+from pspg.engine.training.losses import PromptLoss
 
 EPOCHS = 2
 
@@ -59,7 +60,7 @@ def go_on(config: Any, world: World) -> list[str]:
 
 def settings_of(arguments: Sequence[str]) -> Any:
     config = parse(arguments)[1]
-    return replace(config, loss=config.loss.resolved())
+    return replace(config, loss=PromptLoss(config.loss).config)
 
 
 def more(settings: Callable[[str], list[str]], task: str, run: Path) -> list[str]:

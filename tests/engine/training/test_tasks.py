@@ -12,6 +12,7 @@ from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.distributed.deepspeed import start
 from pspg.engine.evaluation.scoring import FeatureBatch
 from pspg.engine.models.pspg import PsPG
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.tasks import PromptTask
 from pspg.kernels.pairs import PairSelection
 from pspg.kernels.spcl import ImageBatch, sample_pairs, spcl
@@ -29,7 +30,7 @@ def test_pairs_are_sampled_from_the_batch_and_repeat_with_its_seed(make_clip: Ca
     output = model.head(features, model.vocabulary, model.tower)
 
     def pair_part(seed: int, samples: int) -> tuple[torch.Tensor, Any]:
-        config = LossConfig(pair=pair, pair_samples=samples).resolved()
+        config = PromptLoss(LossConfig(pair=pair, pair_samples=samples))
         task = PromptTask(model, config, start("cpu"), None, bank=None, precision="fp32")
         torch.manual_seed(seed)
         return task.loss(output, batch)[1]["pair"], torch.manual_seed(seed)

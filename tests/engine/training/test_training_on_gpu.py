@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pspg.engine.config import LossConfig, ModelConfig, OptimConfig
+from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.config import OptimConfig
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.trainer import make_optimizer
 
 
@@ -33,7 +34,7 @@ def test_loss_curves_of_200_steps_agree(make_clip: Callable[..., Any], names: li
             torch.manual_seed(step)
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
                 output = model(images[step])
-                loss, _ = prompt_loss(output, labels[step], model.tower, model.vocabulary, LossConfig(), impl=impl)
+                loss, _ = PromptLoss(LossConfig())(output, labels[step], model.tower, impl=impl)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -8,10 +8,30 @@ from torch import Tensor
 
 from pspg.kernels.precision import at_least_fp32, no_autocast
 
+from . import FUSIONS
+from ._base import Fusion
+
 SHARPNESS = 20.0
 """inverse temperature of the softmax over places (Sun et al. 2022)"""
 SCALE = 100.0
 """of the logits: the similarities that are pooled are scaled by 20, and the result by 5 (Sun et al. 2022)"""
+
+
+@FUSIONS.register
+class Regions(Fusion):
+    """Local tokens pooled for each class by itself; no parameters, a constant temperature, no vector an image."""
+
+    name = "regions"
+    scale = SCALE
+    trains_temperature = False
+    image_vector = False
+    method = "DualCoOp"
+    published = False
+
+    def class_logits(
+        self, logit_scale: Tensor, tokens: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, None]:
+        return region_logits(tokens[:, 1:], positive, negative), None
 
 
 def region_logits(local: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""Settings of a training run, as typed dataclasses; the command line reads them from YAML and dotted overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..config import (
+    DataConfig,
+    EvaluationConfig,
+    FractionBelowOne,
+    LossConfig,
+    ModelConfig,
+    Seed,
+    check_values,
+)
+from ..utils.errors import UserError
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Optimizer and schedule. Biases, norms and other 1-D parameters and the temperature are never decayed."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.05
+    momentum: FractionBelowOne = 0.9
+    """of sgd, with Nesterov"""
+    epochs: PositiveInt = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NonNegativeFloat = 5
+    warmup_lr: NonNegativeFloat = 1e-6
+    """where the linear warm-up starts"""
+    min_lr: NonNegativeFloat = 5e-6
+    """where the cosine ends"""
+    clip_norm: NonNegativeFloat = 0.0
+    """largest gradient norm; 0: no clipping"""
+    accumulate: PositiveInt = 1
+    """batches per optimizer step"""
+    ema_decay: FractionBelowOne = 0.0
+    """decay of the exponential moving average of the weights; 0: none"""
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """One training run of either phase."""
+
+    task: Literal["contrastive", "prompt"] = "prompt"
+    """phase 1 (contrastive fine-tuning on image-report pairs) or phase 2 (prompt learning)"""
+    output: str = "runs/pspg"
+    """run folder"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    batch_size: PositiveInt = 64
+    """images a batch over all processes"""
+    scope: Literal["global", "local"] = "global"
+    """with several processes, what the parts that look at a whole batch see (context, co-occurrence, pooling,
+    contrastive pairs, batch norm). global: the batch of all processes, so that any number of them computes the step of
+    one, pairs shared out; local: each process its own share"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: what the processes share out. 1: optimizer state; 2: gradients, too; 3: weights, too, in
+    phase 1"""
+    resume: Literal["latest"] | None = None
+    """latest: continue this run from its newest checkpoint, or start it if it has none"""
+    timeout_s: PositiveInt = 600
+    """several processes: seconds without a sign of life, or without a batch while the others wait, after which a rank
+    counts as lost and the run ends; also how long the processes wait for each other at the start"""
+    save_every: NonNegativeInt = 0
+    """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
+    log_every: PositiveInt = 10
+    """optimizer steps between log lines; the host waits for the device only there"""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """phase 2 on a GPU: record the step once as a CUDA graph and replay it; batches of another shape, a step that
+    cannot be recorded, or whose replay differs, run as usual. auto: wherever it applies; on: refuse settings where it
+    does not"""
+    text_memory: PositiveInt | None = None
+    """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
+    seed: Seed = 0
+
+
+def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
+    """What a run of so many processes lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
+    needs = {
+        "task prompt": config.task == "prompt",
+        "zero_stage 0": config.zero_stage == 0,
+        "data.cache_features false": not config.data.cache_features,
+        "loss.pair_samples 0, they are drawn on the host": not config.loss.pair_samples,
+        "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
+        "a GPU, device is cpu": config.device != "cpu",
+        "one process or scope local, collectives are not recorded": processes == 1 or config.scope == "local",
+    }
+    return next((need for need, met in needs.items() if not met), None)
+
+
+def check_train(config: TrainConfig) -> None:
+    """Refuse values and combinations that cannot run; what the parts of the model say of one another is not checked.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    check_values(config)
+    data, optim = config.data, config.optim
+    if not data.train:
+        raise UserError("data.train: name the training manifest (a JSONL file)")
+    if (data.mean is None) != (data.std is None):
+        raise UserError("data.mean: give data.mean and data.std together, or neither")
+    if optim.warmup_epochs > optim.epochs:
+        raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
+    if config.zero_stage == 3:
+        if config.task == "prompt":
+            raise UserError("zero_stage: 3 is for phase 1; the head of phase 2 is small, use 0, 1 or 2")
+        if optim.ema_decay:
+            raise UserError("zero_stage: 3 keeps no average of the weights; set optim.ema_decay to 0, or use 0, 1 or 2")
+        if config.precision == "fp16":
+            raise UserError("zero_stage: 3 does not go with precision fp16; use bf16, or stage 0, 1 or 2")
+    need = graph_needs(config)
+    if config.cuda_graphs == "on" and need:
+        raise UserError(f"cuda_graphs: needs {need}")
+    if data.cache_features and config.task == "contrastive":
+        raise UserError("data.cache_features: phase 1 trains the image tower, its features cannot be cached")
+    if data.cache_features and data.augment:
+        raise UserError("data.cache_features: needs data.augment false, features are computed once")
+    if data.cache_features and data.flip:
+        raise UserError("data.cache_features: needs data.flip 0, features are computed once")
