@@ -37,7 +37,7 @@ from pspg.engine.models.decoders import GRUDecoder
 from pspg.kernels.asymmetric_loss import fused as asymmetric_loss
 from pspg.kernels.launch import Launch, record
 from pspg.kernels.pair_loss import fused as pair_loss
-from pspg.kernels.prompt_decoder import fused as prompt_decoder
+from pspg.kernels.prompt_decoder import triton as prompt_decoder
 from pspg.kernels.text_tower import fused as text_tower
 
 SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -332,7 +332,8 @@ def violations(row: Row) -> list[str]:
 
 def display_name(module: str, kernel: str) -> str:
     """pspg.kernels.pair_loss.fused, _pairs_kernel → pair_loss._pairs_kernel"""
-    return f"{module.removeprefix('pspg.kernels.').removesuffix('.fused')}.{kernel.rpartition('.')[2]}"
+    folder = module.removeprefix("pspg.kernels.").partition(".")[0]
+    return f"{folder}.{kernel.rpartition('.')[2]}"
 
 
 def _jit_function(kernel: Any) -> Any:

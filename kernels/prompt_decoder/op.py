@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..dispatch import check_shapes, resolve, with_triton
 from ..precision import compute_dtype
-from . import folded, lstm, mlp, reference, transformer
+from . import eager, lstm, mlp, reference, transformer
 from .reference import Decoder
 
 Kind = Literal["gru", "lstm", "transformer", "mlp"]
 _FORMS: dict[Kind, dict[str, Callable[..., Tensor]]] = {
-    "gru": {"eager": folded.decode, "reference": reference.decode},
+    "gru": {"eager": eager.decode, "reference": reference.decode},
     "lstm": {"eager": lstm.eager, "reference": lstm.reference},
     "transformer": {"eager": transformer.eager, "reference": transformer.reference},
     "mlp": {"eager": mlp.decode, "reference": mlp.decode},
@@ -80,6 +80,6 @@ def _kernels_take(decoders: Sequence[Decoder], context: Tensor, heads: int) -> b
 
 
 def _fused(*arguments: Any, **options: Any) -> Tensor:
-    from .fused import decode  # imports triton
+    from .triton import decode  # imports triton
 
     return decode(*arguments, **options)

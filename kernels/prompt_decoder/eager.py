@@ -4,7 +4,7 @@ Keys and values of the images are projected once, not at every step, and where t
 them are folded into them. The input of step i+1 is affine in what step i passes to `fc`, so W_ih·W_fc is one matrix and
 the outputs themselves are one product after the loop. The loop has a backward of its own: going back over the steps it
 forms input gradients only, each weight gradient is one product over the rows of all steps afterwards. MATH.md, section
-"Prompt decoder", has the derivations. The steps are torch operators here and kernels in `fused.py`; the rest is shared.
+"Prompt decoder", has the derivations. The steps are torch operators here and kernels in `triton/`; the rest is shared.
 """
 
 from __future__ import annotations

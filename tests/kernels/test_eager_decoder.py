@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.kernels.prompt_decoder import decode, folded
-from pspg.kernels.prompt_decoder.folded import cross_fold_is_cheaper, feedback_fold_is_cheaper
+from pspg.kernels.prompt_decoder import decode, eager
+from pspg.kernels.prompt_decoder.eager import cross_fold_is_cheaper, feedback_fold_is_cheaper
 
 
 def decoder(width: int, hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -76,8 +76,8 @@ def test_equals_the_reference(classes: int, images: int, n: int, count: int) -> 
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize("feedback", [False, True])
 def test_every_way_of_folding_is_exact(monkeypatch: pytest.MonkeyPatch, cross: bool, feedback: bool) -> None:
-    monkeypatch.setattr(folded, "cross_fold_is_cheaper", lambda **_: cross)
-    monkeypatch.setattr(folded, "feedback_fold_is_cheaper", lambda **_: feedback)
+    monkeypatch.setattr(eager, "cross_fold_is_cheaper", lambda **_: cross)
+    monkeypatch.setattr(eager, "feedback_fold_is_cheaper", lambda **_: feedback)
     decoders, features, context = make(3, 4, 2)
     inputs = [features, context, *(tensor for one in decoders for tensor in one.values())]
     expected, got = (outcome(impl, decoders, features, context, 3, inputs) for impl in ("reference", "eager"))

@@ -5,7 +5,7 @@ seven back: everything between two products is part of one of them. LayerNorm is
 softmax and their derivatives before they are written. Products take the compute dtype and add up in float32, as all the
 rest is computed. Every value is written by one program, so that results do not vary from run to run.
 
-Around the loop, and for the gradients of the weights, `folded.py` is used as it is, and so are its names. Step i makes
+Around the loop, and for the gradients of the weights, `eager.py` is used as it is, and so are its names. Step i makes
 of h_{i−1} (state) and summed_{i−1}: gates; inner, what the GRU cell returns; qkv; attended; first and second, what the
 two LayerNorms read; h_i; rows, the scores of the images; mixed, their softmax; summed_i.
 """
@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import configuration, launch, pin
-from ..primitives import tanh
-from . import folded
-from .folded import EPS, Flow, Kept, Known, Loop, Steps, empty_kept, empty_outputs
-from .reference import Decoder
+from ...launch import configuration, launch, pin
+from ...primitives import tanh
+from .. import eager
+from ..eager import EPS, Flow, Kept, Known, Loop, Steps, empty_kept, empty_outputs
+from ..reference import Decoder
 
 # BLOCK_C: rows, BLOCK: columns, BLOCK_K: inputs at a time. Products of float32 are three, with more registers.
 pin("decoder_gru", sm_80={"BLOCK_C": 32, "BLOCK": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3})
@@ -49,7 +49,7 @@ def decode(
 ) -> Tensor:
     """Outputs o_1…o_n of G decoders; arguments and result as `op.decode`. The result can be differentiated once."""
     steps = Steps(forward_steps, backward_steps)
-    return folded.decode(decoders, class_features, context, prompt_length=prompt_length, heads=heads, steps=steps)
+    return eager.decode(decoders, class_features, context, prompt_length=prompt_length, heads=heads, steps=steps)
 
 
 def forward_steps(loop: Loop, n: int, heads: int, keep: bool) -> tuple[Tensor, Kept | None]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pspg.engine.models.decoders import GRUDecoder
-from pspg.kernels.prompt_decoder import decode, folded
+from pspg.kernels.prompt_decoder import decode
+from pspg.kernels.prompt_decoder import eager as eager_form
 
-pytest.importorskip("pspg.kernels.prompt_decoder.fused", reason="needs triton")
+pytest.importorskip("pspg.kernels.prompt_decoder.triton", reason="needs triton")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -82,7 +83,7 @@ def test_outputs_and_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for choice in ("cross_fold_is_cheaper", "feedback_fold_is_cheaper"):  # the eager form folds as the kernels do
-        monkeypatch.setattr(folded, choice, lambda **_: True)
+        monkeypatch.setattr(eager_form, choice, lambda **_: True)
     inputs = Inputs(device, classes=classes, images=images, hidden=hidden, heads=heads, count=count)
     exact = inputs.outcome("reference", torch.float64, n)
     got, eager = (inputs.outcome(impl, dtype, n) for impl in ("triton", "eager"))
@@ -125,9 +126,9 @@ def test_keeps_nothing_without_gradients(
     tensors = [tensor.to(dtype) for tensor in inputs.tensors]
     expected = inputs.run("triton", [tensor.requires_grad_() for tensor in tensors], 3)
     seen = []
-    run = folded.Steps.__new__
+    run = eager_form.Steps.__new__
 
-    def steps(kind: type, forward: Callable[..., tuple[Tensor, object]], backward: object) -> folded.Steps:
+    def steps(kind: type, forward: Callable[..., tuple[Tensor, object]], backward: object) -> eager_form.Steps:
         def watched(*arguments: object) -> tuple[Tensor, object]:
             outputs, kept = forward(*arguments)
             seen.append(kept)
@@ -135,7 +136,7 @@ def test_keeps_nothing_without_gradients(
 
         return run(kind, watched, backward)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folded.Steps, "__new__", steps)
+    monkeypatch.setattr(eager_form.Steps, "__new__", steps)
     with torch.no_grad():
         outputs = inputs.run("triton", tensors, 3)
     assert seen == [None]
