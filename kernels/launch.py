@@ -120,6 +120,8 @@ def _laid_out(kernel: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             if isinstance(argument, Batched):
                 parameters += argument.parameters
                 continue
+            if isinstance(argument, Tensor) and not argument.is_contiguous():
+                raise ValueError(f"must be contiguous, got {_layout(argument)}")
         except ValueError as error:
             raise ValueError(f"{kernel.__name__}: {kernel.arg_names[len(parameters)]} {error}") from None
         parameters.append(argument)

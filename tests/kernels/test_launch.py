@@ -60,3 +60,9 @@ def test_a_stack_that_is_laid_out_otherwise_is_named(wrong: str) -> None:
     x = torch.empty(2, 3, 8, device=META)[..., ::2] if wrong == "a column of gaps" else torch.empty(3, 4, device=META)
     with launch.record(80), pytest.raises(ValueError, match=r"^kernel: x needs \(A,R,K\) .* got shape"):
         launch.launch(KERNEL, (1,), launch.Batched(x), torch.empty(2, device=META))
+
+
+def test_a_tensor_that_is_not_contiguous_is_named() -> None:
+    wrong = torch.empty(4, 2, device=META).T
+    with launch.record(80), pytest.raises(ValueError, match=r"^kernel: y must be contiguous, got shape \(2, 4\)"):
+        launch.launch(KERNEL, (1,), launch.Batched(None), wrong)
