@@ -1,4 +1,4 @@
-"""What a kernel is held to: the error that torch makes in the same dtype, element by element."""
+"""What kernels are held to: the error that torch makes in the same dtype, element by element."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ def no_worse(kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[
                 f"tensor {number}: {int((excess > 0).sum())} of {excess.numel()} elements are too far off; the worst, "
                 f"{tuple(map(int, worst))}, by {error[worst]:.3g}, eager's by {usual[worst]:.3g}, of {right[worst]:.3g}"
             )
+
+
+def no_worse_in_norm(kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor], slack: float) -> None:
+    """Hold what many operators make one after the other to twice eager's error, tensor by tensor.
+
+    Steps that feed one another amplify single roundings, so that elements say little.
+
+    Args:
+        slack: allowed on top, in proportion to the exact result.
+
+    Raises:
+        AssertionError: dtypes that differ, or an error that is too large.
+    """
+    for number, (got, other, right) in enumerate(zip(kernel, eager, exact, strict=True)):
+        assert got.dtype == other.dtype, f"tensor {number}: {got.dtype} against {other.dtype}"
+        right = right.to(got.device, torch.float64)
+        error, usual = ((tensor.to(right) - right).norm() for tensor in (got, other))
+        assert error <= 2 * usual + slack * right.norm(), f"tensor {number}: off by {error:.3g}, eager by {usual:.3g}"
 
 
 def _typical(usual: Tensor, dtype: torch.dtype) -> Tensor:

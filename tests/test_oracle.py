@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.oracle import no_worse
+from tests.oracle import no_worse, no_worse_in_norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -59,3 +59,13 @@ def test_what_cannot_be_compared_is_refused() -> None:
             no_worse([got], [good], [right])
     empty = good[:0]
     no_worse([empty], [empty], [right[:0]])
+
+
+def test_in_norm_an_error_three_times_as_large_is_refused() -> None:
+    exact = torch.ones(8, dtype=torch.float64)
+    eager, kernel = (exact + 1e-3).float(), (exact + 3e-3).float()
+    no_worse_in_norm([kernel], [eager], [exact], slack=1.1e-3)
+    with pytest.raises(AssertionError, match=r"tensor 0: off by 0\.00849, eager by 0\.00283"):
+        no_worse_in_norm([kernel], [eager], [exact], slack=0.9e-3)
+    with pytest.raises(AssertionError, match=r"float64 against torch\.float32"):
+        no_worse_in_norm([exact], [eager], [exact], slack=1)

@@ -17,7 +17,7 @@ from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.text_tower import PromptTemplate, TextLayer, TextTower, encode_prompts
 from pspg.kernels.text_tower.block_operations import BlockOperations, RaggedPairs
 from pspg.kernels.text_tower.eager import EAGER
-from tests.oracle import no_worse
+from tests.oracle import no_worse, no_worse_in_norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,8 +122,7 @@ def test_decoders(dtype: torch.dtype) -> None:
 
     exact = run("reference", [t.double() for t in given])
     slack = 1e-5 if dtype == torch.float32 else 0.01
-    for got, other, right in zip(run("triton", given), run("eager", given), exact, strict=True):
-        assert (got - right).norm() <= 2 * (other - right).norm() + slack * right.norm()
+    no_worse_in_norm(run("triton", given), run("eager", given), exact, slack)
 
 
 def test_decoders_run_inside_a_captured_graph() -> None:
@@ -187,5 +186,4 @@ def test_prompts_to_losses(dtype: torch.dtype) -> None:
         return outcome(function, [t.to(torch.float64) for t in given] if dtype == torch.float64 else given)
 
     slack = 0.01 if dtype == torch.bfloat16 else 1e-5
-    for got, other, right in zip(run("triton", dtype), run("eager", dtype), run("eager", torch.float64), strict=True):
-        assert (got - right).norm() <= 2 * (other - right).norm() + slack * right.norm()
+    no_worse_in_norm(run("triton", dtype), run("eager", dtype), run("eager", torch.float64), slack)

@@ -15,7 +15,7 @@ from pspg.kernels.spcl import ImageBatch, pair_features, sample_pairs, spcl
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
 from pspg.kernels.text_tower.block_operations import RaggedPairs
 from pspg.kernels.text_tower.eager import EAGER
-from tests.oracle import no_worse
+from tests.oracle import no_worse, no_worse_in_norm
 
 pytest.importorskip("triton", reason="needs triton")
 from pspg.kernels.text_tower.triton import TRITON, add_norm, attention, gather, quick_gelu
@@ -190,13 +190,6 @@ def test_they_are_proper_operators(device: torch.device) -> None:
         torch.library.opcheck(attention._attention, (tensor(3, 2, 24), tensor(2, 2, 16), starts, lengths, 2))
 
 
-def as_near(kernel: list[Tensor], eager: list[Tensor], exact: list[Tensor], slack: float) -> None:
-    """What many kernels make together is as near to the exact result as torch's, measured in norms."""
-    for got, other, right in zip(kernel, eager, exact, strict=True):
-        assert got.dtype == other.dtype
-        assert (got - right).norm() <= 2 * (other - right).norm() + slack * right.norm()
-
-
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="the fixture's tower lies on the CPU; test_on_gpu.py has it full size"
 )
@@ -204,9 +197,8 @@ def as_near(kernel: list[Tensor], eager: list[Tensor], exact: list[Tensor], slac
     ("classes", "n", "images", "named", "memory", "dtype"),
     [
         (2, 1, 1, False, None, torch.float32),
-        (4, 3, 3, True, None, torch.float32),
-        (4, 3, 3, True, None, torch.bfloat16),
-        (4, 2, 3, False, None, torch.bfloat16),
+        (3, 2, 3, True, None, torch.float32),
+        (3, 2, 3, True, None, torch.bfloat16),
         (4, 2, 3, False, 8000, torch.float32),
     ],
 )
@@ -239,7 +231,7 @@ def test_prompts_to_losses(
         return gradients((loss, other, found.features), leaves)
 
     slack = 0.01 if dtype == torch.bfloat16 else 1e-6
-    as_near(run("triton"), run("eager"), run("eager", torch.float64), slack)
+    no_worse_in_norm(run("triton"), run("eager"), run("eager", torch.float64), slack)
 
 
 @pytest.mark.skipif(
@@ -247,20 +239,21 @@ def test_prompts_to_losses(
 )
 def test_sampled_pairs_and_pair_features(tower: TextTower, make_template: MakeTemplate) -> None:
     torch.manual_seed(0)
-    short, template = tower.to(torch.float32), make_template(6)
-    labels = (torch.rand(4, 6) < 0.3).long()
-    sample = sample_pairs(labels, 4, torch.Generator().manual_seed(0))
-    given = (torch.randn(6, 2, 4), torch.randn(4, 3), torch.tensor(0.5))
+    short, template = tower.to(torch.float32), make_template(5)
+    labels = (torch.rand(4, 5) < 0.3).long()
+    sample = sample_pairs(labels, 3, torch.Generator().manual_seed(0))
+    given = (torch.randn(5, 2, 4), torch.randn(4, 3), torch.tensor(0.5))
 
     def run(impl: str, dtype: torch.dtype) -> list[Tensor]:
         leaves = leaves_of(*(t.to(dtype) for t in given))
         towers, templates = short.to(dtype), template.to(dtype)
-        prompts, pairs = Prompts(leaves[0], templates), PairSelection(6, sample)
+        prompts, pairs = Prompts(leaves[0], templates), PairSelection(5, sample)
         loss = spcl(towers, prompts, ImageBatch(leaves[1], leaves[2], labels), pairs=pairs, impl=impl)
         features = pair_features(towers, prompts, impl=impl)
         return gradients((loss, features), leaves)
 
-    as_near(run("triton", torch.float32), run("eager", torch.float32), run("eager", torch.float64), 1e-6)
+    kernel, eager, exact = run("triton", torch.float32), run("eager", torch.float32), run("eager", torch.float64)
+    no_worse_in_norm(kernel, eager, exact, 1e-6)
 
 
 def test_results_do_not_vary(device: torch.device) -> None:
