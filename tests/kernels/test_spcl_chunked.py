@@ -157,7 +157,7 @@ def test_accumulates_and_scales_as_any_loss(tower: TextTower, make_template: Mak
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(tower: TextTower, make_template: MakeTemplate, dtype: torch.dtype) -> None:
-    """Loss and gradients are float32, and as near to the exact ones as those of the literal form in that dtype."""
+    """Loss and gradients are float32, and as near to the exact ones as those of the literal one in that dtype."""
     tower, template = tower.to(torch.float32), make_template(6).to(torch.float32)
     tensors = [tensor.detach().float().requires_grad_() for tensor in inputs(6, 4, 5)]
     y = make_labels("mixed", 5, 6)
