@@ -16,12 +16,13 @@ from torch import Tensor
 from pspg.engine.models.decoders import GRUDecoder
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
+from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
 from pspg.kernels.prompt_decoder import decode
-from pspg.kernels.spcl import PairSample, spcl
+from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.spcl.reference import pair_features
-from pspg.kernels.text_tower import Frame, TextLayer, TextTower, encode_prompts, pair_indices
-from pspg.kernels.text_tower.frozen import EAGER
-from pspg.kernels.text_tower.passes import Continuation, Passes
+from pspg.kernels.text_tower import Prompts, PromptTemplate, TextLayer, TextTower, encode_prompts
+from pspg.kernels.text_tower.block_operations import BlockOperations, RaggedPairs
+from pspg.kernels.text_tower.eager import EAGER
 
 from . import repaired
 
@@ -124,7 +125,7 @@ def whole(literal: Form, problem: Problem, exact: Problem, budget: int) -> list[
 def _cast(part: Any, dtype: torch.dtype) -> Any:
     if isinstance(part, Tensor):
         return part.to(dtype) if part.is_floating_point() else part
-    if isinstance(part, TextTower | Frame):
+    if isinstance(part, TextTower | PromptTemplate):
         return part.to(dtype)
     return part
 
@@ -167,11 +168,11 @@ def random_tower(device: torch.device, dtype: torch.dtype) -> TextTower:
     return TextTower(layers, positions, ones(W), normal(W, std=0.1), normal(W, D, std=W**-0.5), heads=HEADS)
 
 
-def random_frame(classes: int, device: torch.device, dtype: torch.dtype) -> Frame:
+def random_frame(classes: int, device: torch.device, dtype: torch.dtype) -> PromptTemplate:
     """SOS, padding and EOS around whole prompts."""
     table = _normal(3, W, device=device, dtype=dtype, std=0.02)
     lengths = torch.zeros(classes, dtype=torch.int64, device=device)
-    return Frame(table[0], table[1], table[2].expand(classes, 1, W).contiguous(), lengths, (0,) * classes, 0)
+    return PromptTemplate(table[0], table[1], table[2].expand(classes, 1, W).contiguous(), lengths, (0,) * classes, 0)
 
 
 def _labels(shape: Shape, device: torch.device) -> Tensor:
@@ -249,7 +250,7 @@ def _text_parts(literal: Form, problem: Problem, exact: Problem, budget: int) ->
     leaf = prompts[:, chosen].clone().requires_grad_()
     rows = replace(
         frame,
-        suffix=frame.suffix[chosen],
+        token_suffix=frame.token_suffix[chosen],
         name_lengths=frame.name_lengths[chosen],
         lengths=tuple(frame.lengths[i] for i in chosen.tolist()),
     )
@@ -274,9 +275,11 @@ def _spcl_problem(shape: Shape, device: torch.device, dtype: torch.dtype) -> Pro
 def _spcl(impl: str, problem: Problem) -> Tensor:
     tower, frame, labels, pairs = problem.fixed
     sample = None if pairs is None else PairSample(pairs[0], pairs[1], torch.ones(len(pairs[0])))
+    selection = PairSelection(len(labels.T), sample)
     memory = 2**62 if labels.is_meta else None
     prompts, vectors, scale = problem.leaves
-    return spcl(tower, frame, prompts, vectors, scale, labels, sample=sample, memory=memory, impl=impl)
+    images = ImageBatch(vectors, scale, labels)
+    return spcl(tower, Prompts(prompts, frame), images, pairs=selection, memory=memory, impl=impl)
 
 
 def _repaired_spcl(problem: Problem) -> Tensor:
@@ -338,28 +341,31 @@ def _chosen(count: int, wanted: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(7))[:wanted].sort().values
 
 
-# Passes of the text tower, over a chunk of pairs.
+# BlockOperations of the text tower, over a chunk of pairs.
 
 PAIRS = 367
 """of a chunk, as the engine makes them on a GPU"""
 
 
-def _continuation(shape: Shape, device: torch.device) -> Continuation:
+def _continuation(shape: Shape, device: torch.device) -> RaggedPairs:
     first, second = (part[:PAIRS] for part in pair_indices(shape.C, device))
     tokens = shape.n + 1
-    return Continuation(first, second, prefixes=shape.C, tails=shape.C, tokens=tokens, seen=tokens)
+    return RaggedPairs(first, second, prefixes=shape.C, suffixes=shape.C, prefix_tokens=tokens, suffix_tokens=tokens)
 
 
 def _attention_problem(shape: Shape, device: torch.device, dtype: torch.dtype) -> Problem:
     pairs = _continuation(shape, device)
     normal = partial(_normal, device=device, dtype=dtype)
-    tails, prefixes = normal(len(pairs.first), pairs.tokens, 3 * W), normal(pairs.prefixes, pairs.seen, 2 * W)
+    tails, prefixes = (
+        normal(len(pairs.prefix_index), pairs.suffix_tokens, 3 * W),
+        normal(pairs.prefixes, pairs.prefix_tokens, 2 * W),
+    )
     return Problem((tails, prefixes), (pairs,))
 
 
-def _attend(passes: Callable[[], Passes], problem: Problem) -> Tensor:
+def _attend(passes: Callable[[], BlockOperations], problem: Problem) -> Tensor:
     (tails, prefixes), (pairs,) = problem.leaves, problem.fixed
-    return passes().attend(HEADS, tails, prefixes, pairs)
+    return passes().attention(HEADS, tails, prefixes, pairs)
 
 
 def _rows(shape: Shape) -> int:
@@ -371,7 +377,7 @@ def _norm_problem(shape: Shape, device: torch.device, dtype: torch.dtype) -> Pro
     return Problem((normal(_rows(shape), W), normal(_rows(shape), W)), (random_tower(device, dtype),))
 
 
-def _add_norm(passes: Callable[[], Passes], problem: Problem) -> tuple[Tensor, Tensor]:
+def _add_norm(passes: Callable[[], BlockOperations], problem: Problem) -> tuple[Tensor, Tensor]:
     (x, delta), (tower,) = problem.leaves, problem.fixed
     return passes().add_norm(tower, x, delta, tower.ln_final_weight, tower.ln_final_bias)
 
@@ -380,18 +386,18 @@ def _mlp_problem(shape: Shape, device: torch.device, dtype: torch.dtype) -> Prob
     return Problem((_normal(_rows(shape), W, device=device, dtype=dtype),), (random_tower(device, dtype),))
 
 
-def _mlp(passes: Callable[[], Passes], problem: Problem) -> Tensor:
+def _mlp(passes: Callable[[], BlockOperations], problem: Problem) -> Tensor:
     (y,), (tower,) = problem.leaves, problem.fixed
     return passes().mlp(tower, tower.layers[0], y)
 
 
-def _fused() -> Passes:
-    from pspg.kernels.text_tower.fused import FUSED  # imports triton
+def _fused() -> BlockOperations:
+    from pspg.kernels.text_tower.triton import TRITON  # imports triton
 
-    return FUSED
+    return TRITON
 
 
-def _passes(function: Callable[[Callable[[], Passes], Problem], Any]) -> dict[str, Form]:
+def _passes(function: Callable[[Callable[[], BlockOperations], Problem], Any]) -> dict[str, Form]:
     eager = partial(function, lambda: EAGER)
     return {"reference": eager, "repaired": eager, "eager": eager, "triton": partial(function, _fused)}
 

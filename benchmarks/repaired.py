@@ -7,18 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspg.kernels.pair_loss import pair_loss
-from pspg.kernels.text_tower import Frame, TextTower, pair_prompts, single_prompts
+from pspg.kernels.text_tower import PromptTemplate, TextTower, pair_prompts, single_prompts
 from pspg.kernels.text_tower.reference import layer_norm, mlp
 
 
-def single_features(tower: TextTower, frame: Frame, prompts: Tensor) -> Tensor:
+def single_features(tower: TextTower, frame: PromptTemplate, prompts: Tensor) -> Tensor:
     """(G,C,D) features of the single prompts (G,C,n,W)."""
     return torch.stack([_encode(tower, *single_prompts(s, frame, tokens=tower.context_length)) for s in prompts])
 
 
 def spcl(
     tower: TextTower,
-    frame: Frame,
+    frame: PromptTemplate,
     prompts: Tensor,
     image_vectors: Tensor,
     logit_scale: Tensor,

@@ -25,9 +25,9 @@ from pspg.engine.models.prompts import Vocabulary
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.trainer import make_optimizer
 from pspg.kernels.asymmetric_loss import asymmetric_loss
+from pspg.kernels.pairs import PairSample, pair_indices
 from pspg.kernels.similarity import similarity_logits
-from pspg.kernels.spcl import PairSample
-from pspg.kernels.text_tower import TextTower, pair_indices
+from pspg.kernels.text_tower import TextTower
 
 from . import repaired
 from .counting import flop_counter

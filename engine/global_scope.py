@@ -10,7 +10,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from pspg.kernels.text_tower import number_of_pairs
+from pspg.kernels.pairs import number_of_pairs
 
 from .collectives import exchange, gather_rows, own_part
 from .distributed import World

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
+from pspg.kernels.pairs import PairSample, PairSelection
 from pspg.kernels.precision import at_least_fp32, no_autocast
-from pspg.kernels.spcl import PairSample, spcl
+from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.text_tower import TextTower
 
 from .collectives import gather_rows, mean_gradient, own_rank
@@ -90,18 +91,14 @@ def prompt_loss(
     elif output.image_vectors is None:
         raise ValueError(f"{config.pair}: the output has no image vectors to compare pairs with")
     else:
+        pairs = PairSelection(len(vocabulary), sample)
         pair = spcl(
             tower,
-            vocabulary.frame,
-            output.positive_prompts,
-            output.image_vectors,
-            output.logit_scale,
-            labels if whole is None else whole.labels,
+            output.prompts,
+            ImageBatch(output.image_vectors, output.logit_scale, labels if whole is None else whole.labels),
             target="batch" if config.pair == "spcl" else "sample",
             reduction=config.pair_reduction,
-            prefixes=output.prefixes,
-            sample=sample,
-            part=None if whole is None else whole.pairs,
+            pairs=pairs if whole is None else pairs.part(*whole.pairs),
             memory=memory,
             impl=impl,
         )

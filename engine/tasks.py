@@ -11,7 +11,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from pspg.kernels.spcl import PairSample, sample_pairs
+from pspg.kernels.pairs import PairSample
+from pspg.kernels.spcl import sample_pairs
 
 from .config import LossConfig
 from .data.torch_loader import Batch

@@ -34,11 +34,11 @@ from triton.runtime.jit import create_function_from_signature
 from pspg.engine.errors import UserError
 from pspg.engine.files import check_output, write_text
 from pspg.engine.models.decoders import GRUDecoder
-from pspg.kernels.asymmetric_loss import fused as asymmetric_loss
+from pspg.kernels.asymmetric_loss import triton as asymmetric_loss
 from pspg.kernels.launch import Launch, record
-from pspg.kernels.pair_loss import fused as pair_loss
+from pspg.kernels.pair_loss import triton as pair_loss
 from pspg.kernels.prompt_decoder import triton as prompt_decoder
-from pspg.kernels.text_tower import fused as text_tower
+from pspg.kernels.text_tower.triton import add_norm, attention, gather, quick_gelu
 
 SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """architecture → bytes of shared memory that one program can have"""
@@ -130,9 +130,9 @@ def _tails(dtype: torch.dtype, prefixes: int, tails: int, tokens: int, sequences
         _add_norm(dtype, sequences)
     order, starts = (_empty(count, dtype=torch.int64) for count in (sequences, tails + 1))
     for width in (W, 3 * W):
-        text_tower.run_take_backward(_empty(sequences, tokens, width, dtype=dtype), order, starts)
+        gather.run_gather_backward(_empty(sequences, tokens, width, dtype=dtype), order, starts)
     starts = _empty(prefixes + 1, dtype=torch.int64)
-    text_tower.run_take_backward(_empty(sequences, 1 + N, W, dtype=dtype), None, starts)
+    gather.run_gather_backward(_empty(sequences, 1 + N, W, dtype=dtype), None, starts)
 
 
 def _named_pairs(dtype: torch.dtype) -> None:
@@ -147,28 +147,26 @@ def _attention(
     projected, prefix = _empty(tails, tokens, 3 * W, dtype=dtype), _empty(prefixes, seen, 2 * W, dtype=dtype)
     starts, lengths = (_empty(count, dtype=torch.int64) for count in (prefixes + 1, tails))
     who = (starts, lengths if padded else None)
-    out, denominators = text_tower.run_tail_attention(projected, prefix, *who, HEADS)
-    text_tower.run_tail_attention_backward(
-        torch.empty_like(out), projected, prefix, *who, denominators, HEADS, by_prefix
-    )
+    out, denominators = attention.run_attention(projected, prefix, *who, HEADS)
+    attention.run_attention_backward(torch.empty_like(out), projected, prefix, *who, denominators, HEADS, by_prefix)
 
 
 def _mlp(dtype: torch.dtype, rows: int) -> None:
     x = _empty(rows, 4 * W, dtype=dtype)
-    text_tower.run_quick_gelu(x)
-    text_tower.run_quick_gelu_backward(torch.empty_like(x), x)
+    quick_gelu.run_quick_gelu(x)
+    quick_gelu.run_quick_gelu_backward(torch.empty_like(x), x)
 
 
 def _add_norm(dtype: torch.dtype, rows: int) -> None:
     x, delta, weight, bias = (_empty(*shape, dtype=dtype) for shape in ((rows, W), (rows, W), (W,), (W,)))
-    total, normal, statistics = text_tower.run_add_norm(x, delta, weight, bias, 1e-5)
-    text_tower.run_add_norm_backward(torch.empty_like(total), torch.empty_like(normal), total, statistics, weight)
+    total, normal, statistics = add_norm.run_add_norm(x, delta, weight, bias, 1e-5)
+    add_norm.run_add_norm_backward(torch.empty_like(total), torch.empty_like(normal), total, statistics, weight)
 
 
 def _tower_flops(products: int) -> Callable[[Mapping[str, Any]], float]:
     def flops(a: Mapping[str, Any]) -> float:
-        width = a["heads"] * a["WIDTH"]
-        return products * 2.0 * a["projected"].shape[0] * a["tokens"] * (a["seen"] + a["tokens"]) * width
+        width, seen = a["heads"] * a["WIDTH"], a["prefix_tokens"] + a["suffix_tokens"]
+        return products * 2.0 * a["qkv"].shape[0] * a["suffix_tokens"] * seen * width
 
     return flops
 
@@ -177,7 +175,7 @@ def _decoder_flops(inputs: int, outputs: int) -> Callable[[Mapping[str, Any]], f
     return lambda a: 2.0 * G * a["classes"] * inputs * outputs
 
 
-_TOWER = {"_tail_attention_kernel": _tower_flops(2), "_tail_attention_backward_kernel": _tower_flops(5)}
+_TOWER = {"_attention_kernel": _tower_flops(2), "_attention_backward_kernel": _tower_flops(5)}
 CASES = (
     Case("asymmetric loss", _asymmetric_loss, ("fp32", "bf16")),
     Case(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspg.kernels.prompt_decoder import Kind, decode
-from pspg.kernels.text_tower import Frame, encode
+from pspg.kernels.text_tower import PromptTemplate, encode
 
 from ..config import ModelConfig
 from ..errors import UserError
@@ -62,9 +62,9 @@ class Vocabulary(nn.Module):
         return len(self.names)
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> PromptTemplate:
         """Embeddings around the prompt vectors."""
-        return Frame(self.sos, self.padding, self.suffix, self.name_lengths, self._lengths, max(self._lengths))
+        return PromptTemplate(self.sos, self.padding, self.suffix, self.name_lengths, self._lengths, max(self._lengths))
 
 
 @torch.no_grad()

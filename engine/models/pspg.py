@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.spcl import pair_features
-from pspg.kernels.text_tower import Frame, Prefixes, TextTower, encode_prompts
+from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
 
 from ..collectives import gather_rows, own_part, split
 from ..config import LossConfig, ModelConfig, check_head
@@ -30,15 +30,13 @@ from .spatial_fusion import SpatialFusion
 class TextFeatures(NamedTuple):
     """The text side for one context; it is the same for every image scored with that context."""
 
-    positive_prompts: Tensor
-    """(C,n,W)"""
+    prompts: Prompts
+    """positive prompts; with their prefix cache, for the pair loss, where a gradient is recorded, but not where ranks
+    share the classes: each encodes the prefixes of its own pairs then"""
     positive: Tensor
     """(C,D), unit norm, float32 or better"""
     negative: Tensor
     """(C,D), unit norm, float32 or better; zeros where there are positive prompts only"""
-    prefixes: Prefixes | None
-    """states of the positive prompts' prefixes, for the pair loss; None where no gradient is recorded, or where ranks
-    share the classes: each encodes the prefixes of its own pairs then"""
 
 
 @dataclass
@@ -49,9 +47,7 @@ class PsPGOutput:
     """(B,2,C), index 0 positive; index 1 is 0 where there are positive prompts only"""
     pair_logits: Tensor | None
     """(B,P), pairs i < j row-major, where asked for"""
-    positive_prompts: Tensor
-    """(C,n,W)"""
-    prefixes: Prefixes | None
+    prompts: Prompts
     """as in `TextFeatures`"""
     image_vectors: Tensor | None
     """(B,D) fused image vectors; None under fusion regions, where each class has its own"""
@@ -132,22 +128,22 @@ class PromptHead(nn.Module):
         if 1 < ranks <= len(vocabulary):
             pieces = split(len(vocabulary), ranks)
             start, stop = own_part(len(vocabulary))
-            own, frame = prompts[:, start:stop], vocabulary.frame.rows(start, stop)
-            sides, prefixes = self._encode(own, frame, tower, prefixes=False)
+            sides, _ = self._encode(prompts[:, start:stop], vocabulary.frame.rows(start, stop), tower, keep_cache=False)
             sides = gather_rows(sides.transpose(0, 1), [stop - start for start, stop in pieces]).transpose(0, 1)
+            positive = Prompts(prompts[0], vocabulary.frame)
         else:
-            sides, prefixes = self._encode(prompts, vocabulary.frame, tower, prefixes=torch.is_grad_enabled())
+            sides, positive = self._encode(prompts, vocabulary.frame, tower, keep_cache=torch.is_grad_enabled())
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
         negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
-        return TextFeatures(prompts[0], sides[0], negative, prefixes)
+        return TextFeatures(positive, sides[0], negative)
 
     def _encode(
-        self, prompts: Tensor, frame: Frame, tower: TextTower, *, prefixes: bool
-    ) -> tuple[Tensor, Prefixes | None]:
-        """Unit features (G,C,D) of the single prompts, and the prefixes' states if asked for."""
-        found = encode_prompts(tower, frame, prompts, prefixes=prefixes, memory=self.text_memory, impl=self.impl)
+        self, prompts: Tensor, template: PromptTemplate, tower: TextTower, *, keep_cache: bool
+    ) -> tuple[Tensor, Prompts]:
+        """Unit features (G,C,D) of the single prompts, and the positive prompts."""
+        found = encode_prompts(tower, template, prompts, keep_cache=keep_cache, memory=self.text_memory, impl=self.impl)
         with no_autocast(found.features):
-            return F.normalize(at_least_fp32(found.features), dim=-1), found.prefixes
+            return F.normalize(at_least_fp32(found.features), dim=-1), found.prompts
 
     def forward(
         self,
@@ -182,13 +178,12 @@ class PromptHead(nn.Module):
         if pairs:
             if vectors is None:
                 raise ValueError("pairs: fusion regions makes no image vector to compare pairs with")
-            pair_texts = pair_features(tower, vocabulary.frame, text.positive_prompts, impl=self.impl)
+            pair_texts = pair_features(tower, text.prompts, impl=self.impl)
             pair_logits = similarity_logits(vectors, pair_texts, self.logit_scale)
         return PsPGOutput(
             logits=logits,
             pair_logits=pair_logits,
-            positive_prompts=text.positive_prompts,
-            prefixes=text.prefixes,
+            prompts=text.prompts,
             image_vectors=vectors,
             logit_scale=self.logit_scale,
             positive_features=text.positive,

@@ -1,4 +1,4 @@
-"""Public form of the asymmetric loss."""
+"""The public function of the asymmetric loss."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def asymmetric_loss(
     Raises:
         ValueError: shapes or arguments that do not fit, or an `impl` that cannot run.
     """
-    run = resolve(impl, with_triton({"reference": reference.asymmetric_loss}, _fused, logits))
+    run = resolve(impl, with_triton({"reference": reference.asymmetric_loss}, _with_kernel, logits))
     if reduction not in ("sum", "mean"):
         raise ValueError(f"asymmetric_loss: no reduction {reduction!r}")
     check_shapes("asymmetric_loss", logits=(logits, "B 2 C"), labels=(labels, "B C"))
@@ -57,7 +57,7 @@ def asymmetric_loss(
     )
 
 
-def _fused(*arguments: Any, **options: Any) -> Tensor:
-    from .fused import asymmetric_loss  # imports triton
+def _with_kernel(*arguments: Any, **options: Any) -> Tensor:
+    from .triton import asymmetric_loss  # imports triton
 
     return asymmetric_loss(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Public form of the pair losses."""
+"""The public function of the pair losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve, with_triton
-from ..text_tower import number_of_pairs, pair_indices
+from ..pairs import number_of_pairs, pair_indices
 from . import reference
 
 
@@ -32,11 +32,11 @@ def pair_loss(
     either reduction: the mean is always over all P (or B·P).
 
     Args:
-        pair_features: (R,D) text features of pair prompts, any norm: of `pairs`, or of all P, i < j row-major.
+        pair_features: (R,D) text features of the prompts of `pairs`, any norm.
         image_vectors: (B,D) fused image vectors.
         logit_scale: scalar, log of the inverse temperature.
         labels: (B,C) in {1, 0, -1}; -1 counts as 0.
-        pairs: classes i and j of R pairs, int64 (R,) each; None: all pairs.
+        pairs: classes i and j of R pairs, int64 (R,) each; None: all P, i < j row-major.
         weights: (R,) factors of the pairs' losses; None: ones.
         target: batch (SPCL) or sample (PCL).
         reduction: sum or mean. No pairs (C < 2): 0.
@@ -50,7 +50,7 @@ def pair_loss(
     """
     available = {"reference": reference.pair_loss}
     if target == "batch":
-        available = with_triton(available, _fused, pair_features)
+        available = with_triton(available, _with_kernels, pair_features)
     run = resolve(impl, available)
     if target not in ("batch", "sample") or reduction not in ("sum", "mean"):
         raise ValueError(f"pair_loss: no target {target!r} with reduction {reduction!r}")
@@ -81,7 +81,7 @@ def pair_loss(
     )
 
 
-def _fused(*arguments: Any, **options: Any) -> Tensor:
-    from .fused import pair_loss  # imports triton
+def _with_kernels(*arguments: Any, **options: Any) -> Tensor:
+    from .triton import pair_loss  # imports triton
 
     return pair_loss(*arguments, **options)

@@ -1,13 +1,13 @@
-"""Losses over label pairs: the Soft Pairwise Co-occurrence Loss (paper eqs. 5 to 8) and its sample-level form."""
+"""Losses over label pairs: the Soft Pairwise Co-occurrence Loss (paper eqs. 5 to 8) and its sample-level variant, PCL."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..pairs import number_of_pairs
 from ..precision import no_autocast
 from ..similarity import similarity_logits
-from ..text_tower import number_of_pairs
 
 
 def pair_loss(

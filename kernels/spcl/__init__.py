@@ -1,6 +1,7 @@
 """Pair loss of generated prompts, from prompts to loss."""
 
-from .op import pair_features, spcl
-from .sampling import PairSample, sample_pairs
+from ..pairs import PairSample, PairSelection
+from .op import ImageBatch, pair_features, spcl
+from .sampling import sample_pairs
 
-__all__ = ["PairSample", "pair_features", "sample_pairs", "spcl"]
+__all__ = ["ImageBatch", "PairSample", "PairSelection", "pair_features", "sample_pairs", "spcl"]

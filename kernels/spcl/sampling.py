@@ -1,33 +1,11 @@
-"""Sampled SPCL: all positive pairs and an importance-weighted sample of the others, for large vocabularies."""
+"""Sampled SPCL: all positive pairs and an importance-weighted sample of the others, for many classes."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..text_tower import number_of_pairs
-
-
-class PairSample(NamedTuple):
-    """R pairs i < j, in the order of i, and the factors of their losses; on the CPU, pinned where there is a GPU."""
-
-    first: Tensor
-    """(R,) int64"""
-    second: Tensor
-    """(R,) int64"""
-    weights: Tensor
-    """(R,) float32"""
-
-    def part(self, start: int, stop: int) -> PairSample:
-        """Pairs start to stop."""
-        return PairSample(*(tensor[start:stop] for tensor in self))
-
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """The three tensors on a device, without waiting for it."""
-        first, second, weights = (tensor.to(device, non_blocking=True) for tensor in self)
-        return first, second, weights
+from ..pairs import PairSample, number_of_pairs, pair_indices
 
 
 def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None = None) -> PairSample:
@@ -54,7 +32,7 @@ def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None =
     positive = _positive_pairs(labels == 1)
     others = number_of_pairs(classes) - len(positive)
     if others <= count:
-        first, second = torch.triu_indices(classes, classes, offset=1)
+        first, second = pair_indices(classes)
         return _pin(PairSample(first, second, torch.ones(len(first))))
     a = _class_probabilities(labels == 1)
     i, j = positive // classes, positive % classes

@@ -1,21 +1,20 @@
 """CLIP's text tower over prompt embeddings, and how prompts become its input sequences."""
 
-from .op import PromptFeatures, default_memory, encode, encode_prompts
+from .op import EncodedPrompts, default_memory, encode, encode_prompts
+from .prefix_cache import PrefixCache, Prompts
 from .reference import TextLayer, TextTower
-from .sequences import Frame, number_of_pairs, pair_indices, pair_prompts, single_prompts
-from .shared_prefix import Prefixes
+from .sequences import PromptTemplate, pair_prompts, single_prompts
 
 __all__ = [
-    "Frame",
-    "Prefixes",
-    "PromptFeatures",
+    "EncodedPrompts",
+    "PrefixCache",
+    "PromptTemplate",
+    "Prompts",
     "TextLayer",
     "TextTower",
     "default_memory",
     "encode",
     "encode_prompts",
-    "number_of_pairs",
-    "pair_indices",
     "pair_prompts",
     "single_prompts",
 ]

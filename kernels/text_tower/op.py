@@ -1,4 +1,4 @@
-"""Public forms of the text tower."""
+"""The text tower's public functions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from torch.utils.checkpoint import checkpoint
 from ..dispatch import check_shapes, resolve, with_triton
 from ..precision import compute_dtype, no_autocast
 from . import reference
-from .frozen import EAGER, is_frozen, require_frozen
-from .passes import Passes
+from .block_operations import BlockOperations
+from .blocks import is_frozen, require_frozen, token_bytes
+from .eager import EAGER
+from .prefix_cache import Prompts, encode_prefixes, encode_suffixes, single_suffixes, unpadded_lengths
 from .reference import TextTower
-from .sequences import Frame, single_prompts
-from .shared_prefix import Prefixes, encode_prefixes, encode_tails, single_tails, token_bytes
+from .sequences import PromptTemplate, single_prompts
 
 
-class PromptFeatures(NamedTuple):
+class EncodedPrompts(NamedTuple):
     """Single prompts through the text tower."""
 
     features: Tensor
     """(G,C,D), not normalised"""
-    prefixes: Prefixes | None
-    """states of the first decoder's prefixes, where asked for and the form has them: `spcl` continues them"""
+    prompts: Prompts
+    """the first decoder's prompts, for `spcl`; with their prefix cache if that was asked for and the implementation has
+    one"""
 
 
 def default_memory(device: torch.device) -> int:
@@ -71,13 +73,13 @@ def encode(tower: TextTower, embeddings: Tensor, pooled: Tensor | int, *, impl: 
 
 def encode_prompts(
     tower: TextTower,
-    frame: Frame,
+    template: PromptTemplate,
     prompts: Tensor,
     *,
-    prefixes: bool = False,
+    keep_cache: bool = False,
     memory: int | None = None,
     impl: str = "auto",
-) -> PromptFeatures:
+) -> EncodedPrompts:
     """Text features of the single prompts [SOS, V_c, suffix_c] that G decoders wrote for C classes (paper 3.2).
 
     Gradients flow to `prompts`. Where the activations that backward needs exceed `memory`, classes are encoded in
@@ -85,75 +87,86 @@ def encode_prompts(
 
     Args:
         tower: the tower.
-        frame: constant embeddings around the prompts.
+        template: constant token embeddings around the prompts.
         prompts: (G,C,n,W).
-        prefixes: keep the prefixes of `prompts[0]` for `spcl`.
+        keep_cache: keep the prefix cache of `prompts[0]` for `spcl`.
         memory: bytes of activations to hold at a time; None: `default_memory`.
-        impl: triton (shared prefixes with kernels between the matrix products; first on a GPU), eager (the same in
-            torch; both need frozen weights), reference (77 tokens a prompt), or auto, the first that can run.
+        impl: triton (prefix cache, kernels between the matrix products; first on a GPU), eager (the same in torch; both
+            need frozen weights), reference (77 tokens a prompt), or auto, the first that can run.
 
     Raises:
         ValueError: shapes that do not fit, or an `impl` that cannot run.
     """
-    run = resolve(impl, shared_forms(tower, impl, prompts, _encode_prompts, _encode_whole_prompts))
-    check_shapes("encode_prompts", prompts=(prompts, "G C n W"), suffix=(frame.suffix, "C K W"))
-    return run(tower, frame, prompts, prefixes, memory or default_memory(prompts.device))
+    run = resolve(impl, implementations(tower, impl, prompts, _encode_with_cache, _encode_whole))
+    check_shapes("encode_prompts", prompts=(prompts, "G C n W"), token_suffix=(template.token_suffix, "C K W"))
+    return run(tower, template, prompts, keep_cache, memory or default_memory(prompts.device))
 
 
-def shared_forms(
-    tower: TextTower, impl: str, prompts: Tensor, shared: Callable[..., Any], literal: Callable[..., Any]
+def implementations(
+    tower: TextTower, impl: str, vectors: Tensor, cached: Callable[..., Any], literal: Callable[..., Any]
 ) -> dict[str, Callable[..., Any]]:
-    """Forms of an operator on prompts: `shared` takes the `Passes` of its form as `passes`.
+    """Implementations of an operator on prompts: `literal`, and `cached` with one `operations` or another.
 
-    `auto` skips the forms that would drop gradients of a tower that trains.
+    `auto` skips those that would drop gradients of a tower that trains.
     """
     if impl == "auto" and not is_frozen(tower):
         return {"reference": literal}
-    eager: dict[str, Callable[..., Any]] = {"eager": partial(shared, passes=EAGER), "reference": literal}
-    return with_triton(eager, partial(_with_kernels, shared), prompts, compute_dtype(prompts))
+    eager: dict[str, Callable[..., Any]] = {"eager": partial(cached, operations=EAGER), "reference": literal}
+    return with_triton(eager, partial(_with_kernels, cached), vectors, compute_dtype(vectors))
 
 
-def _with_kernels(shared: Callable[..., Any], *arguments: Any) -> Any:
-    from .fused import FUSED  # imports triton
+def _with_kernels(cached: Callable[..., Any], *arguments: Any) -> Any:
+    from .triton import TRITON  # imports triton
 
-    return shared(*arguments, passes=FUSED)
+    return cached(*arguments, operations=TRITON)
 
 
-def _encode_whole_prompts(
-    tower: TextTower, frame: Frame, prompts: Tensor, prefixes: bool, memory: int
-) -> PromptFeatures:
-    sides = [single_prompts(side, frame, tokens=tower.context_length) for side in prompts]
+def _encode_whole(
+    tower: TextTower, template: PromptTemplate, prompts: Tensor, keep_cache: bool, memory: int
+) -> EncodedPrompts:
+    sides = [single_prompts(side, template, tokens=tower.context_length) for side in prompts]
     embeddings, pooled = (torch.cat(parts) for parts in zip(*sides, strict=True))
-    return PromptFeatures(reference.encode(tower, embeddings, pooled).unflatten(0, prompts.shape[:2]), None)
+    features = reference.encode(tower, embeddings, pooled).unflatten(0, prompts.shape[:2])
+    return EncodedPrompts(features, Prompts(prompts[0], template))
 
 
-def _encode_prompts(
-    tower: TextTower, frame: Frame, prompts: Tensor, prefixes: bool, memory: int, *, passes: Passes
-) -> PromptFeatures:
+def _encode_with_cache(
+    tower: TextTower,
+    template: PromptTemplate,
+    prompts: Tensor,
+    keep_cache: bool,
+    memory: int,
+    *,
+    operations: BlockOperations,
+) -> EncodedPrompts:
     require_frozen(tower)
+    given = Prompts(prompts[0], template)
     dtype = compute_dtype(prompts)
-    tower, frame, prompts = tower.to(dtype), frame.to(dtype), prompts.to(dtype)
+    tower, template, prompts = tower.to(dtype), template.to(dtype), prompts.to(dtype)
     sides, classes, n, _ = prompts.shape
 
-    def encode_group(prompts: Tensor, frame: Frame) -> tuple[Tensor, ...]:
-        states = encode_prefixes(tower, frame, prompts.flatten(0, 1), passes)
-        count = len(frame.lengths)
+    def encode_group(prompts: Tensor, template: PromptTemplate) -> tuple[Tensor, ...]:
+        cache = encode_prefixes(tower, template, prompts.flatten(0, 1), operations)
+        count = len(template.lengths)
         rows = torch.arange(sides * count, device=prompts.device)
-        lengths = (1 + n + frame.name_lengths).repeat(sides) if frame.named else None
-        features = encode_tails(tower, states, single_tails(tower, frame, n), rows, rows % count, lengths, passes)
-        kept = (state[:count] for state in states) if prefixes else ()
+        index = rows % count
+        lengths = unpadded_lengths(template, index, n)
+        suffixes = single_suffixes(tower, template, n)
+        features = encode_suffixes(tower, cache, suffixes, rows, index, lengths, operations)
+        kept = (state[:count] for state in cache) if keep_cache else ()
         return features.unflatten(0, (sides, count)), *kept
 
     with no_autocast(prompts):
-        needed = sides * (1 + n + frame.longest_name + (2 if frame.named else 1)) * token_bytes(tower)
+        needed = sides * template.single_tokens(n) * token_bytes(tower)
         size = max(memory // needed, 1)
         groups = []
         for start in range(0, classes, size):
             stop = min(start + size, classes)
-            part = prompts[:, start:stop], frame.rows(start, stop)
+            part = prompts[:, start:stop], template.rows(start, stop)
             if size < classes and torch.is_grad_enabled():
                 groups.append(checkpoint(encode_group, *part, use_reentrant=False, preserve_rng_state=False))
             else:
                 groups.append(encode_group(*part))
     features, *states = zip(*groups, strict=True)
-    return PromptFeatures(torch.cat(features, dim=1), tuple(map(torch.cat, states)) or None)
+    cache = tuple(map(torch.cat, states)) or None
+    return EncodedPrompts(torch.cat(features, dim=1), given._replace(cache=cache))

@@ -1,10 +1,10 @@
-"""Where prompt vectors and constant embeddings stand in the text tower's input (paper 3.2).
+"""The text tower's input: prompt vectors among constant token embeddings (paper 3.2).
 
     single prompt   SOS V_c suffix_c
     pair prompt     SOS V_i name_i V_j suffix_j
 
-The suffix is EOS. In prefix mode it is the class name's tokens, ".", EOS; without it name_i is empty. All sequences are
-assembled by one lookup in a table of vectors, so backward is one scatter-add.
+The token suffix is EOS. In prefix mode it is the class name's tokens, ".", EOS; without it name_i is empty. All
+sequences are assembled by one lookup in a table of vectors, so backward is one scatter-add.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Constant token embeddings around the vectors of C classes."""
+class PromptTemplate:
+    """Constant token embeddings around the prompt vectors of C classes."""
 
     sos: Tensor
     """(W,)"""
     padding: Tensor
     """(W,)"""
-    suffix: Tensor
+    token_suffix: Tensor
     """(C,K,W): EOS (K = 1), or in prefix mode the name's tokens, ".", EOS, padding"""
     name_lengths: Tensor
     """(C,) int64: name tokens in the suffix, 0 without prefix mode"""
     lengths: tuple[int, ...]
-    """name_lengths, known to the host"""
+    """name_lengths on the host"""
     longest_name: int
     """largest of name_lengths, in the whole class list"""
 
     @property
     def named(self) -> bool:
+        """Prefix mode: class names follow the prompt vectors."""
         return self.longest_name > 0
 
     @property
@@ -42,14 +43,24 @@ class Frame:
         """Largest sum of two classes' name lengths."""
         return sum(sorted(self.lengths)[-2:])
 
-    def rows(self, start: int, stop: int) -> Frame:
-        """The frame of classes start to stop; suffixes keep their width."""
+    def rows(self, start: int, stop: int) -> PromptTemplate:
+        """The template of classes start to stop; the suffixes keep their width."""
         part = slice(start, stop)
-        return replace(self, suffix=self.suffix[part], name_lengths=self.name_lengths[part], lengths=self.lengths[part])
+        return replace(
+            self,
+            token_suffix=self.token_suffix[part],
+            name_lengths=self.name_lengths[part],
+            lengths=self.lengths[part],
+        )
 
-    def to(self, dtype: torch.dtype) -> Frame:
-        """The frame in another dtype."""
-        return replace(self, sos=self.sos.to(dtype), padding=self.padding.to(dtype), suffix=self.suffix.to(dtype))
+    def to(self, dtype: torch.dtype) -> PromptTemplate:
+        """The template in another dtype."""
+        return replace(
+            self,
+            sos=self.sos.to(dtype),
+            padding=self.padding.to(dtype),
+            token_suffix=self.token_suffix.to(dtype),
+        )
 
     def single_tokens(self, prompt_length: int) -> int:
         """Tokens of the longest single prompt, EOS included."""
@@ -60,19 +71,8 @@ class Frame:
         return 2 + 2 * prompt_length + self.longest_pair
 
 
-def number_of_pairs(classes: int) -> int:
-    """P = C(C-1)/2."""
-    return classes * (classes - 1) // 2
-
-
-def pair_indices(classes: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Classes i and j of the P pairs, (P,) each: i < j, row-major."""
-    first, second = torch.triu_indices(classes, classes, offset=1, device=device)
-    return first, second
-
-
-def single_prompts(prompts: Tensor, frame: Frame, *, tokens: int | None = None) -> tuple[Tensor, Tensor]:
-    """Embedding sequences of all classes' prompts.
+def single_prompts(prompts: Tensor, template: PromptTemplate, *, tokens: int | None = None) -> tuple[Tensor, Tensor]:
+    """Embedding sequences of the single prompts of all classes.
 
     Args:
         prompts: (C,n,W).
@@ -82,16 +82,16 @@ def single_prompts(prompts: Tensor, frame: Frame, *, tokens: int | None = None) 
         Embeddings (C,T,W), before the positional embedding, and position of EOS (C,).
     """
     classes, n, _ = prompts.shape
-    table = _Table(prompts, frame)
+    table = _Table(prompts, template)
     c = torch.arange(classes, device=prompts.device)[:, None]
-    t = torch.arange(tokens or frame.single_tokens(n), device=prompts.device)
+    t = torch.arange(tokens or template.single_tokens(n), device=prompts.device)
     index = torch.where(t > n, table.suffix(c, t - 1 - n), torch.where(t > 0, table.vector(c, t - 1), table.SOS))
-    eos = frame.name_lengths + 1 if frame.named else frame.name_lengths
+    eos = template.name_lengths + 1 if template.named else template.name_lengths
     return table.look_up(index), 1 + n + eos
 
 
 def pair_prompts(
-    prompts: Tensor, frame: Frame, first: Tensor, second: Tensor, *, tokens: int | None = None
+    prompts: Tensor, template: PromptTemplate, first: Tensor, second: Tensor, *, tokens: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Embedding sequences of pair prompts.
 
@@ -105,19 +105,19 @@ def pair_prompts(
         is EOS, but in prefix mode the final "." before it, as in the published implementation.
     """
     n = prompts.shape[1]
-    table = _Table(prompts, frame)
+    table = _Table(prompts, template)
     i, j = first[:, None], second[:, None]
-    t = torch.arange(tokens or frame.pair_tokens(n), device=prompts.device)
+    t = torch.arange(tokens or template.pair_tokens(n), device=prompts.device)
     # Offsets into the four segments that follow SOS; negative before a segment starts.
     in_v_i = t - 1
     in_name_i = in_v_i - n
-    in_v_j = in_name_i - frame.name_lengths[i]
+    in_v_j = in_name_i - template.name_lengths[i]
     in_suffix_j = in_v_j - n
     index = torch.where(in_v_i >= 0, table.vector(i, in_v_i), table.SOS)
     index = torch.where(in_name_i >= 0, table.suffix(i, in_name_i), index)
     index = torch.where(in_v_j >= 0, table.vector(j, in_v_j), index)
     index = torch.where(in_suffix_j >= 0, table.suffix(j, in_suffix_j), index)
-    return table.look_up(index), 1 + 2 * n + frame.name_lengths[first] + frame.name_lengths[second]
+    return table.look_up(index), 1 + 2 * n + template.name_lengths[first] + template.name_lengths[second]
 
 
 class _Table:
@@ -125,11 +125,11 @@ class _Table:
 
     SOS, PADDING = 0, 1
 
-    def __init__(self, prompts: Tensor, frame: Frame) -> None:
-        self._n, self._k = prompts.shape[1], frame.suffix.shape[1]
+    def __init__(self, prompts: Tensor, template: PromptTemplate) -> None:
+        self._n, self._k = prompts.shape[1], template.token_suffix.shape[1]
         self._suffixes = 2 + prompts.shape[0] * self._n
         self._rows = torch.cat(
-            [frame.sos[None], frame.padding[None], prompts.flatten(0, 1), frame.suffix.flatten(0, 1)]
+            [template.sos[None], template.padding[None], prompts.flatten(0, 1), template.token_suffix.flatten(0, 1)]
         )
 
     def vector(self, c: Tensor, offset: Tensor) -> Tensor:

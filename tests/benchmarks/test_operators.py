@@ -17,7 +17,9 @@ from benchmarks.gate import poisoned, ratios
 from benchmarks.operators import DIRECTIONS, OperatorJob, jobs
 from benchmarks.registry import OPERATORS, Problem, Shape, outcome
 from benchmarks.rows import FAILED, OK, TOO_LARGE, UNAVAILABLE
-from pspg.kernels.spcl import PairSample, spcl
+from pspg.kernels.pairs import PairSample, PairSelection
+from pspg.kernels.spcl import ImageBatch, spcl
+from pspg.kernels.text_tower import Prompts
 
 CPU = torch.device("cpu")
 UNCOMPILED = {"compiled": "left out"}
@@ -109,7 +111,8 @@ def test_a_pair_that_is_left_out_shows(small: None) -> None:
         first, second = torch.triu_indices(6, 6, offset=1) if pairs is None else pairs
         kept = first < 3
         sample = PairSample(first[kept], second[kept], torch.ones(int(kept.sum())))
-        return spcl(tower, frame, prompts, vectors, scale, labels, sample=sample, impl=impl)
+        selection, images = PairSelection(len(labels.T), sample), ImageBatch(vectors, scale, labels)
+        return spcl(tower, Prompts(prompts, frame), images, pairs=selection, impl=impl)
 
     right = [part.view(outcome(operator.forms["eager"], part.problem)) for part in parts]
     wrong = [part.view(outcome(partial(without_last_row, "eager"), part.problem)) for part in parts]

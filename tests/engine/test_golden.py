@@ -18,8 +18,9 @@ from pspg.engine.losses import prompt_loss
 from pspg.engine.models.clip import ImageFeatures, image_features
 from pspg.engine.models.pspg import PsPG, PsPGOutput
 from pspg.engine.published import import_published
+from pspg.kernels.pairs import pair_indices
 from pspg.kernels.spcl import pair_features
-from pspg.kernels.text_tower import pair_indices, pair_prompts, single_prompts
+from pspg.kernels.text_tower import Prompts, pair_prompts, single_prompts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -82,7 +83,7 @@ def test_prompts_and_text_features(golden: Golden) -> None:
     golden.check("pair_embed", pair_prompts(positive, frame, *pair_indices(len(golden.names)), tokens=77)[0])
     golden.check("pos_features", golden.output.positive_features)
     golden.check("neg_features", golden.output.negative_features)
-    golden.check("pair_features", normalize(pair_features(model.tower, frame, positive), dim=-1))
+    golden.check("pair_features", normalize(pair_features(model.tower, Prompts(positive, frame)), dim=-1))
 
 
 def test_logits(golden: Golden) -> None:

@@ -13,7 +13,7 @@ from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.losses import binary_cross_entropy, contrastive_loss, prompt_loss, ranking_loss
 from pspg.engine.models.pspg import PsPG
 from pspg.kernels.asymmetric_loss import asymmetric_loss
-from pspg.kernels.spcl import spcl
+from pspg.kernels.spcl import ImageBatch, spcl
 
 LABELS = torch.tensor([[1, 0, -1, 1], [0, -1, 1, 0], [1, 0, 0, 1]]).double()
 MakeClip = Callable[..., Any]
@@ -37,11 +37,9 @@ def images() -> Tensor:
 def test_presets(model: PsPG) -> None:
     """paper: ASL + SPCL, sums. published: 0.1·ASL (sum) + SPCL (mean)."""
     output = model(images())
-    arguments = (
-        *(model.tower, model.vocabulary.frame, output.positive_prompts),
-        *(output.image_vectors, output.logit_scale, LABELS),
-    )
-    asl, pairs = asymmetric_loss(output.logits, LABELS), spcl(*arguments)
+    assert output.image_vectors is not None
+    batch = ImageBatch(output.image_vectors, output.logit_scale, LABELS)
+    asl, pairs = asymmetric_loss(output.logits, LABELS), spcl(model.tower, output.prompts, batch)
     paper, parts = prompt_loss(output, LABELS, model.tower, model.vocabulary, LossConfig())
     assert paper.item() == pytest.approx((asl + pairs).item(), rel=1e-12)
     assert parts["classification"].item() == asl.item()

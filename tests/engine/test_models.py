@@ -134,7 +134,7 @@ def test_scores(make_clip: MakeClip, names: list[str], vit: bool, prefix: bool) 
     assert output.logits.shape == (3, 2, 4)
     assert output.pair_logits is not None
     assert output.pair_logits.shape == (3, 6)
-    assert output.positive_prompts.shape == (4, 3, 16)
+    assert output.prompts.vectors.shape == (4, 3, 16)
     close(output.positive_features.norm(dim=-1), torch.ones(4).double())
     p = probabilities(output.logits)
     close(p, torch.sigmoid(output.logits[:, 0] - output.logits[:, 1]))
@@ -162,7 +162,7 @@ def test_every_decoder_in_every_prompt_mode(
     model = make(make_clip(), names, decoder=decoder, prompts=prompts, prefix=prefix).eval()
     output = model(images(), pairs=True)
     assert output.pair_logits is not None
-    assert output.positive_prompts.shape == (4, 3, 16)
+    assert output.prompts.vectors.shape == (4, 3, 16)
     close(output.positive_features.norm(dim=-1), torch.ones(4).double())
     positive, negative = output.logits.unbind(dim=1)
     close(probabilities(output.logits), torch.sigmoid(positive - negative))

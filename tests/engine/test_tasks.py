@@ -13,7 +13,8 @@ from pspg.engine.distributed import start
 from pspg.engine.inference import FeatureBatch
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.tasks import PromptTask
-from pspg.kernels.spcl import sample_pairs, spcl
+from pspg.kernels.pairs import PairSelection
+from pspg.kernels.spcl import ImageBatch, sample_pairs, spcl
 
 NAMES = ["edema", "nodule", "cardiomegaly", "pneumonia", "pneumothorax", "effusion", "fracture", "mass"]
 
@@ -34,10 +35,10 @@ def test_pairs_are_sampled_from_the_batch_and_repeat_with_its_seed(make_clip: Ca
         return task.loss(output, batch)[1]["pair"], torch.manual_seed(seed)
 
     got, generator = pair_part(1, 1)
-    sample = sample_pairs(labels, len(NAMES), generator)
-    arguments = model.tower, model.vocabulary.frame, output.positive_prompts, output.image_vectors, output.logit_scale
+    pairs = PairSelection(len(NAMES), sample_pairs(labels, len(NAMES), generator))
+    images = ImageBatch(output.image_vectors, output.logit_scale, labels)
     target: Any = {"spcl": "batch", "pcl": "sample"}[pair]
-    torch.testing.assert_close(got, spcl(*arguments, labels, target=target, sample=sample).detach())
+    torch.testing.assert_close(got, spcl(model.tower, output.prompts, images, target=target, pairs=pairs).detach())
     assert got == pair_part(1, 1)[0] != pair_part(2, 1)[0]
     # More samples than there are other pairs: nothing is estimated.
     torch.testing.assert_close(pair_part(1, 4)[0], pair_part(1, 0)[0])

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tools import interpreter
+from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run compiled here, not in Triton's interpreter"
@@ -307,7 +307,7 @@ def test_repair_is_idempotent_and_needs_the_interpreter() -> None:
     assert triton.runtime.interpreter.InterpreterBuilder.binary_op is before
 
     compiled = subprocess.run(
-        [sys.executable, "-c", "from tools.interpreter import repair; repair()"],
+        [sys.executable, "-c", "from tests.kernels.interpreter import repair; repair()"],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,

@@ -22,7 +22,7 @@ def test_an_architecture_takes_the_newest_configuration_that_is_not_above_it(
 
 
 def test_records_what_would_be_launched() -> None:
-    from pspg.kernels.asymmetric_loss import fused
+    from pspg.kernels.asymmetric_loss import triton as fused
 
     logits, labels = torch.empty(64, 2, 108, device=META), torch.empty(64, 108, device=META)
     with launch.record(90) as launches:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.kernels.spcl import PairSample, sample_pairs, spcl
-from pspg.kernels.text_tower import Frame, TextTower, number_of_pairs
+from pspg.kernels.pairs import PairSample, PairSelection, number_of_pairs
+from pspg.kernels.spcl import ImageBatch, sample_pairs, spcl
+from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower
 
-MakeFrame = Callable[..., Frame]
+MakeTemplate = Callable[..., PromptTemplate]
 DRAWS = 2500
 
 
@@ -78,40 +79,72 @@ def test_refuses_what_does_not_fit() -> None:
         sample_pairs(labels_of(5).to("meta"), 3)
 
 
+def loss_of(
+    tower: TextTower,
+    template: PromptTemplate,
+    prompts: Tensor,
+    vectors: Tensor,
+    scale: Tensor,
+    labels: Tensor,
+    **options: Any,
+) -> Tensor:
+    return spcl(tower, Prompts(prompts, template), ImageBatch(vectors, scale, labels), **options)
+
+
 def quantities(loss: Tensor, tensors: list[Tensor]) -> Tensor:
     """The loss and all gradients, one vector."""
     return torch.cat([part.flatten() for part in (loss.detach(), *torch.autograd.grad(loss, tensors))])
 
 
 @pytest.mark.parametrize("impl", ["reference", "eager"])
-def test_weights_apply_pair_by_pair(tower: TextTower, make_frame: MakeFrame, impl: str) -> None:
+def test_weights_apply_pair_by_pair(tower: TextTower, make_template: MakeTemplate, impl: str) -> None:
     """Weight 0 leaves a pair out, weight 2 counts it twice."""
     torch.manual_seed(0)
     prompts, vectors, scale = torch.randn(4, 2, 4).double(), torch.randn(3, 3).double(), torch.tensor(0.4).double()
-    frame, labels = make_frame(4), labels_of(5)[:, :4]
+    template, labels = make_template(4), labels_of(5)[:, :4]
 
     def loss(*weights: float) -> Tensor:
         sample = PairSample(*torch.triu_indices(4, 4, 1), torch.tensor(weights))
-        return spcl(tower, frame, prompts, vectors, scale, labels, sample=sample, reduction="mean", impl=impl)
+        return loss_of(
+            tower,
+            template,
+            prompts,
+            vectors,
+            scale,
+            labels,
+            pairs=PairSelection(4, sample),
+            reduction="mean",
+            impl=impl,
+        )
 
     alone = [loss(*(float(k == pair) for k in range(6))) for pair in range(6)]
     torch.testing.assert_close(loss(1, 0, 2, 0, 0, 0.5), alone[0] + 2 * alone[2] + 0.5 * alone[5])
-    torch.testing.assert_close(loss(*[1.0] * 6), spcl(tower, frame, prompts, vectors, scale, labels, reduction="mean"))
+    torch.testing.assert_close(
+        loss(*[1.0] * 6), loss_of(tower, template, prompts, vectors, scale, labels, reduction="mean")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["batch", "sample"])
-def test_loss_and_gradients_are_unbiased(tower: TextTower, make_frame: MakeFrame, target: Any) -> None:
+def test_loss_and_gradients_are_unbiased(tower: TextTower, make_template: MakeTemplate, target: Any) -> None:
     """Mean of many draws against all pairs: loss and every gradient within 4 standard errors."""
     torch.manual_seed(0)
     classes = 8
     tensors = [torch.randn(shape).double().requires_grad_() for shape in ((classes, 2, 4), (3, 3), ())]
-    frame, labels, generator = make_frame(classes), labels_of(classes), torch.Generator().manual_seed(3)
-    full = quantities(spcl(tower, frame, *tensors, labels, target=target), tensors)
+    template, labels, generator = make_template(classes), labels_of(classes), torch.Generator().manual_seed(3)
+    full = quantities(loss_of(tower, template, *tensors, labels, target=target), tensors)
     draws = torch.stack(
         [
             quantities(
-                spcl(tower, frame, *tensors, labels, target=target, sample=sample_pairs(labels, 6, generator)), tensors
+                loss_of(
+                    tower,
+                    template,
+                    *tensors,
+                    labels,
+                    target=target,
+                    pairs=PairSelection(classes, sample_pairs(labels, 6, generator)),
+                ),
+                tensors,
             )
             for _ in range(DRAWS)
         ]

@@ -59,7 +59,7 @@ def _(logits: Tensor, labels: Tensor, *_: float) -> tuple[Tensor, Tensor, Tensor
     return scalar, scalar.clone(), torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[2])
     ctx.mark_non_differentiable(*output[1:])
 
@@ -69,7 +69,7 @@ def _backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
     return (gradient * d_total).to(gradient.dtype), None, None, None, None, None
 
 
-_asymmetric_loss.register_autograd(_backward, setup_context=_keep)
+_asymmetric_loss.register_autograd(_backward, setup_context=_save)
 
 
 @triton.jit
@@ -88,12 +88,12 @@ def _kernel(
 ):
     program = tl.program_id(0)
     index = program * BLOCK + tl.arange(0, BLOCK)
-    there = index < count
-    positive_at = index + index // classes * classes  # b·2C + c
-    negative_at = positive_at + classes
-    z = tl.load(logits + positive_at, mask=there, other=0).to(tl.float32)
-    z -= tl.load(logits + negative_at, mask=there, other=0).to(tl.float32)
-    label = tl.load(labels + index, mask=there, other=-1)
+    mask = index < count
+    positive_offsets = index + index // classes * classes  # b·2C + c
+    negative_offsets = positive_offsets + classes
+    z = tl.load(logits + positive_offsets, mask=mask, other=0).to(tl.float32)
+    z -= tl.load(logits + negative_offsets, mask=mask, other=0).to(tl.float32)
+    label = tl.load(labels + index, mask=mask, other=-1)
     positive, kept = label == 1, label >= 0
 
     p, complement = tl.sigmoid(z), tl.sigmoid(-z)
@@ -108,7 +108,7 @@ def _kernel(
     d_positive = tl.where(p >= eps, -focus * complement, 0.0)
     d_negative = tl.where((true >= eps) & (shifted <= 1), focus * p * complement / tl.maximum(true, eps), 0.0)
     d = tl.where(kept, tl.where(positive, d_positive, d_negative), 0.0)
-    tl.store(gradient + positive_at, d.to(gradient.dtype.element_ty), mask=there)
-    tl.store(gradient + negative_at, (-d).to(gradient.dtype.element_ty), mask=there)
+    tl.store(gradient + positive_offsets, d.to(gradient.dtype.element_ty), mask=mask)
+    tl.store(gradient + negative_offsets, (-d).to(gradient.dtype.element_ty), mask=mask)
     tl.store(partial + program, tl.sum(loss, 0))
     tl.store(partial + tl.num_programs(0) + program, tl.sum(kept.to(tl.float32), 0))

@@ -8,55 +8,56 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.kernels.text_tower import Frame, TextTower, encode, pair_indices, pair_prompts, single_prompts
+from pspg.kernels.pairs import pair_indices
+from pspg.kernels.text_tower import PromptTemplate, TextTower, encode, pair_prompts, single_prompts
 
-MakeFrame = Callable[..., Frame]
+MakeTemplate = Callable[..., PromptTemplate]
 LENGTHS = [None, [2, 1, 3]]
 whole_and_prefix = pytest.mark.parametrize("lengths", LENGTHS, ids=["whole", "prefix"])
 
 
-def literal_single(prompts: Tensor, frame: Frame, c: int) -> list[Tensor]:
-    return [frame.sos, *prompts[c], *frame.suffix[c]]
+def literal_single(prompts: Tensor, template: PromptTemplate, c: int) -> list[Tensor]:
+    return [template.sos, *prompts[c], *template.token_suffix[c]]
 
 
-def literal_pair(prompts: Tensor, frame: Frame, i: int, j: int) -> list[Tensor]:
-    name = frame.suffix[i, : frame.name_lengths[i]]
-    return [frame.sos, *prompts[i], *name, *prompts[j], *frame.suffix[j]]
+def literal_pair(prompts: Tensor, template: PromptTemplate, i: int, j: int) -> list[Tensor]:
+    name = template.token_suffix[i, : template.name_lengths[i]]
+    return [template.sos, *prompts[i], *name, *prompts[j], *template.token_suffix[j]]
 
 
-def padded(rows: list[Tensor], frame: Frame) -> Tensor:
-    return torch.stack((rows + [frame.padding] * 77)[:77])
+def padded(rows: list[Tensor], template: PromptTemplate) -> Tensor:
+    return torch.stack((rows + [template.padding] * 77)[:77])
 
 
 @whole_and_prefix
-def test_layout(make_frame: MakeFrame, lengths: list[int] | None) -> None:
-    frame, prompts = make_frame(3, lengths), torch.randn(3, 2, 4).double()
-    embeddings, eos = single_prompts(prompts, frame, tokens=77)
+def test_layout(make_template: MakeTemplate, lengths: list[int] | None) -> None:
+    template, prompts = make_template(3, lengths), torch.randn(3, 2, 4).double()
+    embeddings, eos = single_prompts(prompts, template, tokens=77)
     for c in range(3):
-        assert torch.equal(embeddings[c], padded(literal_single(prompts, frame, c), frame))
+        assert torch.equal(embeddings[c], padded(literal_single(prompts, template, c), template))
         end = lengths[c] + 1 if lengths else 0
-        assert torch.equal(embeddings[c, eos[c]], frame.suffix[c, end])
+        assert torch.equal(embeddings[c, eos[c]], template.token_suffix[c, end])
     first, second = pair_indices(3)
     assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
-    embeddings, pooled = pair_prompts(prompts, frame, first, second, tokens=77)
+    embeddings, pooled = pair_prompts(prompts, template, first, second, tokens=77)
     for row, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-        assert torch.equal(embeddings[row], padded(literal_pair(prompts, frame, i, j), frame))
-        assert torch.equal(embeddings[row, pooled[row]], frame.suffix[j, lengths[j] if lengths else 0])
+        assert torch.equal(embeddings[row], padded(literal_pair(prompts, template, i, j), template))
+        assert torch.equal(embeddings[row, pooled[row]], template.token_suffix[j, lengths[j] if lengths else 0])
 
 
 @whole_and_prefix
 @pytest.mark.parametrize("kind", ["single", "pair"])
 def test_stopping_at_the_pooled_token_is_exact(
-    tower: TextTower, make_frame: MakeFrame, lengths: list[int] | None, kind: str
+    tower: TextTower, make_template: MakeTemplate, lengths: list[int] | None, kind: str
 ) -> None:
     """77 tokens and the shortest sequences give the same features and the same gradients."""
-    frame, prompts = make_frame(3, lengths), torch.randn(3, 2, 4).double().requires_grad_()
+    template, prompts = make_template(3, lengths), torch.randn(3, 2, 4).double().requires_grad_()
 
     def run(tokens: int | None) -> tuple[Tensor, Tensor, int]:
         if kind == "single":
-            embeddings, pooled = single_prompts(prompts, frame, tokens=tokens)
+            embeddings, pooled = single_prompts(prompts, template, tokens=tokens)
         else:
-            embeddings, pooled = pair_prompts(prompts, frame, *pair_indices(3), tokens=tokens)
+            embeddings, pooled = pair_prompts(prompts, template, *pair_indices(3), tokens=tokens)
         features = encode(tower, embeddings, pooled)
         (gradient,) = torch.autograd.grad(features.square().sum(), prompts)
         return features, gradient, embeddings.shape[1]

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import configuration, launch, pin
+from ..pairs import number_of_pairs
 from ..primitives import softplus
-from ..text_tower import number_of_pairs
 
 pin(
     "pair_loss",
@@ -58,6 +58,7 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss times `factor`, and its gradients by features, vectors and scale (the latter two float32)."""
     features, vectors, labels, first, second = (t.contiguous() for t in (features, vectors, labels, first, second))
+    weights = None if weights is None else weights.contiguous()
     (pairs, width), (images, classes) = features.shape, labels.shape
     device = features.device
 
@@ -67,12 +68,12 @@ def run(
     options = configuration("pair_loss", device)
     programs = triton.cdiv(pairs, options["BLOCK_R"])
     partial, d_features = empty(2, programs), torch.empty_like(features)
-    best, coefficient = empty(pairs, dtype=torch.int32), empty(pairs)
+    argmax, coefficient = empty(pairs, dtype=torch.int32), empty(pairs)
     launch(
         _pairs_kernel,
         (programs,),
         *(features, vectors, scale, labels, first, second, weights),
-        *(d_features, best, coefficient, partial),
+        *(d_features, argmax, coefficient, partial),
         *(pairs, images, classes, width, factor),
         **options,
     )
@@ -83,7 +84,7 @@ def run(
     launch(
         _vectors_kernel,
         grid,
-        *(features, best, coefficient, d_vectors),
+        *(features, argmax, coefficient, d_vectors),
         *(pairs, images, width),
         SPLIT=_SPLIT,
         **options,
@@ -102,7 +103,7 @@ def _(features: Tensor, vectors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tenso
     return scalar, torch.empty_like(features, memory_format=torch.contiguous_format), d_vectors, scalar.clone()
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.like = [(tensor.dtype, tensor.shape) for tensor in inputs[:3]]
@@ -113,7 +114,7 @@ def _backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]
     return *((part * d_loss).to(dtype).view(shape) for part, (dtype, shape) in found), None, None, None, None, None
 
 
-_pair_loss.register_autograd(_backward, setup_context=_keep)
+_pair_loss.register_autograd(_backward, setup_context=_save)
 
 
 @triton.jit
@@ -126,7 +127,7 @@ def _pairs_kernel(
     second,
     weights,  # (R,) or None
     d_features,  # (R,D)
-    best,  # (R,) int32: image with the largest logit
+    argmax,  # (R,) int32: image with the largest logit
     coefficient,  # (R,) float32: what its vector's gradient takes of the pair's feature
     partial,  # (2,programs): losses, gradients of θ
     pairs,
@@ -140,21 +141,21 @@ def _pairs_kernel(
 ):
     program = tl.program_id(0)
     r = program * BLOCK_R + tl.arange(0, BLOCK_R)
-    there = r < pairs
+    mask_r = r < pairs
     row = r.to(tl.int64) * width
-    i = tl.load(first + r, mask=there, other=0)
-    j = tl.load(second + r, mask=there, other=0)
+    i = tl.load(first + r, mask=mask_r, other=0)
+    j = tl.load(second + r, mask=mask_r, other=0)
     d = tl.arange(0, BLOCK_D)
 
     squared = tl.zeros((BLOCK_R,), tl.float32)
     for start in range(0, width, BLOCK_D):
-        mask = there[:, None] & (start + d < width)[None, :]
+        mask = mask_r[:, None] & (start + d < width)[None, :]
         w = tl.load(features + row[:, None] + (start + d)[None, :], mask=mask, other=0).to(tl.float32)
         squared += tl.sum(w * w, 1)
     inverse = 1 / tl.maximum(tl.sqrt(squared), 1e-12)
 
-    largest = tl.full((BLOCK_R,), float("-inf"), tl.float32)
-    winner = tl.zeros((BLOCK_R,), tl.int32)
+    row_max = tl.full((BLOCK_R,), float("-inf"), tl.float32)
+    best = tl.zeros((BLOCK_R,), tl.int32)
     both = tl.zeros((BLOCK_R,), tl.int32)
     for low in range(0, images, BLOCK_B):
         b = low + tl.arange(0, BLOCK_B)
@@ -162,7 +163,7 @@ def _pairs_kernel(
         for start in range(0, width, BLOCK_D):
             inside = start + d < width
             w = tl.load(
-                features + row[:, None] + (start + d)[None, :], mask=there[:, None] & inside[None, :], other=0
+                features + row[:, None] + (start + d)[None, :], mask=mask_r[:, None] & inside[None, :], other=0
             ).to(tl.float32)
             v = tl.load(
                 vectors + b[None, :] * width + (start + d)[:, None],
@@ -172,39 +173,39 @@ def _pairs_kernel(
             similarity += tl.dot(w, v, input_precision="tf32x3")
         similarity = tl.where((b < images)[None, :], similarity, float("-inf"))
         top, index = tl.max(similarity, 1, return_indices=True)
-        winner = tl.where(top > largest, low + index, winner)
-        largest = tl.maximum(largest, top)
-        mask = there[:, None] & (b < images)[None, :]
+        best = tl.where(top > row_max, low + index, best)
+        row_max = tl.maximum(row_max, top)
+        mask = mask_r[:, None] & (b < images)[None, :]
         label_i = tl.load(labels + b[None, :] * classes + i[:, None], mask=mask, other=0)
         label_j = tl.load(labels + b[None, :] * classes + j[:, None], mask=mask, other=0)
         both = tl.maximum(both, tl.max(((label_i == 1) & (label_j == 1)).to(tl.int32), 1))
 
     temperature = tl.exp(tl.load(scale).to(tl.float32))
-    z = tl.where(there, temperature * largest * inverse, 0.0)
-    weight = tl.where(there, factor, 0.0)
+    z = tl.where(mask_r, temperature * row_max * inverse, 0.0)
+    weight = tl.where(mask_r, factor, 0.0)
     if weights is not None:
-        weight *= tl.load(weights + r, mask=there, other=0).to(tl.float32)
+        weight *= tl.load(weights + r, mask=mask_r, other=0).to(tl.float32)
     q = both.to(tl.float32)
     delta = weight * (tl.sigmoid(z) - q)
     tl.store(partial + program, tl.sum(weight * (softplus(z) - q * z), 0))
     tl.store(partial + tl.num_programs(0) + program, tl.sum(delta * z, 0))
     toward = temperature * delta * inverse
-    tl.store(best + r, winner, mask=there)
-    tl.store(coefficient + r, toward, mask=there)
-    back = delta * z * inverse * inverse
+    tl.store(argmax + r, best, mask=mask_r)
+    tl.store(coefficient + r, toward, mask=mask_r)
+    shrinkage = delta * z * inverse * inverse
     for start in range(0, width, BLOCK_D):
-        mask = there[:, None] & (start + d < width)[None, :]
-        at = row[:, None] + (start + d)[None, :]
-        w = tl.load(features + at, mask=mask, other=0).to(tl.float32)
-        v = tl.load(vectors + winner[:, None] * width + (start + d)[None, :], mask=mask, other=0).to(tl.float32)
-        gradient = toward[:, None] * v - back[:, None] * w
-        tl.store(d_features + at, gradient.to(d_features.dtype.element_ty), mask=mask)
+        mask = mask_r[:, None] & (start + d < width)[None, :]
+        offsets = row[:, None] + (start + d)[None, :]
+        w = tl.load(features + offsets, mask=mask, other=0).to(tl.float32)
+        v = tl.load(vectors + best[:, None] * width + (start + d)[None, :], mask=mask, other=0).to(tl.float32)
+        gradient = toward[:, None] * v - shrinkage[:, None] * w
+        tl.store(d_features + offsets, gradient.to(d_features.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _vectors_kernel(
     features,  # (R,D)
-    best,  # (R,) int32
+    argmax,  # (R,) int32
     coefficient,  # (R,) float32
     d_vectors,  # (splits,B,D) float32
     pairs,
@@ -221,13 +222,13 @@ def _vectors_kernel(
     total = tl.zeros((BLOCK_B, BLOCK_D), tl.float32)
     for start in range(low, low + SPLIT, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
-        there = r < pairs
-        image = tl.load(best + r, mask=there, other=-1)
-        share = tl.load(coefficient + r, mask=there, other=0)
-        mask = there[:, None] & (d < width)[None, :]
+        mask_r = r < pairs
+        image = tl.load(argmax + r, mask=mask_r, other=-1)
+        share = tl.load(coefficient + r, mask=mask_r, other=0)
+        mask = mask_r[:, None] & (d < width)[None, :]
         w = tl.load(features + r.to(tl.int64)[:, None] * width + d[None, :], mask=mask, other=0).to(tl.float32)
         # One pair a column, its coefficient at the image that attained the maximum.
         chosen = tl.where(image[None, :] == b[:, None], share[None, :], 0.0)
         total += tl.dot(chosen, w, input_precision="tf32x3")
-    at = (tl.program_id(2) * images + b)[:, None] * width + d[None, :]
-    tl.store(d_vectors + at, total, mask=(b < images)[:, None] & (d < width)[None, :])
+    offsets = (tl.program_id(2) * images + b)[:, None] * width + d[None, :]
+    tl.store(d_vectors + offsets, total, mask=(b < images)[:, None] & (d < width)[None, :])

@@ -1,0 +1,87 @@
+"""Blocks of a frozen text tower, from matrix products and block operations: gradients reach inputs, never weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .block_operations import BlockOperations
+from .reference import TextLayer, TextTower
+
+
+def is_frozen(tower: TextTower) -> bool:
+    """True if no weight of the tower requires a gradient."""
+    return not (torch.is_grad_enabled() and any(weight.requires_grad for weight in tower.tensors()))
+
+
+def require_frozen(tower: TextTower) -> None:
+    """Refuse a tower whose weights require gradients, which its blocks would drop.
+
+    Raises:
+        ValueError: such a tower.
+    """
+    if not is_frozen(tower):
+        raise ValueError(
+            "eager and triton give no gradients to the tower's weights: freeze them, or use impl='reference'"
+        )
+
+
+def project(layer: TextLayer, y: Tensor) -> Tensor:
+    """Queries, keys and values (…,3W) of a block's normalised input y (…,W)."""
+    return F.linear(y, layer.in_proj_weight, layer.in_proj_bias)
+
+
+def after_attention(
+    tower: TextTower, operations: BlockOperations, layer: TextLayer, x: Tensor, attended: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rest of a block on x (…,W): output projection, residual, MLP.
+
+    Returns:
+        The residual stream without the MLP, and the MLP's part of it: the next block adds them as it normalises.
+    """
+    delta = F.linear(attended, layer.out_proj_weight, layer.out_proj_bias)
+    x, y = operations.add_norm(tower, x, delta, layer.ln_2_weight, layer.ln_2_bias)
+    return x, operations.mlp(tower, layer, y)
+
+
+def last_block(
+    tower: TextTower, operations: BlockOperations, x: Tensor, query: Tensor, tokens: Tensor, mask: Tensor | None
+) -> Tensor:
+    """The last block for one token a sequence, and the feature read from it.
+
+    Only that token has a query. Its score of token t is q_hᵀ(W_k,h y_t + b_k,h), so W_k goes into the query, and b_k,
+    the same for all t, drops out of the softmax; weights sum to 1, so W_v and b_v act on the weighted mean of the y_t.
+    Keys and values are never formed.
+
+    Args:
+        x: (R,W) the token's input of the block.
+        query: (R,W) the same after the block's first LayerNorm.
+        tokens: (R,K,W) all tokens it sees, after that LayerNorm.
+        mask: (R,1,1,K) or (1,1,1,K), true is seen; None: all.
+
+    Returns:
+        (R,D).
+    """
+    layer, heads = tower.layers[-1], tower.heads
+    w_q, w_k, w_v = layer.in_proj_weight.chunk(3)
+    b_q, _, b_v = layer.in_proj_bias.chunk(3)
+    w_k, w_v = (w.unflatten(0, (heads, -1)) for w in (w_k, w_v))  # (heads, d, W)
+    q = F.linear(query, w_q, b_q).unflatten(-1, (heads, -1))  # (R, heads, d)
+    absorbed = torch.einsum("rhd,hdw->rhw", q, w_k)[:, None]
+    seen = tokens[:, None]
+    mean = F.scaled_dot_product_attention(absorbed, seen, seen, attn_mask=mask, scale=q.shape[-1] ** -0.5)[:, 0]
+    context = torch.einsum("rhw,hdw->rhd", mean, w_v).flatten(1) + b_v
+    x, delta = after_attention(tower, operations, layer, x, context)
+    return operations.add_norm(tower, x, delta, tower.ln_final_weight, tower.ln_final_bias)[1] @ tower.projection
+
+
+def token_bytes(tower: TextTower) -> int:
+    """Upper estimate of the bytes that backward keeps of one prefix or suffix token, all layers together.
+
+    In widths W a layer: two inputs of LayerNorms, queries, keys and values of the prefix and the token, the attended
+    value, and the hidden layer of the MLP; the last layer, which keeps less, counts as one of them.
+    """
+    hidden = len(tower.layers[0].fc_bias)
+    width = len(tower.layers[0].proj_bias)
+    return len(tower.layers) * (10 * width + hidden) * tower.projection.element_size()
