@@ -41,14 +41,14 @@ _NEEDS = (
 def with_triton(
     available: Mapping[str, Function], kernels: Function, tensor: Tensor, dtype: torch.dtype | None = None
 ) -> dict[str, Function]:
-    """Forms of an operator with its Triton kernels among them, as "triton", where they can run.
+    """Implementations of an operator, its Triton kernels among them as "triton" where they can run.
 
     They come first on a GPU. In Triton's interpreter (TRITON_INTERPRET=1, for tests) they come last, so that `auto`
     never picks them there.
 
     Args:
-        available: the other forms, best first.
-        kernels: the form made of kernels. It imports triton when it is called.
+        available: the other implementations, best first.
+        kernels: the one made of kernels. It imports triton when it is called.
         tensor: an input.
         dtype: what the kernels compute in; None: the tensor's dtype.
     """

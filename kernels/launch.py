@@ -1,4 +1,9 @@
-"""How kernels are started: pinned configurations by architecture, and a record of launches where there is no GPU."""
+"""Start kernels: pinned configurations by architecture, one strides convention, a record of launches without a GPU.
+
+Every tensor argument of every kernel is contiguous, so that a kernel derives all its strides from sizes. The exception
+is a stack of contiguous matrices with gaps between them, such as the slice [:, i] of (G,n,C,H): it is passed as
+`Batched(tensor)` and reaches the kernel as two parameters, the pointer `x` and the distance of matrices `x_batch`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,28 @@ from torch import Tensor
 CONFIGS: dict[str, dict[int, dict[str, int]]] = {}
 """kernel → smallest architecture (80, 86, 90, 100) a configuration is for → num_warps, num_stages and block sizes.
 
-`fused.py` files add theirs with `pin`. An architecture takes the entry with the largest number not above its own.
+Modules of kernels add theirs with `pin`. An architecture takes the entry with the largest number not above its own.
 """
+
+
+@dataclass(frozen=True)
+class Batched:
+    """A kernel argument (A,R,K): A contiguous matrices at any distance from one another. None is an absent argument."""
+
+    tensor: Tensor | None
+
+    @property
+    def parameters(self) -> tuple[Tensor | None, int]:
+        """Pointer and batch stride, in elements.
+
+        Raises:
+            ValueError: the tensor has another number of dimensions, or a matrix has gaps.
+        """
+        if self.tensor is None:
+            return None, 0
+        if self.tensor.dim() != 3 or (len(self.tensor) and not self.tensor[0].is_contiguous()):
+            raise ValueError(f"needs (A,R,K) with contiguous matrices, got {_layout(self.tensor)}")
+        return self.tensor, self.tensor.stride(0)
 
 
 @dataclass(frozen=True)
@@ -66,11 +91,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
 
     Args:
         grid: programs in up to three dimensions. None of them: nothing happens.
-        arguments: the kernel's first parameters, in order.
+        arguments: the kernel's first parameters, in order: contiguous tensors, `Batched`, numbers, None.
         keywords: the others by name; num_warps and num_stages.
+
+    Raises:
+        ValueError: a tensor that is not laid out as it has to be.
     """
     if 0 in grid:
         return
+    arguments = _laid_out(kernel, arguments)
     if _recorder is not None:
         named = dict(zip(kernel.arg_names, arguments, strict=False))
         options = {name: keywords[name] for name in _OPTIONS if name in keywords}
@@ -81,6 +110,26 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, **keywords)
+
+
+def _laid_out(kernel: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The parameters that the arguments make, each tensor checked."""
+    parameters: list[Any] = []
+    for argument in arguments:
+        try:
+            if isinstance(argument, Batched):
+                parameters += argument.parameters
+                continue
+            if isinstance(argument, Tensor) and not argument.is_contiguous():
+                raise ValueError(f"must be contiguous, got {_layout(argument)}")
+        except ValueError as error:
+            raise ValueError(f"{kernel.__name__}: {kernel.arg_names[len(parameters)]} {error}") from None
+        parameters.append(argument)
+    return tuple(parameters)
+
+
+def _layout(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)} with strides {tensor.stride()}"
 
 
 def _architecture(device: torch.device) -> int:

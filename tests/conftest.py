@@ -16,15 +16,11 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton decides at its import whether kernels compile or run in its interpreter; torch does not import it.
+    # Triton decides at its import whether kernels compile or run in its interpreter, and the engine imports it.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
 from pspg.engine.training.telemetry import read_metrics
-from tests.kernels import interpreter
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    interpreter.repair()
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -31,13 +31,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from pspg.engine.models.decoders import GRUDecoder
+from pspg.engine.models.decoders._base import DecoderSizes
+from pspg.engine.models.decoders.gru import GRUDecoder
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
 from pspg.kernels.asymmetric_loss import triton as asymmetric_loss
 from pspg.kernels.launch import Launch, record
 from pspg.kernels.pair_loss import triton as pair_loss
-from pspg.kernels.prompt_decoder import fused as prompt_decoder
+from pspg.kernels.prompt_decoder import triton as prompt_decoder
 from pspg.kernels.text_tower.triton import add_norm, attention, gather, quick_gelu
 
 SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -101,7 +102,7 @@ def _pair_loss(dtype: torch.dtype) -> None:
 
 def _decoder(dtype: torch.dtype) -> None:
     with torch.device("meta"):
-        weights = [GRUDecoder(D, H, W, HEADS).to(dtype).weights() for _ in range(G)]
+        weights = [GRUDecoder(DecoderSizes(D, H, W, HEADS, N)).to(dtype).weights() for _ in range(G)]
     features, context = _empty(C, D, dtype=dtype), _empty(B, D, dtype=dtype)
     outputs = prompt_decoder.decode(weights, features, context, prompt_length=N, heads=HEADS)
     parameters = [parameter for part in weights for parameter in part.values()]
@@ -330,7 +331,8 @@ def violations(row: Row) -> list[str]:
 
 def display_name(module: str, kernel: str) -> str:
     """pspg.kernels.pair_loss.fused, _pairs_kernel → pair_loss._pairs_kernel"""
-    return f"{module.removeprefix('pspg.kernels.').removesuffix('.fused')}.{kernel.rpartition('.')[2]}"
+    folder = module.removeprefix("pspg.kernels.").partition(".")[0]
+    return f"{folder}.{kernel.rpartition('.')[2]}"
 
 
 def _jit_function(kernel: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Soft Pairwise Co-occurrence Loss and its sample-level form, on the features of pair prompts."""
+"""Soft Pairwise Co-occurrence Loss and its sample-level variant, on the features of pair prompts."""
 
 from .op import pair_loss
 

@@ -1,6 +1,7 @@
 """Prompt decoders: class features and image context in, pseudo-prompt vectors out."""
 
-from .op import Kind, decode
+from .kind import DecoderKind
+from .op import KINDS, Kind, decode
 from .reference import Decoder
 
-__all__ = ["Decoder", "Kind", "decode"]
+__all__ = ["KINDS", "Decoder", "DecoderKind", "Kind", "decode"]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import at_least_fp32, compute_dtype, no_autocast
+from .kind import DecoderKind
 from .reference import Decoder, attention, linear, self_attention
 from .stacked import Stacked, affine, split
 
@@ -89,3 +90,10 @@ def eager(
             x = p.linear("fc", (h + seen).to(dtype))
             outputs.append(x)
         return torch.stack(outputs, dim=2)
+
+
+KIND = DecoderKind(
+    name="lstm",
+    implementations={"eager": eager, "reference": reference},
+    first_weight="encoder_proj.weight",
+)

@@ -1,26 +1,24 @@
-"""Public form of the prompt decoders."""
+"""Prompt decoders of every kind behind one function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve, with_triton
 from ..precision import compute_dtype
-from . import folded, lstm, mlp, reference, transformer
+from . import gru, lstm, mlp, transformer
+from .gru import MOST_IMAGES as MOST_IMAGES
+from .kind import DecoderKind
 from .reference import Decoder
 
 Kind = Literal["gru", "lstm", "transformer", "mlp"]
-_FORMS: dict[Kind, dict[str, Callable[..., Tensor]]] = {
-    "gru": {"eager": folded.decode, "reference": reference.decode},
-    "lstm": {"eager": lstm.eager, "reference": lstm.reference},
-    "transformer": {"eager": transformer.eager, "reference": transformer.reference},
-    "mlp": {"eager": mlp.decode, "reference": mlp.decode},
-}
-MOST_IMAGES, _MOST_HIDDEN, _MOST_HEAD_WIDTH = 128, 1024, 128  # of the kernels
+"""names of the kinds below, for type checkers"""
+KINDS: dict[str, DecoderKind] = {kind.name: kind for kind in (gru.KIND, lstm.KIND, transformer.KIND, mlp.KIND)}
+"""name → kind; a kind that is added here can be decoded"""
 
 
 def decode(
@@ -30,7 +28,7 @@ def decode(
     *,
     prompt_length: int,
     heads: int,
-    kind: Kind = "gru",
+    kind: str = "gru",
     branches: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -55,31 +53,25 @@ def decode(
         transformer (G,C,n,H); mlp (G,C,H), of which one projection makes all n vectors.
 
     Raises:
-        ValueError: shapes that do not fit, or an `impl` that cannot run.
+        ValueError: an unknown kind, shapes that do not fit, or an `impl` that cannot run.
     """
+    if kind not in KINDS:
+        raise ValueError(f"decode: kind {kind!r} is not known, choose from {', '.join(KINDS)}")
+    chosen = KINDS[kind]
     check_shapes("decode", class_features=(class_features, "C D"), context=(context, "B D"))
-    for p in decoders:
-        first = p["mlp.0.weight" if kind == "mlp" else "encoder_proj.weight"]
-        if first.shape[0] % heads:
-            raise ValueError(f"decode: {heads} heads do not divide the hidden width {first.shape[0]}")
-        check_shapes("decode", context=(context, "B D"), first_layer=(first, "H D"))
-    forms = _FORMS[kind]
+    first_weights = [p[chosen.first_weight] for p in decoders]
+    for weight in first_weights:
+        if weight.shape[0] % heads:
+            raise ValueError(f"decode: {heads} heads do not divide the hidden width {weight.shape[0]}")
+        check_shapes("decode", context=(context, "B D"), first_layer=(weight, "H D"))
+    available = chosen.implementations
     if branches is not None:
-        if kind != "transformer":
-            raise ValueError(f"decode: branches are the transformer's, got kind {kind!r}")
-        forms = {name: partial(form, branches=branches) for name, form in forms.items()}
-    if kind == "gru" and _kernels_take(decoders, context, heads):
-        forms = with_triton(forms, _fused, class_features, compute_dtype(class_features))
-    run = resolve(impl, forms)
+        if not chosen.takes_branches:
+            takers = ", ".join(name for name, other in KINDS.items() if other.takes_branches)
+            raise ValueError(f"decode: branches are the {takers}'s, got kind {kind!r}")
+        available = {name: partial(function, branches=branches) for name, function in available.items()}
+    hidden = max(weight.shape[0] for weight in first_weights)
+    if chosen.triton is not None and chosen.triton.takes(images=len(context), hidden=hidden, heads=heads):
+        available = with_triton(available, chosen.triton.decode, class_features, compute_dtype(class_features))
+    run = resolve(impl, available)
     return run(decoders, class_features, context, prompt_length=prompt_length, heads=heads)
-
-
-def _kernels_take(decoders: Sequence[Decoder], context: Tensor, heads: int) -> bool:
-    most = min(_MOST_HIDDEN, _MOST_HEAD_WIDTH * heads)
-    return len(context) <= MOST_IMAGES and all(p["gru.weight_hh"].shape[-1] <= most for p in decoders)
-
-
-def _fused(*arguments: Any, **options: Any) -> Tensor:
-    from .fused import decode  # imports triton
-
-    return decode(*arguments, **options)

@@ -27,6 +27,10 @@ class Stacked:
         """(G,…) in the dtype of the products."""
         return self._get(name, self._dtype)
 
+    def raw(self, name: str) -> Tensor:
+        """(G,…) in the parameters' own dtype."""
+        return self._get(name, None)
+
     def linear(self, name: str, x: Tensor) -> Tensor:
         """x (G,R,I) through the linear layers of that name, (G,R,O)."""
         return affine(x, self[f"{name}.weight"], self[f"{name}.bias"])
@@ -45,9 +49,10 @@ class Stacked:
         """Projected heads (G,heads,rows,H/heads) to (G,R,H)."""
         return self.linear(f"{name}.out_proj", merge(F.scaled_dot_product_attention(q, k, v)))
 
-    def _get(self, name: str, dtype: torch.dtype) -> Tensor:
+    def _get(self, name: str, dtype: torch.dtype | None) -> Tensor:
         if (name, dtype) not in self._found:
-            self._found[name, dtype] = torch.stack([decoder[name] for decoder in self._decoders]).to(dtype)
+            stacked = torch.stack([decoder[name] for decoder in self._decoders])
+            self._found[name, dtype] = stacked if dtype is None else stacked.to(dtype)
         return self._found[name, dtype]
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import at_least_fp32, compute_dtype, no_autocast
+from .kind import DecoderKind
 from .reference import Decoder, attention, layer_norm, linear
 from .stacked import Stacked, affine, split
 
@@ -106,3 +107,11 @@ def eager(
                 x = residual(x, step, number, 2, p.linear(f"{block}.mlp.2", y))
             outputs.append(x.to(dtype))
         return torch.stack(outputs, dim=2)
+
+
+KIND = DecoderKind(
+    name="transformer",
+    implementations={"eager": eager, "reference": reference},
+    first_weight="encoder_proj.weight",
+    takes_branches=True,
+)

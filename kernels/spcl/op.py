@@ -18,7 +18,7 @@ Reduction = Literal["sum", "mean"]
 
 
 class ImageBatch(NamedTuple):
-    """What a pair loss sees of B images."""
+    """B images as a pair loss sees them."""
 
     vectors: Tensor
     """(B,D) fused image vectors"""

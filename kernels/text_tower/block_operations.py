@@ -1,4 +1,4 @@
-"""What a frozen block does around its matrix products, as one table of functions an implementation.
+"""The operations of a frozen block around its matrix products, as a table of functions for each implementation.
 
 `eager.py` fills the table with torch's operators, `triton/` with kernels.
 """

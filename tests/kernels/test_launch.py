@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -36,3 +38,31 @@ def test_a_grid_without_programs_launches_nothing() -> None:
     with launch.record(80) as launches:
         launch.launch(None, (3, 0))
     assert launches == []
+
+
+# In place of a @triton.jit function: launches of it are recorded, never made.
+KERNEL = SimpleNamespace(__name__="kernel", arg_names=["x", "x_batch", "y"])
+
+
+def test_a_stack_of_matrices_is_a_pointer_and_a_distance() -> None:
+    x, y = torch.empty(2, 5, 3, 4, device=META), torch.empty(2, device=META)
+    with launch.record(80) as launches:
+        launch.launch(KERNEL, (1,), launch.Batched(x[:, 1]), y)
+        launch.launch(KERNEL, (1,), launch.Batched(None), y)
+    assert [one.arguments["x_batch"] for one in launches] == [5 * 3 * 4, 0]
+    assert launches[0].arguments["x"].storage_offset() == 3 * 4
+    assert launches[1].arguments["x"] is None
+    assert all(one.arguments["y"] is y for one in launches)
+
+
+@pytest.mark.parametrize("wrong", ["a column of gaps", "too few dimensions"])
+def test_a_stack_that_is_laid_out_otherwise_is_named(wrong: str) -> None:
+    x = torch.empty(2, 3, 8, device=META)[..., ::2] if wrong == "a column of gaps" else torch.empty(3, 4, device=META)
+    with launch.record(80), pytest.raises(ValueError, match=r"^kernel: x needs \(A,R,K\) .* got shape"):
+        launch.launch(KERNEL, (1,), launch.Batched(x), torch.empty(2, device=META))
+
+
+def test_a_tensor_that_is_not_contiguous_is_named() -> None:
+    wrong = torch.empty(4, 2, device=META).T
+    with launch.record(80), pytest.raises(ValueError, match=r"^kernel: y must be contiguous, got shape \(2, 4\)"):
+        launch.launch(KERNEL, (1,), launch.Batched(None), wrong)

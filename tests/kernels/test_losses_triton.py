@@ -12,8 +12,8 @@ from torch import Tensor
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.pairs import pair_indices
+from tests.oracle import no_worse
 
-Check = Callable[..., None]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -34,9 +34,7 @@ def outcome(function: Callable[..., Tensor], tensors: list[Tensor], **options: A
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("labels", ["mixed", "none", "negative", "positive"])
 @pytest.mark.parametrize(("images", "classes"), [(1, 1), (7, 5), (64, 14)])
-def test_asymmetric_loss(
-    images: int, classes: int, labels: str, dtype: torch.dtype, device: torch.device, no_worse: Check
-) -> None:
+def test_asymmetric_loss(images: int, classes: int, labels: str, dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(0)
     logits = (6 * torch.randn(images, 2, classes, device=device)).to(dtype)
     y = make_labels(labels, images, classes, device)
@@ -49,7 +47,7 @@ def test_asymmetric_loss(
         no_worse(kernel, eager, outcome(loss, [logits.double()], impl="reference"))
 
 
-def test_asymmetric_loss_of_extreme_logits(device: torch.device, no_worse: Check) -> None:
+def test_asymmetric_loss_of_extreme_logits(device: torch.device) -> None:
     """Saturated probabilities: floored logarithms and shifts that reach 1 pass no gradient, and nothing is infinite."""
     z = torch.tensor([-1e4, -200.0, -20.0, -3.0, 0.0, 3.0, 20.0, 200.0, 1e4], device=device)
     logits = torch.stack([z, torch.zeros_like(z)])[None].expand(2, -1, -1).contiguous()
@@ -74,7 +72,6 @@ def test_pair_loss(
     labels: str,
     dtype: torch.dtype,
     device: torch.device,
-    no_worse: Check,
 ) -> None:
     torch.manual_seed(0)
     count = classes * (classes - 1) // 2
@@ -92,7 +89,7 @@ def test_pair_loss(
         no_worse(kernel, eager, outcome(loss, [t.double() for t in given], impl="reference"))
 
 
-def test_pair_loss_at_the_temperature_of_trained_models(device: torch.device, no_worse: Check) -> None:
+def test_pair_loss_at_the_temperature_of_trained_models(device: torch.device) -> None:
     """Logits of ±700: float32 throughout."""
     torch.manual_seed(0)
     features = torch.randn(10, 48, device=device)
@@ -104,7 +101,7 @@ def test_pair_loss_at_the_temperature_of_trained_models(device: torch.device, no
     no_worse(kernel, eager, outcome(lambda *t: pair_loss(*t, y, impl="reference"), [t.double() for t in given]))
 
 
-def test_pair_loss_of_more_pairs_than_one_program_sums(device: torch.device, no_worse: Check) -> None:
+def test_pair_loss_of_more_pairs_than_one_program_sums(device: torch.device) -> None:
     torch.manual_seed(0)
     first, second = (part[:300] for part in pair_indices(26, device))
     given = [torch.randn(300, 16, device=device), torch.randn(3, 16, device=device), torch.tensor(0.5, device=device)]

@@ -12,6 +12,7 @@ from torch import Tensor
 from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
 from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
+from tests.oracle import no_worse_in_norm
 
 MakeTemplate = Callable[..., PromptTemplate]
 TINY = 4000
@@ -59,9 +60,7 @@ def make_labels(kind: str, images: int, classes: int) -> Tensor:
         (5, 4, 7, "mixed"),
         (5, 16, 1, "positive"),
         (14, 1, 7, "negative"),
-        (14, 4, 7, "positive"),
-        (31, 4, 7, "mixed"),
-        (31, 16, 1, "negative"),
+        (14, 4, 7, "mixed"),
     ],
 )
 @pytest.mark.parametrize("named", [False, True], ids=["whole", "prefix"])
@@ -158,7 +157,7 @@ def test_accumulates_and_scales_as_any_loss(tower: TextTower, make_template: Mak
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(tower: TextTower, make_template: MakeTemplate, dtype: torch.dtype) -> None:
-    """Loss and gradients are float32, and as near to the exact ones as those of the literal form in that dtype."""
+    """Loss and gradients are float32, and as near to the exact ones as those of the literal one in that dtype."""
     tower, template = tower.to(torch.float32), make_template(6).to(torch.float32)
     tensors = [tensor.detach().float().requires_grad_() for tensor in inputs(6, 4, 5)]
     y = make_labels("mixed", 5, 6)
@@ -167,9 +166,8 @@ def test_autocast(tower: TextTower, make_template: MakeTemplate, dtype: torch.dt
     literal = outcome(loss_of(tower.to(dtype), template.to(dtype), *short, y, impl="reference"), tensors)
     with torch.autocast("cpu", dtype):
         eager = outcome(loss_of(tower, template, *tensors, y, memory=TINY, impl="eager"), tensors)
-    for got, other, right in zip(eager, literal, exact, strict=True):
-        assert got.dtype == torch.float32
-        assert (got - right).norm() <= 2 * (other - right).norm() + 0.01 * right.norm()
+    assert all(got.dtype == torch.float32 for got in eager)
+    no_worse_in_norm(eager, literal, exact, 0.01)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])

@@ -66,7 +66,7 @@ class PromptDecoder(nn.Module):
         cls, decoders: Sequence[dict[str, Tensor]], class_features: Tensor, context: Tensor, **settings: Any
     ) -> Tensor:
         """Outputs of several decoders; arguments and result as `pspg.kernels.prompt_decoder.decode`."""
-        return decode(decoders, class_features, context, kind=cls.name, **settings)  # type: ignore[arg-type]
+        return decode(decoders, class_features, context, kind=cls.name, **settings)
 
     @classmethod
     def random_factors(cls, drop_path: float, decoders: int, prompt_length: int, like: Tensor) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.losses import PromptLoss
+from tests.kernels import interpreter
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_training_on_gpu.py trains with compiled kernels")
@@ -19,6 +20,7 @@ from pspg.engine.training.losses import PromptLoss
     ("prefix", "prompts"), [(False, "dual"), (True, "dual"), (False, "shared"), (True, "positive")]
 )
 def test_a_step_is_that_of_torch(make_clip: Callable[..., Any], names: list[str], prefix: bool, prompts: Any) -> None:
+    interpreter.repair()
     torch.manual_seed(0)
     small = ModelConfig(prompt_length=2, hidden_size=16, decoder_heads=2, prefix=prefix, prompts=prompts)
     model = PsPG(make_clip().float(), small, names[:3]).train().freeze()

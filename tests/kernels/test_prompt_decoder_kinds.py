@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pspg.kernels.prompt_decoder import Kind, decode
+from pspg.kernels.prompt_decoder import KINDS, DecoderKind, Kind, decode
 
 WIDTH, HIDDEN, HEADS = 6, 4, 2
 
@@ -104,10 +104,10 @@ class Inputs:
         return [outputs.detach(), *(torch.zeros(()) if g is None else g for g in gradients)]
 
 
-KINDS = ["lstm", "transformer", "mlp"]
+OTHERS = ["lstm", "transformer", "mlp"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize(("classes", "images", "n"), [(1, 1, 1), (5, 3, 4), (2, 7, 16)])
 def test_reference_equals_torch_modules(kind: Kind, classes: int, images: int, n: int) -> None:
     inputs = Inputs(kind, classes=classes, images=images)
@@ -144,7 +144,7 @@ def test_dropped_branches(blocks: int) -> None:
     assert not torch.allclose(got[0], inputs.decode(inputs.leaves, 4, "eager").detach())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_gradcheck(kind: Kind) -> None:
     inputs = Inputs(kind, count=1, classes=2)
     for impl in ("reference", "eager"):
@@ -172,7 +172,7 @@ def test_autocast(kind: Kind, dtype: torch.dtype) -> None:
     assert median(errors["eager"]) <= 1.5 * median(errors["reference"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_refuses_what_does_not_fit(kind: Kind) -> None:
     inputs = Inputs(kind)
     with pytest.raises(ValueError, match="3 heads"):
@@ -185,3 +185,33 @@ def test_refuses_what_does_not_fit(kind: Kind) -> None:
     if kind != "transformer":
         with pytest.raises(ValueError, match="branches are the transformer's"):
             inputs.decode(inputs.leaves, 1, "auto", branches=torch.ones(2, 1, 2, 3, 3))
+
+
+def test_kinds_are_declared_under_their_names() -> None:
+    assert get_args(Kind) == tuple(KINDS)
+    assert all(kind.name == name for name, kind in KINDS.items())
+
+
+def test_an_unknown_kind_is_named() -> None:
+    inputs = Inputs("mlp")
+    with pytest.raises(ValueError, match=r"kind 'rnn' is not known, choose from gru, lstm, transformer, mlp"):
+        inputs.decode(inputs.leaves, 1, "auto", kind="rnn")
+
+
+def test_a_kind_declares_all_that_decoding_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind that is added to the table is decoded, its first weight checked, its branches passed on."""
+
+    def scaled(decoders: Any, features: Tensor, context: Tensor, *, branches: Tensor | None = None, **_: int) -> Tensor:
+        return torch.stack([features * p["scale.weight"][0] for p in decoders]) * (1 if branches is None else branches)
+
+    kind = DecoderKind("scaled", {"eager": scaled}, first_weight="scale.weight", takes_branches=True)
+    monkeypatch.setitem(KINDS, "scaled", kind)
+    features, context, decoders = torch.ones(3, WIDTH), torch.ones(2, WIDTH), [{"scale.weight": torch.ones(2, WIDTH)}]
+    options: dict[str, Any] = {"prompt_length": 1, "heads": 2, "kind": "scaled"}
+    assert torch.equal(decode(decoders, features, context, **options), torch.ones(1, 3, WIDTH))
+    doubled = decode(decoders, features, context, branches=torch.tensor(2.0), **options)
+    assert torch.equal(doubled, 2 * torch.ones(1, 3, WIDTH))
+    with pytest.raises(ValueError, match="3 heads"):
+        decode(decoders, features, context, **{**options, "heads": 3})
+    with pytest.raises(ValueError, match="impl='triton' is not available"):
+        decode(decoders, features, context, impl="triton", **options)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 
-from pspg.engine.models.decoders import GRUDecoder
-from pspg.kernels.prompt_decoder import decode, folded
+from pspg.kernels.prompt_decoder import decode, folding
+from pspg.kernels.prompt_decoder.gru import parameter_shapes
 
-pytest.importorskip("pspg.kernels.prompt_decoder.fused", reason="needs triton")
+host = pytest.importorskip("pspg.kernels.prompt_decoder.triton.host", reason="needs triton")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -24,11 +24,11 @@ class Inputs:
         self, device: torch.device, *, classes: int, images: int, hidden: int = 16, heads: int = 2, count: int = 2
     ) -> None:
         generator = torch.Generator().manual_seed(classes + 10 * images)
-        decoders = [GRUDecoder(hidden + 8, hidden, 1, heads) for _ in range(count)]
+        parameters = parameter_shapes(hidden + 8, hidden)
         self.heads, self.count = heads, count
-        self.names = [name for name, _ in decoders[0].named_parameters() if not name.startswith("output_proj")]
+        self.names = list(parameters)
         shapes = [(rows, hidden + 8) for rows in (classes, images)]
-        shapes += [one.get_parameter(name).shape for one in decoders for name in self.names]
+        shapes += count * list(parameters.values())
         self.tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
         for tensor in self.tensors[2:]:
             tensor /= tensor.shape[-1] ** 0.5 if tensor.dim() == 2 else 2
@@ -57,17 +57,26 @@ class Inputs:
         return [outputs.detach(), *found]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+# classes, images, hidden, heads, decoders, steps
+SHAPES = [
+    (1, 1, 16, 4, 1, 1),
+    (2, 7, 16, 2, 2, 3),
+    (5, 1, 16, 4, 2, 2),
+    (14, 7, 96, 4, 1, 2),  # heads of 24
+    (35, 7, 48, 3, 1, 2),  # more classes than one program's
+]
+LARGE = [
+    (70, 40, 96, 2, 2, 3),
+    (14, 128, 256, 2, 1, 2),  # as many images and as wide heads as go
+]
+
+
 @pytest.mark.parametrize(
-    ("classes", "images", "hidden", "heads", "count", "n"),
+    ("classes", "images", "hidden", "heads", "count", "n", "dtype"),
     [
-        (1, 1, 16, 4, 1, 1),
-        (2, 7, 16, 2, 2, 4),
-        (5, 1, 16, 4, 2, 2),
-        (14, 7, 96, 4, 1, 2),  # heads of 24
-        (35, 7, 48, 3, 1, 2),  # more classes than one program's
-        pytest.param(70, 40, 96, 2, 2, 3, marks=pytest.mark.slow),
-        pytest.param(14, 128, 256, 2, 1, 2, marks=pytest.mark.slow),  # as many images and as wide heads as go
+        *((*shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16)),
+        *((*shape, torch.float16) for shape in SHAPES[:2]),  # it goes the way of bfloat16
+        *(pytest.param(*shape, dtype, marks=pytest.mark.slow) for shape in LARGE for dtype in DTYPES),
     ],
 )
 def test_outputs_and_gradients(
@@ -82,7 +91,7 @@ def test_outputs_and_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for choice in ("cross_fold_is_cheaper", "feedback_fold_is_cheaper"):  # the eager form folds as the kernels do
-        monkeypatch.setattr(folded, choice, lambda **_: True)
+        monkeypatch.setattr(folding, choice, lambda **_: True)
     inputs = Inputs(device, classes=classes, images=images, hidden=hidden, heads=heads, count=count)
     exact = inputs.outcome("reference", torch.float64, n)
     got, eager = (inputs.outcome(impl, dtype, n) for impl in ("triton", "eager"))
@@ -100,42 +109,37 @@ def test_outputs_and_gradients(
     assert ours <= 1.5 * torchs
 
 
-@pytest.mark.parametrize("wanted", ["features", "context", "one weight", "one decoder"])
-def test_gradients_of_some_inputs(wanted: str, device: torch.device) -> None:
+def test_gradients_of_some_inputs(device: torch.device) -> None:
     """They are the same as among all, bit for bit, so no result depends on the order that programs run in."""
-    inputs = Inputs(device, classes=5, images=3)
+    inputs = Inputs(device, classes=3, images=3)
     size = len(inputs.names)
-    numbers = {
-        "features": [0],
-        "context": [1],
-        "one weight": [2 + size + inputs.names.index("gru.weight_hh")],
-        "one decoder": list(range(2, 2 + size)),
-    }[wanted]
     outputs, *every = inputs.outcome("triton", torch.float32, 2)
-    same, *some = inputs.outcome("triton", torch.float32, 2, numbers)
-    assert torch.equal(same, outputs)
-    assert all(torch.equal(one, every[i]) for one, i in zip(some, numbers, strict=True))
+    for wanted in (
+        [0],  # class features
+        [2 + size + inputs.names.index("gru.weight_hh")],
+        list(range(2, 2 + size)),  # one decoder
+    ):
+        same, *some = inputs.outcome("triton", torch.float32, 2, wanted)
+        assert torch.equal(same, outputs)
+        assert all(torch.equal(one, every[i]) for one, i in zip(some, wanted, strict=True)), wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_keeps_nothing_without_gradients(
+def test_saves_nothing_without_gradients(
     dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = Inputs(device, classes=5, images=3)
     tensors = [tensor.to(dtype) for tensor in inputs.tensors]
     expected = inputs.run("triton", [tensor.requires_grad_() for tensor in tensors], 3)
     seen = []
-    run = folded.Steps.__new__
+    forward = host.forward_steps
 
-    def steps(kind: type, forward: Callable[..., tuple[Tensor, object]], backward: object) -> folded.Steps:
-        def watched(*arguments: object) -> tuple[Tensor, object]:
-            outputs, kept = forward(*arguments)
-            seen.append(kept)
-            return outputs, kept
+    def watched(*arguments: object) -> tuple[Tensor, object]:
+        outputs, saved = forward(*arguments)
+        seen.append(saved)
+        return outputs, saved
 
-        return run(kind, watched, backward)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(folded.Steps, "__new__", steps)
+    monkeypatch.setattr(host, "forward_steps", watched)
     with torch.no_grad():
         outputs = inputs.run("triton", tensors, 3)
     assert seen == [None]

@@ -1,4 +1,4 @@
-"""The folded decoder against the literal one: outputs and every gradient, float64."""
+"""The eager decoder against the literal one: outputs and every gradient, float64."""
 
 from __future__ import annotations
 
@@ -6,42 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.kernels.prompt_decoder import decode, folded
-from pspg.kernels.prompt_decoder.folded import cross_fold_is_cheaper, feedback_fold_is_cheaper
-
-
-def decoder(width: int, hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
-    shapes = {
-        "gru.weight_ih": (3 * hidden, width),
-        "gru.weight_hh": (3 * hidden, hidden),
-        "gru.bias_ih": (3 * hidden,),
-        "gru.bias_hh": (3 * hidden,),
-        "encoder_proj.weight": (hidden, width),
-        "encoder_proj.bias": (hidden,),
-        "self_attention.fc.weight": (hidden, hidden),
-        "self_attention.fc.bias": (hidden,),
-        "self_attention.layer_norm.weight": (hidden,),
-        "self_attention.layer_norm.bias": (hidden,),
-        "fc.weight": (width, hidden),
-        "fc.bias": (width,),
-    }
-    for name in ("self_attention.self_attention", "encoder_attention"):
-        shapes |= {
-            f"{name}.in_proj_weight": (3 * hidden, hidden),
-            f"{name}.in_proj_bias": (3 * hidden,),
-            f"{name}.out_proj.weight": (hidden, hidden),
-            f"{name}.out_proj.bias": (hidden,),
-        }
-    return {
-        name: (0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
-        for name, shape in shapes.items()
-    }
+from pspg.kernels.prompt_decoder import decode, folding
+from pspg.kernels.prompt_decoder.folding import cross_fold_is_cheaper, feedback_fold_is_cheaper
+from pspg.kernels.prompt_decoder.gru import parameter_shapes
 
 
 def make(classes: int, images: int, count: int, seed: int = 0) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
     """Decoders of D = 6 and H = 4, class features and context, float64, all of them wanting gradients."""
     generator = torch.Generator().manual_seed(seed)
-    decoders = [decoder(6, 4, generator) for _ in range(count)]
+    decoders = [
+        {
+            name: (0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+            for name, shape in parameter_shapes(6, 4).items()
+        }
+        for _ in range(count)
+    ]
     features, context = (
         torch.randn(rows, 6, generator=generator, dtype=torch.float64).requires_grad_() for rows in (classes, images)
     )
@@ -76,8 +55,8 @@ def test_equals_the_reference(classes: int, images: int, n: int, count: int) -> 
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize("feedback", [False, True])
 def test_every_way_of_folding_is_exact(monkeypatch: pytest.MonkeyPatch, cross: bool, feedback: bool) -> None:
-    monkeypatch.setattr(folded, "cross_fold_is_cheaper", lambda **_: cross)
-    monkeypatch.setattr(folded, "feedback_fold_is_cheaper", lambda **_: feedback)
+    monkeypatch.setattr(folding, "cross_fold_is_cheaper", lambda **_: cross)
+    monkeypatch.setattr(folding, "feedback_fold_is_cheaper", lambda **_: feedback)
     decoders, features, context = make(3, 4, 2)
     inputs = [features, context, *(tensor for one in decoders for tensor in one.values())]
     expected, got = (outcome(impl, decoders, features, context, 3, inputs) for impl in ("reference", "eager"))

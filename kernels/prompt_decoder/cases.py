@@ -1,0 +1,46 @@
+"""Both GRU decoders forward and backward at production shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ..cases import HEADS, B, C, Case, D, G, H, N, empty
+from .gru import parameter_shapes
+from .triton import decode
+
+
+def _run(dtype: torch.dtype) -> None:
+    decoders = [
+        {name: empty(*shape, dtype=dtype).requires_grad_() for name, shape in parameter_shapes(D, H).items()}
+        for _ in range(G)
+    ]
+    features, context = empty(C, D, dtype=dtype), empty(B, D, dtype=dtype)
+    outputs = decode(decoders, features, context, prompt_length=N, heads=HEADS)
+    parameters = [parameter for decoder in decoders for parameter in decoder.values()]
+    torch.autograd.grad(outputs, parameters, torch.empty_like(outputs))
+
+
+def _flops(inputs: int, outputs: int) -> Callable[[Mapping[str, Any]], float]:
+    return lambda a: 2.0 * G * a["classes"] * inputs * outputs
+
+
+CASES = (
+    Case(
+        "prompt decoder",
+        _run,
+        flops={
+            "gru_kernel": lambda a: 2.0 * G * C * H * (0 if a["FIRST"] else 6 * H),
+            "linear_kernel": lambda a: 2.0 * G * C * a["inputs"] * a["outputs"],
+            "self_attention_kernel": lambda a: 2 * 2.0 * len(a["qkv"]) * C * C * H,
+            "cross_attention_kernel": _flops(H, HEADS * B),
+            "cross_attention_backward_kernel": _flops(H, HEADS * B),
+            "norm_linear_backward_kernel": _flops(H, H),
+            "self_attention_backward_kernel": _flops(7 * C, H),
+            "gru_backward_kernel": _flops(3 * H, H),
+            "recurrence_backward_kernel": _flops(6 * H, H),
+        },
+    ),
+)
