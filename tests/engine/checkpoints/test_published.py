@@ -14,8 +14,8 @@ from pspg.engine.config import ModelConfig
 from pspg.engine.models.clip import build_clip
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.utils.errors import UserError
+from tests.engine.checkpoints.golden import read_golden, weights
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "golden_gru.safetensors"
 SETTINGS: dict[str, Any] = {"prompt_length": 3, "decoder_heads": 2}
 
 
@@ -187,4 +187,4 @@ def test_mistakes(names: list[str], tmp_path: Path) -> None:
 
 def test_embeddings_that_the_file_does_not_hold() -> None:
     with pytest.raises(UserError, match=r"no .* token embedding for 'pneumothorax'"):
-        import_published(GOLDEN, ["Edema", "pneumothorax"])
+        import_published(weights(read_golden("gru")[0]), ["Edema", "pneumothorax"], prompt_length=4, decoder_heads=4)
