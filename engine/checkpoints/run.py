@@ -26,18 +26,6 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.files import sync, write_text
-from .published import import_published
-
-__all__ = [
-    "best_checkpoint",
-    "import_published",
-    "last_checkpoint",
-    "load_tensors",
-    "read_json",
-    "save_checkpoint",
-    "write_json",
-    "write_tensors",
-]
 
 
 def write_json(path: Path, value: Any) -> None:

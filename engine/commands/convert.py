@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..checkpoints.classifier import write_classifier
-from ..checkpoints.model_folder import Pixels, describe, load_clip_folder, load_model, read_description, write_model
-from ..checkpoints.published import published_metadata, published_state, read_text_weights
-from ..checkpoints.run import import_published, load_tensors, write_json, write_tensors
+from ..checkpoints.model_folder import (
+    LoadedModel,
+    Pixels,
+    describe,
+    load_clip_folder,
+    load_model,
+    read_description,
+    write_model,
+)
+from ..checkpoints.published import import_published, published_metadata, published_state, read_text_weights
+from ..checkpoints.run import load_tensors, write_json, write_tensors
 from ..config import ExportConfig, ImportConfig, require
 from ..data.manifest import load_label_names
 from ..models.clip import clip_config
@@ -17,7 +28,7 @@ from ..models.pspg import PsPG
 from ..models.weights import read_metadata
 from ..training.telemetry import say
 from ..utils.errors import UserError
-from ..utils.files import check_output
+from ..utils.files import check_new_folder, new_folder
 
 
 def import_checkpoint(config: ImportConfig) -> PsPG:
@@ -29,7 +40,7 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     require(source=config.source, output=config.output)
     if not config.class_names:
         raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
-    folder = new_folder(config.output)
+    check_new_folder(config.output)
     names = config.class_names
     model = import_published(
         config.source,
@@ -55,8 +66,9 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     if config.class_feature_weights is not None:
         tensors["class_text"] = read_text_weights(config.class_feature_weights)
     description = describe("pspg", model.clip, pixels, head=model.config, class_names=model.vocabulary.names)
-    write_model(folder, description, tensors)
-    say(f"imported {config.source} with {len(model.vocabulary.names)} classes: {folder}")
+    with new_folder(config.output) as partial:
+        write_model(partial, description, tensors)
+    say(f"imported {config.source} with {len(model.vocabulary.names)} classes: {config.output}")
     return model
 
 
@@ -72,45 +84,42 @@ def export_checkpoint(config: ExportConfig) -> None:
         raise UserError("class_names: only layout classifier freezes classes; the others score any")
     source = Path(config.checkpoint)
     description = read_description(source)
-    folder = new_folder(config.output)
+    check_new_folder(config.output)
     if description["kind"] == "clip":
         if config.layout != "pspg-engine":
             raise UserError("layout: a phase-1 CLIP has no prompt learner; export it with layout pspg-engine")
         clip, _ = load_clip_folder(source)
-        write_model(folder, description, {"model": dict(clip.state_dict())})
+        with new_folder(config.output) as partial:
+            write_model(partial, description, {"model": dict(clip.state_dict())})
     else:
         loaded = load_model(source)
         if config.layout == "classifier":
             loaded.set_classes(config.class_names)
-            write_classifier(folder, loaded)
+            write_classifier(config.output, loaded)
         elif config.layout == "published":
-            state = published_state(loaded.model)
-            metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
-            folder.mkdir(parents=True)
-            write_tensors(folder / "model.safetensors", state, metadata)
-            if (source / "class_text.safetensors").is_file():
-                write_tensors(folder / "class_text.safetensors", load_tensors(source / "class_text.safetensors"))
-            write_json(folder / "export.json", {**description, "layout": "published"})
+            _write_published(config.output, loaded, description)
         else:
-            tensors = {
-                "clip": dict(loaded.model.clip.state_dict()),
-                "model": dict(loaded.model.head.state_dict()),
-            }
-            for extra in ("bank", "class_text"):
-                if (source / f"{extra}.safetensors").is_file():
-                    tensors[extra] = load_tensors(source / f"{extra}.safetensors")
-            write_model(folder, description, tensors)
-    say(f"exported {source}: {folder}")
+            tensors = {"clip": dict(loaded.model.clip.state_dict()), "model": dict(loaded.model.head.state_dict())}
+            with new_folder(config.output) as partial:
+                write_model(partial, description, {**tensors, **_beside(source, "bank", "class_text")})
+    say(f"exported {source}: {config.output}")
 
 
-def new_folder(path: str) -> Path:
-    """A folder that does not exist yet or is empty.
+def _write_published(output: str, loaded: LoadedModel, description: dict[str, Any]) -> None:
+    """One file with the authors' names, the text tower of class features if it is another, and export.json.
 
     Raises:
-        UserError: it holds something.
+        UserError: a model that the layout has no place for.
     """
-    check_output(path)
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"output: {folder} already exists and is not empty; choose another folder")
-    return folder
+    state = published_state(loaded.model)
+    metadata = {**published_metadata(loaded.model), "pixels": json.dumps(asdict(loaded.pixels))}
+    with new_folder(output) as partial:
+        write_tensors(partial / "model.safetensors", state, metadata)
+        for name, tensors in _beside(loaded.source, "class_text").items():
+            write_tensors(partial / f"{name}.safetensors", tensors)
+        write_json(partial / "export.json", {**description, "layout": "published"})
+
+
+def _beside(folder: Path, *names: str) -> dict[str, dict[str, Tensor]]:
+    """Name → tensors of the optional files of a model folder that are there."""
+    return {name: load_tensors(file) for name in names if (file := folder / f"{name}.safetensors").is_file()}

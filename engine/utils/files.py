@@ -68,6 +68,7 @@ def new_folder(path: str | Path, *, key: str = "output") -> Iterator[Path]:
     check_new_folder(path, key=key)
     target = Path(path).resolve()
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
     partial.mkdir(parents=True)
     try:
         yield partial
