@@ -16,6 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from .config import plain_range
 from .utils.errors import UserError
 from .utils.workers import loader_deaths
 
@@ -178,8 +179,8 @@ def one_line(error: Exception) -> str:
     text = str(error)
     key, refused = re.search(r'key "([^"]+)"', text), re.search(r"Not of type \w+: (.*)", text)
     if key and refused:
-        given = re.search(r"Given value: (.*)", text)
-        return f"{key[1]}: {refused[1]}" + (f", got {given[1]}" if given and given[1] not in refused[1] else "")
+        value = re.search(r"Given value: (.*)", text) or re.search(r"Not of type \w+: (\S+) does not", text)
+        return f"{key[1]}: {plain_range(refused[1], value[1])}" if value else f"{key[1]}: {refused[1]}"
     return " ".join(text.split())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -372,7 +373,16 @@ def check_values(settings: Any, prefix: str = "") -> None:
                 try:
                     kind(value)
                 except ValueError as error:
-                    raise UserError(f"{prefix}{key}: {error}") from None
+                    raise UserError(f"{prefix}{key}: {plain_range(str(error), value)}") from None
+
+
+def plain_range(message: str, value: object) -> str:
+    """The parser's message about a number that its type excludes, in plain words."""
+    found = re.search(r"does not conform to restriction (.*)", message)
+    if not found:
+        return f"must be a number, got {value}"
+    limits = re.sub(r"v([<>]=?)", r"\1 ", found[1])
+    return f"must be {limits}, got {value}"
 
 
 def check_evaluation(prefix: str, evaluation: EvaluationConfig) -> None:
