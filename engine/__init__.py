@@ -1,7 +1,74 @@
-"""Models, data, training and evaluation of PsPG."""
+"""Models, data, training and evaluation of PsPG; the names below are the public Python API."""
+
+from __future__ import annotations
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # torch reads this at its first large allocation. On a CPU every large tensor comes in fresh pages; in huge pages a step
 # of the full-size model took a sixth less.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+if TYPE_CHECKING:
+    from .checkpoints.classifier import Classifier, load_classifier
+    from .checkpoints.model_folder import LoadedModel, load_model
+    from .checkpoints.published import import_published
+    from .commands.evaluate import evaluate_model
+    from .commands.predict import predict
+    from .commands.train import train
+    from .config import DataConfig, EvaluationConfig, LossConfig, ModelConfig
+    from .models.decoders import DECODERS
+    from .models.fusions import FUSIONS
+    from .models.pspg import PsPG
+    from .training.config import OptimConfig, TrainConfig
+    from .utils.errors import UserError
+
+_HOME = {
+    "Classifier": "checkpoints.classifier",
+    "load_classifier": "checkpoints.classifier",
+    "LoadedModel": "checkpoints.model_folder",
+    "load_model": "checkpoints.model_folder",
+    "import_published": "checkpoints.published",
+    "evaluate_model": "commands.evaluate",
+    "predict": "commands.predict",
+    "train": "commands.train",
+    "DataConfig": "config",
+    "EvaluationConfig": "config",
+    "LossConfig": "config",
+    "ModelConfig": "config",
+    "DECODERS": "models.decoders",
+    "FUSIONS": "models.fusions",
+    "PsPG": "models.pspg",
+    "OptimConfig": "training.config",
+    "TrainConfig": "training.config",
+    "UserError": "utils.errors",
+}
+"""name → module; imported when it is asked for, so that settings can be read without torch"""
+
+__all__ = [
+    "DECODERS",
+    "FUSIONS",
+    "Classifier",
+    "DataConfig",
+    "EvaluationConfig",
+    "LoadedModel",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PsPG",
+    "TrainConfig",
+    "UserError",
+    "evaluate_model",
+    "import_published",
+    "load_classifier",
+    "load_model",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

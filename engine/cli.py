@@ -179,8 +179,8 @@ def one_line(error: Exception) -> str:
     text = str(error)
     key, refused = re.search(r'key "([^"]+)"', text), re.search(r"Not of type \w+: (.*)", text)
     if key and refused:
-        value = re.search(r"Given value: (.*)", text) or re.search(r"Not of type \w+: (\S+) does not", text)
-        return f"{key[1]}: {plain_range(refused[1], value[1])}" if value else f"{key[1]}: {refused[1]}"
+        value = re.search(r"Given value: (.*)", text) or re.search(r"^(\S+) does not|'(.*)'$", refused[1])
+        return f"{key[1]}: {plain_range(refused[1], next(filter(None, value.groups()), '') if value else '')}"
     return " ".join(text.split())
 
 

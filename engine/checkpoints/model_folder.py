@@ -120,10 +120,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         require_true(description["kind"] in ("pspg", "clip"))
         if description["kind"] == "pspg":
             head = ModelConfig(**description["head"])
-            check_values(head)
+            check_values(head, "model.")
             check_head(head)
             require_true(all(isinstance(name, str) for name in description["class_names"]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, UserError):
+    except UserError as error:
+        raise UserError(f"{folder / 'model.json'}: {error}") from None
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise UserError(f"{folder / 'model.json'}: is damaged; export or train the model again") from None
     return description
 
