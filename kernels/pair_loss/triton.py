@@ -229,6 +229,7 @@ def pair_loss(
     reduction: str,
 ) -> Tensor:
     """SPCL; arguments and result as `reference.pair_loss`, with `target="batch"`."""
-    assert target == "batch"
+    if target != "batch":
+        raise ValueError(f"pair_loss: no kernel for target {target!r}")
     factor = 1.0 if reduction == "sum" else 1 / max(number_of_pairs(labels.shape[1]), 1)
     return _pair_loss(pair_features, image_vectors, logit_scale, labels, first, second, weights, factor)[0]
