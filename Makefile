@@ -41,11 +41,15 @@ $(TEST_STAMP): pyproject.toml | $(BIN)/python
 demo: $(STAMP)
 	$(BIN)/python -m tools.demo
 
+# One worker a core. Neighbours in a file share its fixtures, so each worker starts with a run of files and takes over what
+# another has left. A missing package is an error here.
+PYTEST := $(BIN)/python -m pytest --complete -n auto --maxprocesses 8 --dist worksteal
+
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(TEST_STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # The oldest triton that pyproject.toml allows (its interpreter needs an older numpy) and the newest, each in a folder that
 # comes before .venv's packages: a second environment without a second torch.

@@ -1,140 +1,123 @@
-"""A phantom data set and a CLIP small enough for tests of whole commands."""
+"""Settings that every test needs before torch or triton is imported; fixtures stand in the folders that use them."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
-if not torch.cuda.is_available():
+ROOT = Path(__file__).parents[1]
+
+# Each test process has a core of its own, and so has each process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def has_gpu() -> bool:
+    """Answer as torch would, without its import where no driver is loaded."""
+    if not any(Path("/dev", node).exists() for node in ("nvidiactl", "nvmap", "dxg", "kfd")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if not has_gpu():
     # Triton decides at its import whether kernels compile or run in its interpreter, and the engine imports it.
     os.environ["TRITON_INTERPRET"] = "1"
-
-from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
-from pspg.engine.training.telemetry import read_metrics
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CLIP = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64, "head_width": 32},
-    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+if find_spec("pspg") is None:
+    # A checkout without an installation: the links that `make build/typing/pspg` makes, for subprocesses too.
+    links = ROOT / "build" / "typing"
+    (links / "pspg").mkdir(parents=True, exist_ok=True)
+    for name in ("engine", "kernels"):
+        if not (links / "pspg" / name).exists():
+            (links / "pspg" / name).symlink_to(Path("../../..", name))
+    sys.path.insert(0, str(links))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(links), os.environ.get("PYTHONPATH"))))
+
+# Missing packages
+
+# What a rented GPU often lacks, by import name.
+MAY_BE_MISSING = {
+    *("deepspeed", "jinja2", "jsonargparse", "matplotlib", "open_clip", "PIL", "pydicom", "safetensors"),
+    *("scipy", "simplejpeg", "sklearn", "tensorboard", "torchvision", "torchxrayvision", "tqdm", "transformers"),
+    *("triton", "yaml"),
 }
 
 
-@pytest.fixture(scope="session")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """72 training, 24 validation and 40 test films of 64 pixels, and clip.json."""
-    folder = tmp_path_factory.mktemp("data") / "phantoms"
-    write_phantoms(PhantomConfig(train=72, val=24, test=40, size=64, classes=20), folder, workers=1)
-    (folder / "clip.json").write_text(json.dumps(CLIP))
-    return folder
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--complete",
+        action="store_true",
+        help="a package that is not installed fails the tests that need it; without this they are skipped",
+    )
 
 
-@pytest.fixture(scope="session")
-def settings(phantoms: Path) -> Callable[[str], list[str]]:
-    """Arguments of `pspg-engine train` for a task; later ones win."""
-
-    def arguments(task: str) -> list[str]:
-        common = {
-            "task": task,
-            "model.backbone": phantoms / "clip.json",
-            "data.train": phantoms / "train.jsonl",
-            "data.val": phantoms / "val.jsonl",
-            "data.image_size": 64,
-            "data.workers": 0,
-            "batch_size": 12,
-            "optim.name": "adamw",
-            "optim.lr": "1e-3",
-            "optim.epochs": 2,
-            "optim.warmup_epochs": 1,
-            "model.prompt_length": 3,
-            "model.hidden_size": 16,
-            "model.decoder_heads": 2,
-            "log_every": 1,
-            "evaluation.batch_size": 12,
-            "evaluation.bank_size": 12,
-            "device": "cpu",
-        }
-        return ["train", *(word for key, value in common.items() for word in (f"--{key}", str(value)))]
-
-    return arguments
+def missing(error: BaseException | None) -> str | None:
+    """Name of the package that is not installed, if that and nothing else is what an import failed of."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            package = error.name.partition(".")[0]
+            return package if package in MAY_BE_MISSING else None
+        error = error.__cause__
+    return None
 
 
-@pytest.fixture(scope="session")
-def engine_command() -> Callable[..., subprocess.Popen[str]]:
-    """Start `pspg-engine` in a process group of its own, on `processes` ranks."""
+class Module(pytest.Module):
+    """Test file that is skipped, with the reason, where a package that it imports is not installed."""
 
-    def start(arguments: Sequence[object], *, processes: int = 0) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m"]
-        if processes:
-            command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-        return subprocess.Popen(
-            [*command, "pspg.engine", *map(str, arguments)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    return start
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            if (name := missing(error)) is None:
+                raise
+            raise pytest.skip.Exception(f"needs {name}", allow_module_level=True) from None
 
 
-@pytest.fixture(scope="session")
-def kill_after() -> Callable[..., None]:
-    """SIGKILL a training process and its loader workers once `rows` rows of metrics are written."""
-
-    def kill(process: subprocess.Popen[str], run: Path, rows: int) -> None:
-        deadline = time.monotonic() + 120
-        while len(read_metrics(run / "metrics.jsonl")) < rows:
-            assert process.poll() is None, process.communicate()[0][-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-    return kill
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if parent.config.getoption("complete"):
+        return None
+    return Module.from_parent(parent, path=module_path)
 
 
-@pytest.fixture
-def ranks() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
-    """Start the ranks of a run without a launcher, which would end the others by itself; none outlives the test."""
-    started: list[subprocess.Popen[str]] = []
+def _skip_where_missing(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Run a phase of a test; an import in a fixture or a test body that finds no package skips the test."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if item.config.getoption("complete") or (name := missing(error)) is None:
+            raise
+        pytest.skip(f"{item.name} needs {name}")
 
-    def start(arguments: list[str], count: int) -> list[subprocess.Popen[str]]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for rank in range(count):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments],
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "MASTER_PORT": str(port)}
-                    | {key: str(value) for key, value in place.items()},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    start_new_session=True,
-                )
-            )
-        return started[-count:]
 
-    yield start
-    for process in started:
-        for number in (signal.SIGKILL, signal.SIGCONT):
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-        process.communicate()
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from _skip_where_missing(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from _skip_where_missing(item))
+
+
+# GPU
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Kernel tests run compiled where a GPU is: there they are `gpu` tests too."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -95,7 +96,13 @@ def test_nobody_imports_the_folders_by_bare_name() -> None:
 
 @pytest.mark.slow
 def test_wheel_holds_the_tree(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    """Built from a copy: what an earlier build left in the checkout would end in the wheel."""
+    source = tmp_path / "source"
+    for folder in ("engine", "kernels"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("pspg_engine-*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pspg/")}

@@ -1,4 +1,4 @@
-"""Two gloo processes under every ZeRO stage; `test_global_scope.py` has the batch that ranks share."""
+"""Two gloo processes under every ZeRO stage; `test_global_batch.py` has the batch that ranks share."""
 
 from __future__ import annotations
 

@@ -94,9 +94,8 @@ def test_rank_killed_under_torchrun_is_named(tmp_path: Path, settings, engine_co
 
 WORK = """
 import sys, time
-from pspg.engine.errors import UserError
-from pspg.engine.rendezvous import announced, meet
-from pspg.engine.watch import Watch, advance
+from pspg.engine.distributed.launcher import announced, meet
+from pspg.engine.distributed.watch import Watch, advance
 place = announced()
 store = meet(place, 60)
 say = lambda line: print(line, flush=True)
