@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import os
 import re
 import sys
@@ -18,7 +19,10 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from .config import plain_range
 from .utils.errors import UserError
+from .utils.logging import show_messages
 from .utils.workers import loader_deaths
+
+log = logging.getLogger(__name__)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -189,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    show_messages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = {" ".join(arguments[:words]) for words in (1, 2)} & (COMMANDS.keys() | GROUPS.keys())
     program = " ".join(["pspg-engine", max(known, key=len, default="")]).strip()
@@ -203,13 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if error.local or rank == "0":
             where = f"rank {rank}: " if error.local and ranks != "1" else ""
-            print(f"{program}: error: {where}{error}", file=sys.stderr)
+            log.error("%s: error: %s%s", program, where, error)
         return 2
     except OSError as error:
-        print(f"{program}: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        log.error("%s: error: %s: %s", program, error.filename or "file system", error.strerror or error)
         return 2
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        log.error("%s: interrupted", program)
         return 130
     return 0
 

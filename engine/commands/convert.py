@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from ..data.manifest import load_label_names
 from ..models.clip import clip_config
 from ..models.pspg import PsPG
 from ..models.weights import read_metadata
-from ..training.telemetry import say
 from ..utils.errors import UserError
 from ..utils.files import check_new_folder, new_folder
+
+log = logging.getLogger(__name__)
 
 
 def import_checkpoint(config: ImportConfig) -> PsPG:
@@ -68,7 +70,7 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     description = describe("pspg", model.clip, pixels, head=model.config, class_names=model.vocabulary.names)
     with new_folder(config.output) as partial:
         write_model(partial, description, tensors)
-    say(f"imported {config.source} with {len(model.vocabulary.names)} classes: {config.output}")
+    log.info(f"imported {config.source} with {len(model.vocabulary.names)} classes: {config.output}")
     return model
 
 
@@ -102,7 +104,7 @@ def export_checkpoint(config: ExportConfig) -> None:
             tensors = {"clip": dict(loaded.model.clip.state_dict()), "model": dict(loaded.model.head.state_dict())}
             with new_folder(config.output) as partial:
                 write_model(partial, description, {**tensors, **_beside(source, "bank", "class_text")})
-    say(f"exported {source}: {config.output}")
+    log.info(f"exported {source}: {config.output}")
 
 
 def _write_published(output: str, loaded: LoadedModel, description: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -42,11 +43,13 @@ from ..training.global_batch import GlobalContrastiveTask, GlobalPromptTask, Sha
 from ..training.losses import PromptLoss
 from ..training.losses.pair import PAIR_LOSSES
 from ..training.tasks import ContrastiveTask, PromptTask
-from ..training.telemetry import report_bad, say
+from ..training.telemetry import report_bad
 from ..training.trainer import Trainer, check_fresh
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_text
+
+log = logging.getLogger(__name__)
 
 # Settings that a run may change when it is resumed: where and how fast, not what is computed.
 FREE = {
@@ -92,7 +95,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             raise
         bad = trainer.bad()
     if world.is_main:
-        say(f"finished at step {result['step']}: {config.output}")
+        log.info(f"finished at step {result['step']}: {config.output}")
         report_bad(bad)
     return result
 
@@ -122,15 +125,15 @@ def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
     """Over what the ranks do together."""
     run = Path(config.output)
 
-    def say_lost(line: str) -> None:
+    def tell_lost(line: str) -> None:
         try:
             last = last_checkpoint(run)
         except UserError:
             last = None
         kept = f"last good checkpoint: {last}, go on with --resume latest" if last else "there is no checkpoint yet"
-        say(f"pspg-engine train: error: {line}; {kept}")
+        log.info(f"pspg-engine train: error: {line}; {kept}")
 
-    return watch(world, config.timeout_s, say_lost)
+    return watch(world, config.timeout_s, tell_lost)
 
 
 def make_trainer(config: TrainConfig, world: World) -> Trainer:
@@ -372,7 +375,9 @@ def _report_classes(names: list[str], labels: np.ndarray) -> None:
         name for name, column in zip(names, labels.T, strict=True) if not (column == 1).any() or not (column == 0).any()
     ]
     if single:
-        say(f"{len(single)} of {len(names)} classes have one label value only in training: {', '.join(single[:10])}")
+        log.info(
+            f"{len(single)} of {len(names)} classes have one label value only in training: {', '.join(single[:10])}"
+        )
 
 
 def _write_start(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .telemetry import say
+log = logging.getLogger(__name__)
+
 
 Outcome = tuple[Tensor, dict[str, Tensor], Sequence[Tensor | None]]
 """loss, scalars to log, gradients by the parameters (None: it does not depend on one)"""
@@ -102,7 +104,7 @@ class StepGraph:
                 reason = (str(error).splitlines() or ["unknown"])[0]
         if reason:
             self.refusal = reason
-            say(f"the step cannot be recorded as a CUDA graph, training goes on without: {reason}")
+            log.info(f"the step cannot be recorded as a CUDA graph, training goes on without: {reason}")
             return False
         self._replay, self._outcome = replay, outcome
         return True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,12 +14,9 @@ from tqdm import tqdm
 
 from ..utils.files import write_text
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
-
-
-def say(message: str) -> None:
-    """Print a line without breaking a progress bar."""
-    tqdm.write(message, file=sys.stderr)
 
 
 class Telemetry:
@@ -144,7 +141,9 @@ class LoaderWatch:
         share = self._waited / elapsed
         if share > self.LIMIT and device_wait * self._batches < elapsed and not self._silent:
             self._silent = True
-            say(f"the loader is the bottleneck: {share:.0%} of the time goes into waiting for images; {self._advice}")
+            log.info(
+                f"the loader is the bottleneck: {share:.0%} of the time goes into waiting for images; {self._advice}"
+            )
         self._restart()
         return share
 
@@ -167,15 +166,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)
             elif number < len(lines) - 1:
-                say(f"{path}:{number + 1}: not a row of metrics, ignored")
+                log.info(f"{path}:{number + 1}: not a row of metrics, ignored")
     return rows
 
 
 def report_bad(bad: dict[str, str]) -> None:
     """Count and list the images that were left out."""
     if bad:
-        say(f"{len(bad)} unreadable images were left out:")
+        log.info(f"{len(bad)} unreadable images were left out:")
         for reason in list(bad.values())[:20]:
-            say(f"  {reason}")
+            log.info(f"  {reason}")
         if len(bad) > 20:
-            say(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")
+            log.info(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")
+
+
+def say(message: str) -> None:
+    log.info(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from ..utils.device import autocast_dtype, peak_bytes
 from ..utils.errors import UserError
 from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
-from .telemetry import LoaderWatch, Telemetry, say
+from .telemetry import LoaderWatch, Telemetry
+
+log = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
@@ -272,7 +275,7 @@ class Trainer:
         if self.world.is_main:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
             mark = "  (best)" if self.best["best_step"] == self.step else ""
-            say(f"epoch {self.epoch}/{self.config.optim.epochs}  {shown}{mark}")
+            log.info(f"epoch {self.epoch}/{self.config.optim.epochs}  {shown}{mark}")
         self._save()
         return metrics
 
@@ -300,7 +303,7 @@ class Trainer:
             return None
         last = last_checkpoint(self.run)
         if self.world.is_main:
-            say(f"resuming from {last}" if last else f"{self.run} holds no checkpoint yet: starting fresh")
+            log.info(f"resuming from {last}" if last else f"{self.run} holds no checkpoint yet: starting fresh")
         return last
 
     def _read_state(self, checkpoint: Path) -> dict[str, Any]:

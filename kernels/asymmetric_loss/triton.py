@@ -14,19 +14,46 @@ from ..launch import configuration, launch, pin
 pin("asymmetric_loss", sm_80={"BLOCK": 512, "num_warps": 4})
 
 
-def asymmetric_loss(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    gamma_positive: float,
-    gamma_negative: float,
-    clip: float,
-    eps: float,
-    reduction: str,
-) -> Tensor:
-    """Asymmetric loss; arguments and result as `op.asymmetric_loss`."""
-    total, kept, _ = _asymmetric_loss(logits, labels, gamma_positive, gamma_negative, clip, eps)
-    return total if reduction == "sum" else total / kept.clamp(min=1)
+@triton.jit
+def _kernel(
+    logits,  # (B,2,C)
+    labels,  # (B,C)
+    gradient,  # (B,2,C)
+    partial,  # (2,programs) float32: losses, labels kept
+    count,  # B·C
+    classes,
+    gamma_positive,
+    gamma_negative,
+    clip,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    index = program * BLOCK + tl.arange(0, BLOCK)
+    mask = index < count
+    positive_offsets = index + index // classes * classes  # b·2C + c
+    negative_offsets = positive_offsets + classes
+    z = tl.load(logits + positive_offsets, mask=mask, other=0).to(tl.float32)
+    z -= tl.load(logits + negative_offsets, mask=mask, other=0).to(tl.float32)
+    label = tl.load(labels + index, mask=mask, other=-1)
+    positive, kept = label == 1, label >= 0
+
+    p, complement = tl.sigmoid(z), tl.sigmoid(-z)
+    shifted = complement + clip
+    true = tl.where(positive, p, tl.minimum(shifted, 1.0))
+    gamma = tl.where(positive, gamma_positive, gamma_negative)
+    base = tl.where(positive, complement, 1 - tl.minimum(shifted, 1.0))
+    focus = tl.where(base > 0, tl.exp(gamma * tl.log(tl.where(base > 0, base, 1.0))), 0.0)
+    focus = tl.where(gamma == 0, 1.0, focus)
+    loss = tl.where(kept, -focus * tl.log(tl.maximum(true, eps)), 0.0)
+    # Zero where the logarithm is floored, and for negatives where the shift reaches 1.
+    d_positive = tl.where(p >= eps, -focus * complement, 0.0)
+    d_negative = tl.where((true >= eps) & (shifted <= 1), focus * p * complement / tl.maximum(true, eps), 0.0)
+    d = tl.where(kept, tl.where(positive, d_positive, d_negative), 0.0)
+    tl.store(gradient + positive_offsets, d.to(gradient.dtype.element_ty), mask=mask)
+    tl.store(gradient + negative_offsets, (-d).to(gradient.dtype.element_ty), mask=mask)
+    tl.store(partial + program, tl.sum(loss, 0))
+    tl.store(partial + tl.num_programs(0) + program, tl.sum(kept.to(tl.float32), 0))
 
 
 def run(
@@ -72,43 +99,16 @@ def _backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
 _asymmetric_loss.register_autograd(_backward, setup_context=_save)
 
 
-@triton.jit
-def _kernel(
-    logits,  # (B,2,C)
-    labels,  # (B,C)
-    gradient,  # (B,2,C)
-    partial,  # (2,programs) float32: losses, labels kept
-    count,  # B·C
-    classes,
-    gamma_positive,
-    gamma_negative,
-    clip,
-    eps,
-    BLOCK: tl.constexpr,
-):
-    program = tl.program_id(0)
-    index = program * BLOCK + tl.arange(0, BLOCK)
-    mask = index < count
-    positive_offsets = index + index // classes * classes  # b·2C + c
-    negative_offsets = positive_offsets + classes
-    z = tl.load(logits + positive_offsets, mask=mask, other=0).to(tl.float32)
-    z -= tl.load(logits + negative_offsets, mask=mask, other=0).to(tl.float32)
-    label = tl.load(labels + index, mask=mask, other=-1)
-    positive, kept = label == 1, label >= 0
-
-    p, complement = tl.sigmoid(z), tl.sigmoid(-z)
-    shifted = complement + clip
-    true = tl.where(positive, p, tl.minimum(shifted, 1.0))
-    gamma = tl.where(positive, gamma_positive, gamma_negative)
-    base = tl.where(positive, complement, 1 - tl.minimum(shifted, 1.0))
-    focus = tl.where(base > 0, tl.exp(gamma * tl.log(tl.where(base > 0, base, 1.0))), 0.0)
-    focus = tl.where(gamma == 0, 1.0, focus)
-    loss = tl.where(kept, -focus * tl.log(tl.maximum(true, eps)), 0.0)
-    # Zero where the logarithm is floored, and for negatives where the shift reaches 1.
-    d_positive = tl.where(p >= eps, -focus * complement, 0.0)
-    d_negative = tl.where((true >= eps) & (shifted <= 1), focus * p * complement / tl.maximum(true, eps), 0.0)
-    d = tl.where(kept, tl.where(positive, d_positive, d_negative), 0.0)
-    tl.store(gradient + positive_offsets, d.to(gradient.dtype.element_ty), mask=mask)
-    tl.store(gradient + negative_offsets, (-d).to(gradient.dtype.element_ty), mask=mask)
-    tl.store(partial + program, tl.sum(loss, 0))
-    tl.store(partial + tl.num_programs(0) + program, tl.sum(kept.to(tl.float32), 0))
+def asymmetric_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    gamma_positive: float,
+    gamma_negative: float,
+    clip: float,
+    eps: float,
+    reduction: str,
+) -> Tensor:
+    """Asymmetric loss; arguments and result as `op.asymmetric_loss`."""
+    total, kept, _ = _asymmetric_loss(logits, labels, gamma_positive, gamma_negative, clip, eps)
+    return total if reduction == "sum" else total / kept.clamp(min=1)

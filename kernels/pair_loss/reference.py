@@ -1,4 +1,4 @@
-"""Losses over label pairs: Soft Pairwise Co-occurrence Loss (paper eqs. 5 to 8) and PCL, its sample-level variant."""
+"""Losses over pairs: the Soft Pairwise Co-occurrence Loss (paper eqs. 5 to 8), and PCL, its sample-level variant."""
 
 from __future__ import annotations
 

@@ -28,96 +28,6 @@ _SPLIT = 256
 """pairs that a program of the second kernel sums over"""
 
 
-def pair_loss(
-    pair_features: Tensor,
-    image_vectors: Tensor,
-    logit_scale: Tensor,
-    labels: Tensor,
-    first: Tensor,
-    second: Tensor,
-    weights: Tensor | None,
-    *,
-    target: str,
-    reduction: str,
-) -> Tensor:
-    """SPCL; arguments and result as `reference.pair_loss`, with `target="batch"`."""
-    if target != "batch":
-        raise ValueError(f"pair_loss: no kernel for target {target!r}")
-    factor = 1.0 if reduction == "sum" else 1 / max(number_of_pairs(labels.shape[1]), 1)
-    return _pair_loss(pair_features, image_vectors, logit_scale, labels, first, second, weights, factor)[0]
-
-
-def run(
-    features: Tensor,
-    vectors: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    first: Tensor,
-    second: Tensor,
-    weights: Tensor | None,
-    factor: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss times `factor`, and its gradients by features, vectors and scale (the latter two float32)."""
-    features, vectors, labels, first, second = (t.contiguous() for t in (features, vectors, labels, first, second))
-    weights = None if weights is None else weights.contiguous()
-    (pairs, width), (images, classes) = features.shape, labels.shape
-    device = features.device
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return features.new_empty(shape, dtype=dtype)
-
-    options = configuration("pair_loss", device)
-    programs = triton.cdiv(pairs, options["BLOCK_R"])
-    partial, d_features = empty(2, programs), torch.empty_like(features)
-    argmax, coefficient = empty(pairs, dtype=torch.int32), empty(pairs)
-    launch(
-        _pairs_kernel,
-        (programs,),
-        *(features, vectors, scale, labels, first, second, weights),
-        *(d_features, argmax, coefficient, partial),
-        *(pairs, images, classes, width, factor),
-        **options,
-    )
-    options = configuration("pair_loss_vectors", device)
-    splits = max(triton.cdiv(pairs, _SPLIT), 1)
-    d_vectors = empty(splits, images, width)
-    grid = (triton.cdiv(images, options["BLOCK_B"]), triton.cdiv(width, options["BLOCK_D"]), splits)
-    launch(
-        _vectors_kernel,
-        grid,
-        *(features, argmax, coefficient, d_vectors),
-        *(pairs, images, width),
-        SPLIT=_SPLIT,
-        **options,
-    )
-    loss, d_scale = partial.sum(1)
-    return loss.clone(), d_features, d_vectors.sum(0), d_scale.clone()
-
-
-_pair_loss = torch.library.custom_op("pspg::pair_loss", run, mutates_args=())
-
-
-@_pair_loss.register_fake
-def _(features: Tensor, vectors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scalar = features.new_empty((), dtype=torch.float32)
-    d_vectors = vectors.new_empty(vectors.shape, dtype=torch.float32)
-    return scalar, torch.empty_like(features, memory_format=torch.contiguous_format), d_vectors, scalar.clone()
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.like = [(tensor.dtype, tensor.shape) for tensor in inputs[:3]]
-
-
-def _backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    found = zip(ctx.saved_tensors, ctx.like, strict=True)
-    return *((part * d_loss).to(dtype).view(shape) for part, (dtype, shape) in found), None, None, None, None, None
-
-
-_pair_loss.register_autograd(_backward, setup_context=_save)
-
-
 @triton.jit
 def _pairs_kernel(
     features,  # (R,D)
@@ -233,3 +143,93 @@ def _vectors_kernel(
         total += tl.dot(chosen, w, input_precision="tf32x3")
     offsets = (tl.program_id(2) * images + b)[:, None] * width + d[None, :]
     tl.store(d_vectors + offsets, total, mask=(b < images)[:, None] & (d < width)[None, :])
+
+
+def run(
+    features: Tensor,
+    vectors: Tensor,
+    scale: Tensor,
+    labels: Tensor,
+    first: Tensor,
+    second: Tensor,
+    weights: Tensor | None,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss times `factor`, and its gradients by features, vectors and scale (the latter two float32)."""
+    features, vectors, labels, first, second = (t.contiguous() for t in (features, vectors, labels, first, second))
+    weights = None if weights is None else weights.contiguous()
+    (pairs, width), (images, classes) = features.shape, labels.shape
+    device = features.device
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return features.new_empty(shape, dtype=dtype)
+
+    options = configuration("pair_loss", device)
+    programs = triton.cdiv(pairs, options["BLOCK_R"])
+    partial, d_features = empty(2, programs), torch.empty_like(features)
+    argmax, coefficient = empty(pairs, dtype=torch.int32), empty(pairs)
+    launch(
+        _pairs_kernel,
+        (programs,),
+        *(features, vectors, scale, labels, first, second, weights),
+        *(d_features, argmax, coefficient, partial),
+        *(pairs, images, classes, width, factor),
+        **options,
+    )
+    options = configuration("pair_loss_vectors", device)
+    splits = max(triton.cdiv(pairs, _SPLIT), 1)
+    d_vectors = empty(splits, images, width)
+    grid = (triton.cdiv(images, options["BLOCK_B"]), triton.cdiv(width, options["BLOCK_D"]), splits)
+    launch(
+        _vectors_kernel,
+        grid,
+        *(features, argmax, coefficient, d_vectors),
+        *(pairs, images, width),
+        SPLIT=_SPLIT,
+        **options,
+    )
+    loss, d_scale = partial.sum(1)
+    return loss.clone(), d_features, d_vectors.sum(0), d_scale.clone()
+
+
+_pair_loss = torch.library.custom_op("pspg::pair_loss", run, mutates_args=())
+
+
+@_pair_loss.register_fake
+def _(features: Tensor, vectors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scalar = features.new_empty((), dtype=torch.float32)
+    d_vectors = vectors.new_empty(vectors.shape, dtype=torch.float32)
+    return scalar, torch.empty_like(features, memory_format=torch.contiguous_format), d_vectors, scalar.clone()
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.like = [(tensor.dtype, tensor.shape) for tensor in inputs[:3]]
+
+
+def _backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    found = zip(ctx.saved_tensors, ctx.like, strict=True)
+    return *((part * d_loss).to(dtype).view(shape) for part, (dtype, shape) in found), None, None, None, None, None
+
+
+_pair_loss.register_autograd(_backward, setup_context=_save)
+
+
+def pair_loss(
+    pair_features: Tensor,
+    image_vectors: Tensor,
+    logit_scale: Tensor,
+    labels: Tensor,
+    first: Tensor,
+    second: Tensor,
+    weights: Tensor | None,
+    *,
+    target: str,
+    reduction: str,
+) -> Tensor:
+    """SPCL; arguments and result as `reference.pair_loss`, with `target="batch"`."""
+    if target != "batch":
+        raise ValueError(f"pair_loss: no kernel for target {target!r}")
+    factor = 1.0 if reduction == "sum" else 1 / max(number_of_pairs(labels.shape[1]), 1)
+    return _pair_loss(pair_features, image_vectors, logit_scale, labels, first, second, weights, factor)[0]

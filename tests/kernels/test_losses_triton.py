@@ -48,16 +48,20 @@ def test_asymmetric_loss(images: int, classes: int, labels: str, dtype: torch.dt
 
 
 def test_asymmetric_loss_of_extreme_logits(device: torch.device) -> None:
-    """Saturated probabilities: floored logarithms and shifts that reach 1 pass no gradient, and nothing is infinite."""
+    """Saturated probabilities: floored logarithms and shifts that reach 1 pass no gradient, and nothing is infinite.
+
+    Without focusing (γ⁻ = 0) no factor hides the gradient of a shift that reaches 1.
+    """
     z = torch.tensor([-1e4, -200.0, -20.0, -3.0, 0.0, 3.0, 20.0, 200.0, 1e4], device=device)
     logits = torch.stack([z, torch.zeros_like(z)])[None].expand(2, -1, -1).contiguous()
     y = torch.stack([torch.ones_like(z), torch.zeros_like(z)])
-    kernel, eager = (
-        outcome(lambda x, impl: asymmetric_loss(x, y, impl=impl), [logits], impl=impl)
-        for impl in ("triton", "reference")
-    )
-    exact = outcome(lambda x: asymmetric_loss(x, y, impl="reference"), [logits.double()])
-    no_worse(kernel, eager, exact)
+    for gamma in (2.0, 0.0):
+
+        def loss(x: Tensor, impl: str, gamma: float = gamma) -> Tensor:
+            return asymmetric_loss(x, y, gamma_negative=gamma, impl=impl)
+
+        kernel, eager = (outcome(loss, [logits], impl=impl) for impl in ("triton", "reference"))
+        no_worse(kernel, eager, outcome(loss, [logits.double()], impl="reference"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

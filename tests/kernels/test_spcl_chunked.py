@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
 from pspg.kernels.spcl import ImageBatch, spcl
-from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
+from pspg.kernels.text_tower import PromptTemplate, TextTower, encode_prompts
+from tests.kernels.plain_spcl import loss_of
 from tests.oracle import no_worse_in_norm
 
 MakeTemplate = Callable[..., PromptTemplate]
@@ -27,18 +27,6 @@ def inputs(classes: int, n: int, images: int) -> list[Tensor]:
 
 def outcome(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(3 * loss, tensors)]
-
-
-def loss_of(
-    tower: TextTower,
-    template: PromptTemplate,
-    prompts: Tensor,
-    vectors: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    **options: Any,
-) -> Tensor:
-    return spcl(tower, Prompts(prompts, template), ImageBatch(vectors, scale, labels), **options)
 
 
 def same(got: list[Tensor], expected: list[Tensor]) -> None:
@@ -168,17 +156,3 @@ def test_autocast(tower: TextTower, make_template: MakeTemplate, dtype: torch.dt
         eager = outcome(loss_of(tower, template, *tensors, y, memory=TINY, impl="eager"), tensors)
     assert all(got.dtype == torch.float32 for got in eager)
     no_worse_in_norm(eager, literal, exact, 0.01)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("classes", [1, 2, 3, 9])
-def test_chunks_cover_every_pair_once_with_its_rows(classes: int, size: int) -> None:
-    first, second = pair_indices(classes)
-    chunks = list(PairSelection(classes).chunks(size))
-    assert [pair for start, stop, *_ in chunks for pair in range(start, stop)] == list(range(len(first)))
-    assert all(stop - start <= size for start, stop, *_ in chunks)
-    assert [(low, high) for *_, low, high in chunks] == [
-        (int(first[start]), int(first[stop - 1]) + 1) for start, stop, *_ in chunks
-    ]
-    sample = PairSample(first, second, torch.ones(len(first)))
-    assert list(PairSelection(classes, sample).chunks(size)) == chunks

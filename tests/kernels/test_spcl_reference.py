@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.pairs import PairSelection
-from pspg.kernels.spcl import ImageBatch, pair_features, spcl
+from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode
+from tests.kernels.plain_spcl import loss_of
 
 MakeTemplate = Callable[..., PromptTemplate]
 
@@ -19,18 +20,6 @@ def inputs(classes: int) -> tuple[list[Tensor], Tensor]:
     torch.manual_seed(2)
     shapes = [(classes, 2, 4), (2, 3), ()]
     return [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes], torch.ones(2, classes)
-
-
-def loss_of(
-    tower: TextTower,
-    template: PromptTemplate,
-    prompts: Tensor,
-    vectors: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    **options: Any,
-) -> Tensor:
-    return spcl(tower, Prompts(prompts, template), ImageBatch(vectors, scale, labels), **options)
 
 
 def test_composes_one_sequence_a_pair(tower: TextTower, make_template: MakeTemplate) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pspg.kernels.pairs import PairSample, PairSelection, number_of_pairs
-from pspg.kernels.spcl import ImageBatch, sample_pairs, spcl
-from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower
+from pspg.kernels.spcl import sample_pairs
+from pspg.kernels.text_tower import PromptTemplate, TextTower
+from tests.kernels.plain_spcl import loss_of
 
 MakeTemplate = Callable[..., PromptTemplate]
 DRAWS = 2500
@@ -77,18 +78,6 @@ def test_refuses_what_does_not_fit() -> None:
         sample_pairs(labels_of(5), 0)
     with pytest.raises(ValueError, match="CPU"):
         sample_pairs(labels_of(5).to("meta"), 3)
-
-
-def loss_of(
-    tower: TextTower,
-    template: PromptTemplate,
-    prompts: Tensor,
-    vectors: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    **options: Any,
-) -> Tensor:
-    return spcl(tower, Prompts(prompts, template), ImageBatch(vectors, scale, labels), **options)
 
 
 def quantities(loss: Tensor, tensors: list[Tensor]) -> Tensor:

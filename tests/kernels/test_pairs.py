@@ -1,0 +1,54 @@
+"""The pairs of a selection, of its parts and of its chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
+
+CPU = torch.device("cpu")
+
+
+def test_part_that_is_no_part_is_refused() -> None:
+    for part in ((-1, 2), (2, 1), (0, 4)):
+        with pytest.raises(ValueError, match="of 3 pairs"):
+            PairSelection(3).part(*part)
+    with pytest.raises(ValueError, match="of 2 pairs"):
+        PairSelection(3).part(1, 3).part(0, 3)
+
+
+def test_part_of_a_part() -> None:
+    whole, part = PairSelection(5), PairSelection(5).part(2, 9).part(1, 4)
+    assert len(part) == 3
+    for some, every in zip(part.to(CPU)[:2], whole.to(CPU)[:2], strict=True):
+        assert torch.equal(some, every[3:6])
+
+
+@pytest.mark.parametrize("part", [(0, 10), (3, 3), (1, 9), (4, 5), (0, 1)])
+def test_chunks_of_a_part_cover_it(part: tuple[int, int]) -> None:
+    first, second = pair_indices(5)
+    begin, end = part
+    pairs = PairSelection(5).part(*part)
+    chunks = list(pairs.chunks(2))
+    assert [pair for start, stop, _, _ in chunks for pair in range(start, stop)] == list(range(end - begin))
+    for start, stop, low, high in chunks:
+        assert pairs.rows[0] + low == first[begin + start]
+        assert pairs.rows[0] + high == first[begin + stop - 1] + 1
+    sampled = PairSelection(5, PairSample(first, second, torch.ones(10))).part(*part)
+    assert list(sampled.chunks(2)) == chunks
+    assert sampled.rows == pairs.rows
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("classes", [1, 2, 3, 9])
+def test_chunks_cover_every_pair_once_with_its_rows(classes: int, size: int) -> None:
+    first, second = pair_indices(classes)
+    chunks = list(PairSelection(classes).chunks(size))
+    assert [pair for start, stop, *_ in chunks for pair in range(start, stop)] == list(range(len(first)))
+    assert all(stop - start <= size for start, stop, *_ in chunks)
+    assert [(low, high) for *_, low, high in chunks] == [
+        (int(first[start]), int(first[stop - 1]) + 1) for start, stop, *_ in chunks
+    ]
+    sample = PairSample(first, second, torch.ones(len(first)))
+    assert list(PairSelection(classes, sample).chunks(size)) == chunks
