@@ -11,13 +11,13 @@ OLDEST_TRITON := 3.6.0
 OLDEST := build/triton-$(OLDEST_TRITON)
 NEWEST := build/triton-newest
 
-.PHONY: help demo test test-slow test-triton check-kernels inspect-kernels sanitize bench bench-gpu lint format clean
+.PHONY: help demo test test-slow test-triton test-triton-newest check-kernels inspect-kernels sanitize bench bench-gpu lint format clean
 
 help:
 	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real film, report (minutes on 2 cores)"
 	@echo "make test             the tests that finish in minutes"
 	@echo "make test-slow        the longer ones: the demo's promises, kills and resumes, several processes"
-	@echo "make test-triton      the kernels' tests with the oldest triton that is supported, then with the newest"
+	@echo "make test-triton      the kernels' tests with the oldest triton that is supported, then with the newest where .venv has another"
 	@echo "make check-kernels    compile the kernels for four GPUs (without one), check and list what they use"
 	@echo "make inspect-kernels  the same, and write kernels/RESOURCES.md"
 	@echo "make sanitize         the kernels' GPU tests under compute-sanitizer"
@@ -59,17 +59,25 @@ $(OLDEST)/.installed: | $(BIN)/python
 	touch $@
 
 test-triton: $(TEST_STAMP) $(OLDEST)/.installed
+	$(call kernel_tests,$(OLDEST),triton.__version__ == "$(OLDEST_TRITON)" and numpy.__file__.startswith(folder))
+	@newest=$$($(BIN)/python -m pip index versions triton 2> /dev/null | sed -n '1s/^triton (\(.*\))$$/\1/p'); \
+	test -n "$$newest" || { echo "pip does not say which triton is the newest" >&2; exit 1; }; \
+	if [ "$$newest" = "$$($(BIN)/python -c 'import triton; print(triton.__version__)')" ]; \
+	then echo "triton $$newest, the newest, is in $(VENV): make test runs the kernels' tests with it"; \
+	else $(MAKE) test-triton-newest; fi
+
+test-triton-newest: $(TEST_STAMP)
 	rm -rf $(NEWEST)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(NEWEST) triton
-	$(call kernel_tests,$(OLDEST),triton.__version__ == "$(OLDEST_TRITON)" and numpy.__file__.startswith(folder))
 	$(call kernel_tests,$(NEWEST),True)
 
-# Kernel tests with the packages in folder $(1), once they are known to be those imported and $(2) holds.
+# Tests of what triton runs, with the packages in folder $(1), once they are known to be those imported and $(2) holds.
 define kernel_tests
 	PYTHONPATH=$(CURDIR)/$(1) $(BIN)/python -c 'import os, sys, numpy, triton; folder = "$(CURDIR)/$(1)/"; \
 	  print("triton", triton.__version__, "numpy", numpy.__version__, "from", os.path.dirname(triton.__file__), flush=True); \
 	  sys.exit(0 if triton.__file__.startswith(folder) and ($(2)) else "not the packages of $(1)")'
-	PYTHONPATH=$(CURDIR)/$(1) $(BIN)/python -m pytest tests/kernels -m "not slow"
+	PYTHONPATH=$(CURDIR)/$(1) $(PYTEST) -m "not slow" tests/kernels/test_*triton.py tests/kernels/test_interpreter.py \
+	  tests/kernels/test_launch.py tests/engine/training/test_kernels_in_training.py
 endef
 
 INSPECT := env -u TRITON_INTERPRET $(BIN)/python -m tools.inspect_kernels --check

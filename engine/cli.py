@@ -12,6 +12,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -80,7 +81,8 @@ GROUPS = {
 }
 
 
-def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+@cache
+def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The whole parser, and those of the commands."""
     root = ArgumentParser(
         prog="pspg-engine",
@@ -91,7 +93,7 @@ def make_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     )
     branches = {"": root.add_subcommands(required=True, dest="command")}
     parsers: dict[str, ArgumentParser] = {}
-    for name, command in COMMANDS.items():
+    for name, command in commands:
         group, _, word = name.rpartition(" ")
         if group not in branches:
             branches[group] = _add_group(branches[""], group)
@@ -126,7 +128,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     Raises:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
-    root, parsers = make_parser()
+    root, parsers = make_parser(tuple(COMMANDS.items()))
     try:
         values = root.parse_args(_with_config(list(arguments)))
         name = values.command

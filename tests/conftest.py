@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -34,12 +35,20 @@ if not has_gpu():
 # A shell that starts tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if find_spec("pspg") is None:
+
+def is_installed() -> bool:
+    try:
+        return find_spec("pspg.kernels") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if not is_installed():
     # A checkout without an installation: the links that `make build/typing/pspg` makes, for subprocesses too.
     links = ROOT / "build" / "typing"
     (links / "pspg").mkdir(parents=True, exist_ok=True)
     for name in ("engine", "kernels"):
-        if not (links / "pspg" / name).exists():
+        with contextlib.suppress(FileExistsError):
             (links / "pspg" / name).symlink_to(Path("../../..", name))
     sys.path.insert(0, str(links))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(links), os.environ.get("PYTHONPATH"))))

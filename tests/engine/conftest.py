@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,20 +97,15 @@ def engine_command() -> Callable[..., subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="session")
-def kill_after() -> Callable[..., None]:
-    """SIGKILL a training process and its loader workers once `rows` rows of metrics are written."""
-    from pspg.engine.training.telemetry import read_metrics
+def killed_run() -> Callable[..., None]:
+    """Run `pspg-engine` until its metrics hold `rows` rows, then SIGKILL it with its loader workers."""
 
-    def kill(process: subprocess.Popen[str], run: Path, rows: int) -> None:
-        deadline = time.monotonic() + 120
-        while len(read_metrics(run / "metrics.jsonl")) < rows:
-            assert process.poll() is None, process.communicate()[0][-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    def run(arguments: Sequence[object], rows: int) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "ranks" / "killed.py"), str(rows), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
-    return kill
+    return run
 
 
 @pytest.fixture

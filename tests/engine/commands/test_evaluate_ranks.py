@@ -119,7 +119,7 @@ def test_error_of_a_rank_ends_all_with_one_line(
     tmp_path: Path, phantoms: Path, arguments, ranks, more: dict[str, object], line: str
 ) -> None:
     processes = ranks(["-m", "pspg.engine", *arguments(tmp_path / "report", **more)], 2)
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode for process in processes), outputs
     (said,) = [line for output in outputs for line in output.splitlines()]
     expected = line.format(images=phantoms / "images", folder=phantoms)

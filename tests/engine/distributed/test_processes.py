@@ -73,7 +73,7 @@ def test_phase_2_equals_one_process_for_a_mean_over_samples(
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "stage"), [("contrastive", 1), ("prompt", 2)])
 def test_run_of_one_process_goes_on_with_two(
-    tmp_path: Path, settings, engine_command, kill_after, task: str, stage: int
+    tmp_path: Path, settings, engine_command, killed_run, task: str, stage: int
 ) -> None:
     """A checkpoint does not know how many ranks wrote it, nor its ZeRO stage (test_rank_counts: all of them)."""
     run = tmp_path / "run"
@@ -88,7 +88,7 @@ def test_run_of_one_process_goes_on_with_two(
         "--resume",
         "latest",
     ]
-    kill_after(engine_command(arguments), run, rows=3)
+    killed_run(arguments, rows=3)
     done = int(json.loads((last_checkpoint(run) / "state.json").read_text())["step"])
     output = finish(engine_command([*arguments, "--zero_stage", stage], processes=2))
     assert f"resuming from {run}" in output

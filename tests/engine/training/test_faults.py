@@ -19,7 +19,7 @@ Ranks = list[Popen[str]]
 
 
 def wait_for_rows(run: Path, rows: int, processes: Ranks) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while len(read_metrics(run / "metrics.jsonl")) < rows:
         assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
         assert time.monotonic() < deadline
@@ -52,7 +52,7 @@ def test_lost_rank_is_named(
     wait_for_rows(run, 3, processes)
     os.kill(processes[lost].pid, number)
     survivor = processes[1 - lost]
-    output, _ = survivor.communicate(timeout=6 + 20)
+    output, _ = survivor.communicate(timeout=200)
     assert survivor.returncode == 1, output[-3000:]
     lines = [line for line in output.splitlines() if "error" in line]
     kept = f"last good checkpoint: {last_checkpoint(run)}, go on with --resume latest"
@@ -77,7 +77,7 @@ def test_rank_killed_under_torchrun_is_named(tmp_path: Path, settings, engine_co
             if b"RANK=2\0" in Path(f"/proc/{pid}/environ").read_bytes().replace(b"LOCAL_RANK", b"")
         )
         os.kill(victim, signal.SIGKILL)
-        output, _ = launcher.communicate(timeout=40)
+        output, _ = launcher.communicate(timeout=200)
     finally:
         for pid in children:
             if Path(f"/proc/{pid}").exists():
@@ -99,7 +99,7 @@ from pspg.engine.distributed.watch import Watch, advance
 place = announced()
 store = meet(place, 60)
 say = lambda line: print(line, flush=True)
-with Watch(store, place.rank, place.size, speaks_alone=False, timeout=2, say=say):
+with Watch(store, place.rank, place.size, speaks_alone=False, timeout=5, say=say):
     {work}
 """
 
@@ -110,14 +110,14 @@ with Watch(store, place.rank, place.size, speaks_alone=False, timeout=2, say=say
     [
         (
             "[advance() for _ in range(3 - place.rank)]; time.sleep(60)",
-            "rank 1 ({host}) is stuck: no progress for over 2 s while the others wait",
+            "rank 1 ({host}) is stuck: no progress for over 5 s while the others wait",
         ),
         ("advance() if place.rank else sys.exit('its own error'); time.sleep(60)", "its own error"),
     ],
 )
 def test_ranks_leave_together(ranks: Callable[..., Ranks], work: str, line: str) -> None:
     processes = ranks(["-c", WORK.format(work=work)], 2)
-    outputs = [process.communicate(timeout=30)[0] for process in processes]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode == 1 for process in processes), outputs
     said = [line for output in outputs for line in output.splitlines()]
     assert said == [line.format(host=socket.gethostname())]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -33,13 +30,13 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["contrastive", "prompt"])
-def test_sigkill_and_resume(tmp_path: Path, settings, engine_command, kill_after, task: str) -> None:
+def test_sigkill_and_resume(tmp_path: Path, settings, engine_command, killed_run, task: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = [*settings(task), *STATEFUL]
     finish(engine_command([*arguments, "--output", whole]))
     resume = [*arguments, "--output", cut, "--resume", "latest"]
     for rows in (1, 2, 6):
-        kill_after(engine_command(resume), cut, rows)
+        killed_run(resume, rows)
     output = finish(engine_command(resume))
     assert "resuming from" in output
     assert rows_of(cut) == rows_of(whole)
@@ -56,13 +53,9 @@ def test_sigkill_and_resume(tmp_path: Path, settings, engine_command, kill_after
 
 
 @pytest.mark.slow
-def test_killed_before_the_first_checkpoint_starts_fresh(tmp_path: Path, settings, engine_command) -> None:
+def test_killed_before_the_first_checkpoint_starts_fresh(tmp_path: Path, settings, engine_command, killed_run) -> None:
     resume = [*settings("prompt"), "--output", tmp_path / "run", "--resume", "latest"]
-    process = engine_command(resume)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "config.yaml").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    killed_run(resume, rows=1)
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert last_checkpoint(tmp_path / "run") is None
     assert "starting fresh" in finish(engine_command(resume))

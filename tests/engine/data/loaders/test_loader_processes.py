@@ -35,7 +35,7 @@ def test_none_outlives_a_killed_run(tmp_path, start):
     try:
         assert process.stdout.readline() == "1\n"
         process.kill()
-        process.communicate(timeout=20)  # they all hold the pipe: its end is theirs
+        process.communicate(timeout=120)  # they all hold the pipe: its end is theirs
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
