@@ -18,7 +18,7 @@ from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Frame, Prefixes, TextTower, encode_prompts
 
 from ..config import LossConfig, ModelConfig, check_head
-from ..distributed.collectives import gather_rows, own_part, split
+from ..distributed.collectives import all_gather_rows, local_slice, split
 from .clip import ImageFeatures, TextEncoder, image_features, text_tower
 from .contexts import ContextLearner
 from .frozen_image import FrozenImageTower
@@ -131,10 +131,10 @@ class PromptHead(nn.Module):
         prompts = self.prompt_learner(vocabulary.class_features, context, impl=self.impl)
         if 1 < ranks <= len(vocabulary):
             pieces = split(len(vocabulary), ranks)
-            start, stop = own_part(len(vocabulary))
+            start, stop = local_slice(len(vocabulary))
             own, frame = prompts[:, start:stop], vocabulary.frame.rows(start, stop)
             sides, prefixes = self._encode(own, frame, tower, prefixes=False)
-            sides = gather_rows(sides.transpose(0, 1), [stop - start for start, stop in pieces]).transpose(0, 1)
+            sides = all_gather_rows(sides.transpose(0, 1), [stop - start for start, stop in pieces]).transpose(0, 1)
         else:
             sides, prefixes = self._encode(prompts, vocabulary.frame, tower, prefixes=torch.is_grad_enabled())
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.

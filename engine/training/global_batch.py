@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pspg.kernels.text_tower import number_of_pairs
 
-from ..distributed.batch_norm import synchronise
-from ..distributed.collectives import exchange, gather_rows, own_part
-from ..distributed.deepspeed import World
+from ..distributed.batch_norm import convert_sync_batch_norm
+from ..distributed.collectives import all_gather_host, all_gather_rows, local_slice
 from ..distributed.watch import advance
+from ..distributed.world import World
 from ..models.pspg import PsPGOutput
 from .losses import Whole, contrastive_loss
 from .tasks import ContrastiveTask, PromptTask, temperature
@@ -60,7 +60,7 @@ class SharedBatches:
         message[0] = 0 if getattr(batch, "stand_in", False) else len(batch.ids)
         message[1 : 1 + labels.numel()] = labels.flatten()
         advance()  # where a rank's loader stands still, the others are ahead
-        found = exchange(message)
+        found = all_gather_host(message)
         counts = [int(part[0]) for part in found]
         if not any(counts):
             counts[-1] = 1  # the image that stands in for the whole batch of one process
@@ -77,7 +77,7 @@ class GlobalContrastiveTask(ContrastiveTask):
     """
 
     def __init__(self, clip: open_clip.CLIP, world: World, *arguments: Any, **settings: Any) -> None:
-        super().__init__(synchronise(clip, world.device), world, *arguments, **settings)
+        super().__init__(convert_sync_batch_norm(clip, world.device), world, *arguments, **settings)
 
     def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
         # Batches of validation are whole, each on one rank.
@@ -97,7 +97,7 @@ class GlobalPromptTask(PromptTask):
 
     def inputs(self, batch: SharedBatch) -> tuple[Any, ...]:
         features, vocabulary, tower = super().inputs(batch.own)
-        context = gather_rows(features.global_[: batch.count], batch.counts)
+        context = all_gather_rows(features.global_[: batch.count], batch.counts)
         return features, vocabulary, tower, context, self._world.size
 
     def loss(self, output: PsPGOutput, batch: SharedBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -108,9 +108,9 @@ class GlobalPromptTask(PromptTask):
         if vectors is not None:
             vectors = vectors[: batch.count]
             if self._loss.pair in ("spcl", "pcl"):
-                vectors = gather_rows(vectors, batch.counts)
+                vectors = all_gather_rows(vectors, batch.counts)
         output = replace(output, logits=output.logits[: batch.count], image_vectors=vectors)
-        whole = Whole(batch.labels.to(self._world.device, non_blocking=True), own_part(pairs))
+        whole = Whole(batch.labels.to(self._world.device, non_blocking=True), local_slice(pairs))
         loss, parts = self._prompt_loss(output, batch.own.labels[: batch.count], sample, whole)
         return loss * self._world.size, {name: part * self._world.size for name, part in parts.items()}
 

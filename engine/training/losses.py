@@ -16,7 +16,7 @@ from pspg.kernels.spcl import PairSample, spcl
 from pspg.kernels.text_tower import TextTower
 
 from ..config import LossConfig
-from ..distributed.collectives import gather_rows, mean_gradient, own_rank
+from ..distributed.collectives import all_gather_rows, average_gradient, rank
 from ..models.prompts import Vocabulary
 from ..models.pspg import PsPGOutput
 
@@ -173,11 +173,11 @@ def contrastive_loss(
 def _own_rows(images: Tensor, texts: Tensor, scale: Tensor, counts: Sequence[int]) -> Tensor:
     """This rank's rows of both directions: B against all M, twice, in place of M against M."""
     # The cap judges the gradient of the whole loss, so ranks average it on the way there.
-    scale = mean_gradient(scale).exp()
-    first, total = sum(counts[: own_rank()]), sum(counts)
+    scale = average_gradient(scale).exp()
+    first, total = sum(counts[: rank()]), sum(counts)
     target = torch.arange(first, first + len(images), device=images.device)
-    image_rows = F.cross_entropy(scale * images @ gather_rows(texts, counts).T, target, reduction="sum")
-    text_rows = F.cross_entropy(scale * texts @ gather_rows(images, counts).T, target, reduction="sum")
+    image_rows = F.cross_entropy(scale * images @ all_gather_rows(texts, counts).T, target, reduction="sum")
+    text_rows = F.cross_entropy(scale * texts @ all_gather_rows(images, counts).T, target, reduction="sum")
     return (image_rows + text_rows) / (2 * total)
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspg.engine.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from pspg.engine.data.loaders.torch_loader import Batch
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.distributed.world import start
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.losses import binary_cross_entropy, contrastive_loss, prompt_loss, ranking_loss
 from pspg.engine.training.tasks import PromptTask
