@@ -32,8 +32,9 @@ from ..data.loaders.torch_loader import (
     pixel_statistics,
 )
 from ..data.manifest import Manifest, load_label_names, load_manifest
-from ..distributed.deepspeed import World, barrier, start
+from ..distributed.collectives import barrier
 from ..distributed.watch import watch
+from ..distributed.world import World, start
 from ..models.clip import load_clip, tokenize
 from ..models.fusions import FUSIONS
 from ..models.pspg import PsPG, check_head

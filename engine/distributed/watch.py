@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch.distributed as dist
 
 from ..utils.errors import UserError
-from .deepspeed import World
+from .world import World
 
 INTERVAL = 0.5
 """seconds between two signs of life"""
@@ -71,7 +71,7 @@ class Watch:
     have met it, those that go on tell it.
 
     Args:
-        store: shared by all ranks, from `rendezvous.meet`.
+        store: shared by all ranks, from `launcher.rendezvous`.
         rank, size: this process and how many there are.
         speaks_alone: whether to speak where the store is gone, so that nobody knows who else does.
         timeout: seconds.

@@ -13,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.loaders.torch_loader import Batch, EvalLoader
-from ..distributed.collectives import own_rank
-from ..distributed.deepspeed import gather_on_first
+from ..distributed.collectives import gather_object, rank
 from ..distributed.watch import advance
 from ..models.features import FeatureBatch, frozen_features
 from ..models.prompts import Vocabulary
@@ -134,7 +133,7 @@ def score_together(
     Raises:
         UserError: an image that this rank cannot read, if it may not be left out; or none could be read.
     """
-    silent = None if own_rank() == 0 else True
+    silent = None if rank() == 0 else True
     places: list[int] = []
 
     def batches() -> Iterator[Batch]:
@@ -148,7 +147,7 @@ def score_together(
         error.local = True
         raise
     advance()  # a rank that has not come so far keeps the others waiting
-    of_ranks = gather_on_first((list(zip(places, scored, strict=True)), loader.bad))
+    of_ranks = gather_object((list(zip(places, scored, strict=True)), loader.bad))
     if of_ranks is None:
         return None
     parts = in_order(parts for parts, _ in of_ranks)

@@ -94,12 +94,13 @@ def test_rank_killed_under_torchrun_is_named(tmp_path: Path, settings, engine_co
 
 WORK = """
 import sys, time
-from pspg.engine.distributed.launcher import announced, meet
+from pspg.engine.utils.errors import UserError
+from pspg.engine.distributed.launcher import launcher_environment, rendezvous
 from pspg.engine.distributed.watch import Watch, advance
-place = announced()
-store = meet(place, 60)
+info = launcher_environment()
+store = rendezvous(info, 60)
 say = lambda line: print(line, flush=True)
-with Watch(store, place.rank, place.size, speaks_alone=False, timeout=5, say=say):
+with Watch(store, info.rank, info.world_size, speaks_alone=False, timeout=5, say=say):
     {work}
 """
 
@@ -109,10 +110,10 @@ with Watch(store, place.rank, place.size, speaks_alone=False, timeout=5, say=say
     ("work", "line"),
     [
         (
-            "[advance() for _ in range(3 - place.rank)]; time.sleep(60)",
+            "[advance() for _ in range(3 - info.rank)]; time.sleep(60)",
             "rank 1 ({host}) is stuck: no progress for over 5 s while the others wait",
         ),
-        ("advance() if place.rank else sys.exit('its own error'); time.sleep(60)", "its own error"),
+        ("advance() if info.rank else sys.exit('its own error'); time.sleep(60)", "its own error"),
     ],
 )
 def test_ranks_leave_together(ranks: Callable[..., Ranks], work: str, line: str) -> None:

@@ -227,11 +227,11 @@ def test_batch_of_which_nothing_can_be_read(monkeypatch: pytest.MonkeyPatch) -> 
             for row, stand_in in zip(labels.values(), standing, strict=True)
         ]
 
-        def exchange(own: Tensor) -> list[Tensor]:
+        def all_gather_host(own: Tensor) -> list[Tensor]:
             assert torch.equal(own, messages[rank])
             return messages
 
-        monkeypatch.setattr(global_scope, "exchange", exchange)
+        monkeypatch.setattr(global_scope, "all_gather_host", all_gather_host)
         loader = SimpleNamespace(batches_per_epoch=1, bad={}, batches=lambda epoch, start: iter([batches[rank]]))
         (found,) = SharedBatches(loader, 2, rank).batches(0)
         return found

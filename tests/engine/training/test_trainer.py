@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.distributed.world import start
 from pspg.engine.training import telemetry
 from pspg.engine.training.config import OptimConfig, TrainConfig
 from pspg.engine.training.telemetry import read_metrics
@@ -226,7 +226,7 @@ import sys, json
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_trainer as t
-from pspg.engine.distributed import start
+from pspg.engine.distributed.world import start
 world = start("cpu")
 settings = t.config(Path({folder!r}), name={name!r}, clip_norm=0.5)
 settings.zero_stage = {stage}
