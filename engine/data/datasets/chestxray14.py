@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...utils.errors import UserError
+from ..preparation.build import SplitConfig, build
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import split_by_hash
 from ..tables import Line, Table, find_table
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import split_by_hash
 
 FOLDERS = ("images", "", *(f"images_{number:03d}/images" for number in range(1, 13)))
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..preparation.build import PrepareConfig, build
+from ..preparation.rows import Journal, Row
 from ..tables import Table, find_table, find_tables
-from .build import PrepareConfig, build
-from .rows import Journal, Row
 
 ABOUT = {"Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"}
 # Where the images of a split may be; the first is where they are taken to be when nobody looks.

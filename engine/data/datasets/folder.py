@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..preparation.build import SplitConfig, build
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import SPLITS, split_by_hash
 from ..tables import Line, Table
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import SPLITS, split_by_hash
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 

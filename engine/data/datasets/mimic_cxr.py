@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..preparation.build import PrepareConfig, build
+from ..preparation.reports import impression
+from ..preparation.rows import Journal, Labels, Row
 from ..tables import Table, find_table
-from .build import PrepareConfig, build
-from .reports import impression
-from .rows import Journal, Labels, Row
 
 SPLITS = {"train": "train", "validate": "val", "test": "test"}
 

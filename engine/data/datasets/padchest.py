@@ -15,10 +15,10 @@ import ast
 from collections import Counter
 from dataclasses import dataclass
 
+from ..preparation.build import SplitConfig, build
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import split_by_hash
 from ..tables import Line, Table, find_table
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import split_by_hash
 
 FRONTAL = {"PA", "AP", "AP_horizontal"}
 COLUMNS = ("ImageID", "ImageDir", "PatientID", "Projection", "MethodLabel", "Labels")

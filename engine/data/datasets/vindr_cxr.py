@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..preparation.build import SplitConfig, build
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import split_by_hash
 from ..tables import Line, Table, find_table, find_tables
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import split_by_hash
 
 # The two tables of PhysioNet do not agree on the number of this class.
 SAME = {"Other disease": "Other diseases"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .film import SIGN, ZONE_V, Anatomy, Field, Film, draw_body
+from .canvas import SIGN, ZONE_V, Anatomy, Field, Film, draw_body
 from .vocabulary import Finding
 
 

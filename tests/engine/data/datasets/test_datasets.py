@@ -17,11 +17,11 @@ from PIL import Image
 
 from pspg.engine.cli import main
 from pspg.engine.data.datasets import chestxray14, chexpert, padchest, vindr_cxr
-from pspg.engine.data.datasets.rows import Journal
-from pspg.engine.data.datasets.splits import split_by_hash
-from pspg.engine.data.datasets.statistics import digest
 from pspg.engine.data.manifest import load_label_names, load_manifest
 from pspg.engine.data.phantoms.drawing import draw_film
+from pspg.engine.data.preparation.counts import digest
+from pspg.engine.data.preparation.rows import Journal
+from pspg.engine.data.preparation.splits import split_by_hash
 
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 NIH = "Data_Entry_2017_v2020.csv"

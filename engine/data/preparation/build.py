@@ -17,9 +17,9 @@ from ...config import check_seed, require
 from ...utils.errors import UserError
 from ...utils.files import check_new_folder, new_folder
 from ..manifest import UNPRINTABLE, Sample
+from .counts import cooccurrence, count, readable, without_positives
 from .rows import Journal, Row
 from .splits import SPLITS, check_patients
-from .statistics import cooccurrence, count, readable, without_positives
 
 
 @dataclass(kw_only=True)
