@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pspg.engine.checkpoints.model_folder import Pixels, describe, write_model
+from pspg.engine.checkpoints.model_folder import describe, write_model
 from pspg.engine.config import ModelConfig
+from pspg.engine.data.pixels import Pixels
 from pspg.engine.models.clip import build_clip
 from pspg.engine.models.pspg import PsPG
 

@@ -189,7 +189,7 @@ def _pixels(rows: Sequence[Row], root: Path, config: PrepareConfig) -> dict[str,
     """Mean and standard deviation in [0, 1] over the training images (of all, where there are none)."""
     if config.missing == "keep" or not config.pixel_samples:
         return None
-    from ..loaders.torch_loader import pixel_statistics  # imports torch
+    from ..statistics import pixel_statistics  # imports torch
 
     chosen = [row for row in rows if row.split == "train"] or rows
     samples = [Sample(id=row.id, path=root / row.filepath) for row in chosen]

@@ -12,7 +12,7 @@ from pspg.engine import cli
 
 SCRIPT = """
 import sys, time
-from pspg.engine.data.torch_loader import data_loader, results
+from pspg.engine.data.loaders.torch_loader import data_loader, results
 
 class Numbers:
     def __getitems__(self, keys):
