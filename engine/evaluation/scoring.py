@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.loaders.torch_loader import Batch, EvalLoader
+from ..data.batch import Batch
+from ..data.loaders.evaluation import EvalLoader
 from ..distributed.collectives import gather_object, rank
 from ..distributed.watch import advance
 from ..models.features import FeatureBatch, frozen_features
@@ -112,7 +113,7 @@ def score_batches(
 
 def place(batch: Batch | FeatureBatch) -> int:
     """Where a batch stands among those of all ranks: its first row."""
-    return int(batch.index[0])
+    return batch.place
 
 
 def in_order(of_ranks: Iterable[Iterable[tuple[int, T]]]) -> list[T]:

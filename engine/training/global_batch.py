@@ -58,7 +58,7 @@ class SharedBatches:
         """Images of every rank, and the labels of all: one message of (1 + share·C) floats, by way of the hosts."""
         labels = torch.empty(len(batch.ids), 0) if batch.labels is None else batch.labels
         message = torch.zeros(1 + self._share * labels.shape[1])
-        message[0] = 0 if getattr(batch, "stand_in", False) else len(batch.ids)
+        message[0] = 0 if getattr(batch, "dummy", False) else len(batch.ids)
         message[1 : 1 + labels.numel()] = labels.flatten()
         advance()  # where a rank's loader stands still, the others are ahead
         found = all_gather_host(message)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pspg.kernels.pairs import PairSample
 from pspg.kernels.spcl import sample_pairs
 
-from ..data.loaders.torch_loader import Batch
+from ..data.batch import Batch
 from ..distributed.collectives import all_gather_object
 from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
