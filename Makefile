@@ -41,9 +41,9 @@ $(TEST_STAMP): pyproject.toml | $(BIN)/python
 demo: $(STAMP)
 	$(BIN)/python -m tools.demo
 
-# One worker a core. Neighbours in a file share its fixtures, so each worker starts with a run of files and takes over what
-# another has left. A missing package is an error here.
-PYTEST := $(BIN)/python -m pytest --complete -n auto --maxprocesses 8 --dist worksteal
+# One worker a core. Tests of a file share fixtures that take seconds, so a worker runs whole files. A missing package is an
+# error here.
+PYTEST := $(BIN)/python -m pytest --complete -n auto --maxprocesses 8 --dist loadfile
 
 test: $(TEST_STAMP)
 	$(PYTEST) -m "not slow"
