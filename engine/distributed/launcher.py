@@ -1,4 +1,7 @@
-"""How the processes of a run find each other: what their launcher announced, checked, and the store they share."""
+"""Start of several processes: what their launcher set in the environment, checked, and the store that they share.
+
+torch's `env://` rendezvous does the same but names neither the ranks that are missing nor what to do.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ ADVICE = "start the processes with torchrun, deepspeed or configs/launch/slurm.s
 
 @dataclass(frozen=True)
 class RankInfo:
-    """This process among those that a launcher started."""
+    """Place of this process among those that a launcher started."""
 
     rank: int
     world_size: int
@@ -29,7 +32,7 @@ class RankInfo:
 
 
 def launcher_environment(environment: Mapping[str, str] = os.environ) -> RankInfo | None:
-    """What torchrun, deepspeed or another launcher says in the environment; None: one process without a launcher.
+    """Read what torchrun, deepspeed or another launcher set; None: one process without a launcher.
 
     Raises:
         UserError: several processes of which this one knows too little.
@@ -37,14 +40,14 @@ def launcher_environment(environment: Mapping[str, str] = os.environ) -> RankInf
     if not {"RANK", "WORLD_SIZE"} & environment.keys():
         for key in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
             if environment.get(key, "1") != "1":
-                raise _mine(f"{key} is {environment[key]}, but RANK and WORLD_SIZE are not set; {ADVICE}")
+                raise _local_error(f"{key} is {environment[key]}, but RANK and WORLD_SIZE are not set; {ADVICE}")
         return None
     if environment.get("WORLD_SIZE") == "1" and "MASTER_ADDR" not in environment:
         return None
     for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(key):
             known = "WORLD_SIZE" if "WORLD_SIZE" in environment and key != "WORLD_SIZE" else "RANK"
-            raise _mine(f"{key}: is not set, though {known} is {environment.get(known)}; {ADVICE}")
+            raise _local_error(f"{key}: is not set, though {known} is {environment.get(known)}; {ADVICE}")
     size = _number(environment, "WORLD_SIZE", 1, 2**31)
     rank = _number(environment, "RANK", 0, size)
     port = _number(environment, "MASTER_PORT", 1, 2**16)
@@ -57,12 +60,12 @@ def launcher_environment(environment: Mapping[str, str] = os.environ) -> RankInf
 def _number(environment: Mapping[str, str], key: str, low: int, high: int) -> int:
     value = environment[key]
     if not value.isdecimal() or not low <= int(value) < high:
-        raise _mine(f"{key}: must be a whole number from {low} to {high - 1}, got {value!r}; {ADVICE}")
+        raise _local_error(f"{key}: must be a whole number from {low} to {high - 1}, got {value!r}; {ADVICE}")
     return int(value)
 
 
-def _mine(message: str) -> UserError:
-    """Only this process is known to have met it."""
+def _local_error(message: str) -> UserError:
+    """Error that only this process is known to have met."""
     error = UserError(message)
     error.local = True
     return error
@@ -92,9 +95,9 @@ def rendezvous(info: RankInfo, timeout: float) -> dist.Store:
         )
     except dist.DistError as error:
         if "EADDRINUSE" in str(error):
-            raise _mine(f"MASTER_PORT: port {info.port} is in use on this machine; choose another") from None
+            raise _local_error(f"MASTER_PORT: port {info.port} is in use on this machine; choose another") from None
         reason = " ".join(str(error).split(". ")[0].split())
-        raise _mine(f"MASTER_ADDR: {where} cannot be {'served' if serves else 'reached'} ({reason})") from None
+        raise _local_error(f"MASTER_ADDR: {where} cannot be {'served' if serves else 'reached'} ({reason})") from None
     # A launcher that starts the ranks again may serve the same store again.
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
     store.compare_set("verdict", "", "")
