@@ -100,7 +100,7 @@ def engine_command() -> Callable[..., subprocess.Popen[str]]:
 @pytest.fixture(scope="session")
 def kill_after() -> Callable[..., None]:
     """SIGKILL a training process and its loader workers once `rows` rows of metrics are written."""
-    from pspg.engine.training.telemetry import read_metrics
+    from pspg.engine.utils.metrics_log import read_metrics
 
     def kill(process: subprocess.Popen[str], run: Path, rows: int) -> None:
         deadline = time.monotonic() + 120
