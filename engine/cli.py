@@ -57,13 +57,19 @@ def prepare_commands() -> dict[str, Command]:
 
 COMMANDS = {
     "train": Command("training.config:TrainConfig", "commands.train:train", "train either phase"),
-    "evaluate": Command("config:EvaluateConfig", "commands.evaluate:evaluate_model", "metrics, tables and a report"),
-    "predict": Command("config:PredictConfig", "commands.predict:predict", "score images, DICOM films included"),
+    "evaluate": Command(
+        "evaluation.config:EvaluateConfig", "commands.evaluate:evaluate_model", "metrics, tables and a report"
+    ),
+    "predict": Command(
+        "commands.settings:PredictConfig", "commands.predict:predict", "score images, DICOM files included"
+    ),
     "phantom": Command("commands.phantom:DrawConfig", "commands.phantom:draw", "draw a phantom data set"),
     "import-checkpoint": Command(
-        "config:ImportConfig", "commands.convert:import_checkpoint", "read the authors' weights"
+        "commands.settings:ImportConfig", "commands.convert:import_checkpoint", "read the authors' weights"
     ),
-    "export-checkpoint": Command("config:ExportConfig", "commands.convert:export_checkpoint", "write a model folder"),
+    "export-checkpoint": Command(
+        "commands.settings:ExportConfig", "commands.convert:export_checkpoint", "write a model folder"
+    ),
     "study": Command(
         "commands.study.config:StudyConfig",
         "commands.study.run:study",
@@ -71,8 +77,12 @@ COMMANDS = {
         takes_file=True,
     ),
     **prepare_commands(),
-    "prepare check": Command("config:CheckConfig", "commands.prepare:check_images", "find unreadable images"),
-    "prepare cache": Command("config:CacheConfig", "commands.prepare:make_cache", "decode and resize images once"),
+    "prepare check": Command(
+        "commands.settings:CheckConfig", "commands.prepare:check_images", "find unreadable images"
+    ),
+    "prepare cache": Command(
+        "commands.settings:CacheConfig", "commands.prepare:make_cache", "decode and resize images once"
+    ),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
 GROUPS = {

@@ -21,7 +21,7 @@ from ..checkpoints.model_folder import (
 )
 from ..checkpoints.published import import_published, published_metadata, published_state, read_text_weights
 from ..checkpoints.run import load_tensors, write_json, write_tensors
-from ..config import ExportConfig, ImportConfig, require
+from ..config import check_values, require
 from ..data.manifest import load_label_names
 from ..data.pixels import Pixels
 from ..models.clip import clip_config
@@ -29,6 +29,7 @@ from ..models.pspg import PsPG
 from ..models.weights import read_metadata
 from ..utils.errors import UserError
 from ..utils.files import check_new_folder, new_folder
+from .settings import ExportConfig, ImportConfig
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     Raises:
         UserError: unreadable or mismatching weights, or `output` exists.
     """
+    check_values(config)
     require(source=config.source, output=config.output)
     if not config.class_names:
         raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
@@ -81,6 +83,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         UserError: not a usable folder, `output` exists, a model that the layout has no place for, or (layout
             classifier) no context bank.
     """
+    check_values(config)
     require(checkpoint=config.checkpoint, output=config.output)
     if config.class_names is not None and config.layout != "classifier":
         raise UserError("class_names: only layout classifier freezes classes; the others score any")

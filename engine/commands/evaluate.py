@@ -2,151 +2,151 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import EvaluateConfig, check_evaluation, check_workers, require
+from ..config import check_values, require
 from ..data.labels import label_matrix, select_classes
-from ..data.loaders.choose import load_with, pick_loader
-from ..data.loaders.evaluation import make_eval_loader
+from ..data.loaders.choose import pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..distributed.watch import watch
 from ..distributed.world import World, start
-from ..evaluation.bootstrap import bootstrap_groups
-from ..evaluation.metrics import evaluate_groups
+from ..evaluation.choose import check_source, open_source
+from ..evaluation.config import EvaluateConfig
+from ..evaluation.probe import ridge_probe
+from ..evaluation.report.evaluation import Evaluation, measure
 from ..evaluation.report.write import write_report
-from ..evaluation.scoring import Scores, score_together
-from ..evaluation.sources.choose import MODELS, check_source, open_source
-from ..evaluation.sources.method import ImageMethod, Method
-from ..evaluation.sources.predictions import Predictions
-from ..models.templates import ridge_probe
-from ..training.telemetry import report_bad, say
+from ..evaluation.scoring import Scores
+from ..evaluation.sources import Method, Source, Split
+from ..training.telemetry import report_bad
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import check_output
+
+log = logging.getLogger(__name__)
 
 PROBE = "ridge probe (ceiling)"
 
 
 def evaluate_model(config: EvaluateConfig) -> Path | None:
-    """Score, measure and write the report; returns its path. Of several ranks the first one does what follows scoring,
-    the others return None.
+    """Score, measure and write the report; returns its path.
+
+    On several ranks the first does what follows scoring; the others return None.
 
     Raises:
         UserError: wrong settings, unusable source or data.
     """
     source = check_source(config)
     require(manifest=config.manifest, output=config.output)
-    check_evaluation("evaluation.", config.evaluation)
-    check_workers("workers", config.workers)
-    if config.timeout_s < 1:
-        raise UserError(f"timeout_s: must be at least 1, got {config.timeout_s}")
+    check_values(config)
     world = start(config.device, config.timeout_s, hosts_only=True)
     with ExitStack() as together:
-        together.enter_context(watch(world, config.timeout_s, lambda line: say(f"pspg-engine evaluate: error: {line}")))
+        lost = watch(world, config.timeout_s, lambda line: log.info(f"pspg-engine evaluate: error: {line}"))
+        together.enter_context(lost)
         return _evaluate(config, source, world, together)
 
 
-def _evaluate(config: EvaluateConfig, source: str, world: World, together: ExitStack) -> Path | None:
+class Rival(NamedTuple):
+    """What is measured: the method under evaluation, or one that it is compared with."""
+
+    name: str
+    probabilities: NDArray[np.float64]
+    """(N,C)"""
+    parameters: int | None
+
+
+def _evaluate(config: EvaluateConfig, source: type[Source], world: World, together: ExitStack) -> Path | None:
     """`evaluate_model`; closes `together` where the work of other ranks than the first ends."""
-    settings = config.evaluation
     check_output(config.output)
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
     device = world.device
-    # Whatever else reads images does so with Pillow.
-    config = replace(config, loader=pick_loader("loader", config.loader, device) if source in MODELS else "torch")
+    # Sources without the engine's loader read images with Pillow.
+    loader = pick_loader("loader", config.loader, device) if source.engine_loader else "torch"
+    config = replace(config, loader=loader)
     method = open_source(source, config, device, autocast_dtype(config.precision, device))
-
-    def scores_of(split: Manifest, title: str, groups: dict[str, list[str]]) -> Scores | None:
-        columns = select_classes(split.label_names or [], names)[1]
-        labels = label_matrix(split.samples, columns, uncertain=config.uncertain, blank=config.blank)
-        if isinstance(method, Predictions):
-            return method.read(config, split, labels, names) if world.rank == 0 else None
-        assert isinstance(method, ImageMethod)
-        loader = make_eval_loader(
-            method.dataset(config, split, labels),
-            batch_size=settings.batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            workers=config.workers,
-            load=load_with(config.loader, device),
-        )
-        found = score_together(partial(method.score, list(groups.values())), loader, title=title)
-        if found is None:
-            return None
-        scores, bad = found
-        report_bad({sample.id: bad[sample.id] for sample in split.samples if sample.id in bad})
-        return scores
-
-    scores = scores_of(manifest, "scoring", lists)
-    train = scores_of(_manifest(config, config.probe), "features for the probe", {}) if config.probe else None
+    scores = _score(config, method, _split(config, manifest, names, list(lists.values()), "scoring"), world)
+    train = None
+    if config.probe:
+        images = _split(config, _manifest(config, config.probe), names, [], "features for the probe")
+        train = _score(config, method, images, world)
     together.close()
     if scores is None:
         return None
     assert scores.labels is not None
     # The first group of a report is everything it shows.
     groups = {"all": names, **lists} if len(lists) > 1 else lists
-    methods: dict[str, NDArray[np.float64]] = {method.name: scores.probabilities}
-    parameters = {method.name: method.parameters}
-    if config.baselines:
-        found = method.baselines(scores, names)
-        methods |= found
-        parameters |= dict.fromkeys(found, method.baseline_parameters)
-    if train is not None:
-        assert train.labels is not None
-        methods[PROBE] = ridge_probe(train.features, train.labels, scores.features)
-        parameters[PROBE] = (train.features.shape[1] + 1) * len(names)
     bars = sys.stderr.isatty()
-    metrics = {
-        name: evaluate_groups(scores.labels, values, names, groups, threshold=settings.threshold, progress=bars)
-        for name, values in methods.items()
-    }
-    intervals = {
-        name: bootstrap_groups(
-            scores.labels,
-            values,
-            names,
-            groups,
-            resamples=settings.bootstrap,
-            seed=settings.seed,
-            progress=bars,
-        )
-        for name, values in methods.items()
-        if settings.bootstrap
-    }
-    report = write_report(
-        Path(config.output),
+    evaluation = Evaluation(
         title=config.title or f"{method.name} evaluation",
-        metrics=metrics.pop(method.name),
+        methods=[
+            measure(
+                rival.name,
+                scores.labels,
+                rival.probabilities,
+                groups,
+                config.evaluation,
+                parameters=rival.parameters,
+                progress=bars,
+            )
+            for rival in _rivals(config, method, scores, train, names)
+        ],
         class_names=names,
         ids=scores.ids,
         labels=scores.labels,
         probabilities=scores.probabilities,
         settings=_settings(config, source, method),
-        intervals=intervals.pop(method.name, None),
-        baselines=metrics,
-        baseline_intervals=intervals,
-        method=method.name,
         about=method.about,
-        parameters=parameters,
+        library=method.library,
         pictures=[(caption, Path(path)) for caption, path in config.pictures.items()],
         training=method.training,
-        notes=config.notes,
         training_data=method.training_data,
-        progress=bars,
+        notes=config.notes,
     )
-    say(f"{len(scores.ids)} images, {len(names)} classes: {report}")
+    report = write_report(Path(config.output), evaluation, progress=bars)
+    log.info(f"{len(scores.ids)} images, {len(names)} classes: {report}")
     return report
+
+
+def _score(config: EvaluateConfig, method: Method, split: Split, world: World) -> Scores | None:
+    """Scores of a split, after telling which images were left out; None on other ranks than the first."""
+    found = method.scores(config, split, world)
+    if found is None:
+        return None
+    scores, bad = found
+    report_bad({sample.id: bad[sample.id] for sample in split.manifest.samples if sample.id in bad})
+    return scores
+
+
+def _split(config: EvaluateConfig, manifest: Manifest, names: list[str], lists: list[list[str]], title: str) -> Split:
+    """The images of a manifest with the labels of the classes `names`, to score for the class lists."""
+    columns = select_classes(manifest.label_names or [], names)[1]
+    labels = label_matrix(manifest.samples, columns, uncertain=config.uncertain, blank=config.blank)
+    return Split(manifest, labels, lists, title)
+
+
+def _rivals(
+    config: EvaluateConfig, method: Method, scores: Scores, train: Scores | None, names: list[str]
+) -> Iterator[Rival]:
+    """The method under evaluation, then its baselines, then the probe."""
+    yield Rival(method.name, scores.probabilities, method.parameters)
+    if config.baselines:
+        for name, probabilities in method.baselines(scores, names).items():
+            yield Rival(name, probabilities, method.baseline_parameters)
+    if train is not None:
+        assert train.labels is not None
+        probabilities = ridge_probe(train.features, train.labels, scores.features)
+        yield Rival(PROBE, probabilities, (train.features.shape[1] + 1) * len(names))
 
 
 def class_lists(config: EvaluateConfig, manifest: Manifest) -> dict[str, list[str]]:
@@ -175,8 +175,8 @@ def _manifest(config: EvaluateConfig, path: str) -> Manifest:
     return load_manifest(path, image_root=config.image_root, label_names=names, need="labels")
 
 
-def _settings(config: EvaluateConfig, source: str, method: Method) -> dict[str, Any]:
-    """What the report says was run."""
+def _settings(config: EvaluateConfig, source: type[Source], method: Method) -> dict[str, Any]:
+    """Settings as the report shows them."""
     return {
         **asdict(config.evaluation),
         "context": method.context,
@@ -185,6 +185,6 @@ def _settings(config: EvaluateConfig, source: str, method: Method) -> dict[str, 
         "class lists": config.class_lists or "all labels",
         "uncertain": config.uncertain,
         "blank": config.blank,
-        **({"precision": config.precision, "loader": config.loader} if source in MODELS else {}),
+        **({"precision": config.precision, "loader": config.loader} if source.engine_loader else {}),
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch", "scikit-learn")},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from functools import partial
@@ -10,17 +11,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..config import CacheConfig, CheckConfig, require
+from ..config import check_values, require
 from ..data.cache.build import build_cache
 from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
 from ..data.decoding import DecoderPool
 from ..data.images import BadImage
 from ..data.manifest import Sample, load_manifest
 from ..data.strict import read_strictly
-from ..evaluation.report.write import write_csv
-from ..training.telemetry import report_bad, say
+from ..training.telemetry import report_bad
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_text
+from ..utils.tables import write_csv
+from .settings import CacheConfig, CheckConfig
+
+log = logging.getLogger(__name__)
 
 GROUP = 1024
 """images whose results may wait for their turn"""
@@ -45,7 +49,7 @@ def check_images(config: CheckConfig) -> None:
         for line in table(bad):
             print(line)
         raise UserError(f"{len(bad)} of {len(samples)} images cannot be used")
-    say(f"{len(samples)} images: all can be used")
+    log.info(f"{len(samples)} images: all can be used")
 
 
 def make_cache(config: CacheConfig) -> None:
@@ -56,8 +60,6 @@ def make_cache(config: CacheConfig) -> None:
     """
     _check(config)
     require(output=config.output)
-    if config.size < 1:
-        raise UserError(f"size: must be at least 1, got {config.size}")
     check_output(config.output)
     samples = _samples(config)
     bad = build_cache(
@@ -70,7 +72,7 @@ def make_cache(config: CacheConfig) -> None:
         on_bad_image=config.on_bad_image,
         max_megapixels=config.max_megapixels,
     )
-    say(f"{len(samples)} images of {config.size} pixels ({config.resize}): {config.output}")
+    log.info(f"{len(samples)} images of {config.size} pixels ({config.resize}): {config.output}")
     report_bad({str(path): f"{path}: {reason}" for path, reason in bad.items()})
 
 
@@ -85,11 +87,8 @@ def table(bad: dict[Path, str]) -> list[str]:
 
 
 def _check(config: CheckConfig | CacheConfig) -> None:
+    check_values(config)
     require(manifest="".join(config.manifest))
-    if config.workers < 1:
-        raise UserError(f"workers: must be at least 1, got {config.workers}")
-    if not config.max_megapixels > 0:
-        raise UserError(f"max_megapixels: must be positive, got {config.max_megapixels}")
 
 
 def _samples(config: CheckConfig | CacheConfig) -> dict[Sample, str]:

@@ -1,4 +1,4 @@
-"""What the prompts are compared with: fixed templates on the same CLIP, and a ridge probe on its image features."""
+"""Fixed templates on a CLIP, which the prompts are compared with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from .clip import tokenize
@@ -76,26 +74,3 @@ def template_probabilities(
         "plain name": ((1 + plain) / 2).clamp(0, 1),
     }
     return {name: value.cpu().numpy() for name, value in found.items()}
-
-
-def ridge_probe(
-    train_features: NDArray[np.floating],
-    train_labels: NDArray[np.floating],
-    test_features: NDArray[np.floating],
-    *,
-    alpha: float = 10.0,
-) -> NDArray[np.float64]:
-    """Ridge regression from features (N,F) to each class; scores (M,C) clipped to [0, 1].
-
-    Labels of -1 are left out class by class; a class with one label value scores its mean everywhere.
-    """
-    scaler = StandardScaler().fit(train_features)
-    train, test = scaler.transform(train_features), scaler.transform(test_features)
-    scores = np.empty((len(test), train_labels.shape[1]))
-    for column, labels in enumerate(train_labels.T):
-        known = labels >= 0
-        if not known.any():
-            scores[:, column] = 0.5
-            continue
-        scores[:, column] = Ridge(alpha=alpha).fit(train[known], labels[known]).predict(test)
-    return np.clip(scores, 0.0, 1.0)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ..utils.files import write_text
+from ..utils.metrics_log import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -149,25 +150,6 @@ class LoaderWatch:
 
     def _restart(self) -> None:
         self._waited, self._batches, self._since = 0.0, 0, time.perf_counter()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line that a killed process left unfinished is dropped."""
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines):
-            if not line:
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-            elif number < len(lines) - 1:
-                log.info(f"{path}:{number + 1}: not a row of metrics, ignored")
-    return rows
 
 
 def report_bad(bad: dict[str, str]) -> None:

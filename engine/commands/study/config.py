@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jsonargparse.typing import PositiveInt
+
 Metric = Literal["macro_auc", "micro_auc", "map_ap", "map_trapezoid", "macro_f1", "macro_mcc"]
 SOURCES = ("run", "checkpoint", "clip", "predictions", "adapter")
 """keys of a row, one of which says where its scores come from"""
@@ -94,7 +96,7 @@ class StudyConfig:
     """show intervals in Markdown and HTML, too (the CSV always has them): bootstrap with one seed, else of the seeds"""
     seeds: list[int] = field(default_factory=lambda: [0])
     """of the runs; with several, cells are means over them with the 95 % interval of the mean"""
-    processes: int = 1
+    processes: PositiveInt = 1
     """of each training run and evaluation, by torchrun on this machine: the number of its GPUs"""
     quoted: bool = True
     """show the quoted numbers"""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...config import require
+from ...config import check_values, require
 from ...utils.errors import UserError
 from .config import SOURCES, RowSpec, StudyConfig
 
@@ -86,12 +86,11 @@ def make_plan(study: StudyConfig) -> Plan:
 
 
 def _check(study: StudyConfig) -> None:
+    check_values(study)
     require(title=study.title, output=study.output, work=study.work)
     for key in ("rows", "data_sets", "metrics", "seeds"):
         if not getattr(study, key):
             raise UserError(f"{key}: is required; a study needs one at least")
-    if study.processes < 1:
-        raise UserError(f"processes: must be at least 1, got {study.processes}")
     if len(set(study.seeds)) < len(study.seeds):
         raise UserError(f"seeds: must differ, got {study.seeds}")
     for number, row in enumerate(study.rows, 1):

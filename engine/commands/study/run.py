@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -13,12 +14,14 @@ from typing import Any
 
 import yaml
 
-from ...training.telemetry import read_metrics, say
 from ...utils.errors import UserError
 from ...utils.files import check_output, write_text
+from ...utils.metrics_log import read_metrics
 from .config import StudyConfig
 from .plan import Cell, Plan, Step, make_plan
 from .table import Result, Table, write_table
+
+log = logging.getLogger(__name__)
 
 DONE = "done.json"
 
@@ -44,14 +47,15 @@ def study(config: StudyConfig) -> Path:
             continue
         if is_done(step):
             continue
-        say(f"[{number}/{len(plan.steps)}, {(time.monotonic() - begin) / 60:.1f} min] {step.command}: {step.title}")
+        minutes = (time.monotonic() - begin) / 60
+        log.info(f"[{number}/{len(plan.steps)}, {minutes:.1f} min] {step.command}: {step.title}")
         status = run(step, config.processes)
         if status:
             failed[step.folder] = f"{step.command} {step.title} ended with status {status}"
         elif step.command == "evaluate":
             write_table(Path(config.output), table_of(config, plan, failed))
     page = write_table(Path(config.output), table_of(config, plan, failed))
-    say(f"{len(config.rows)} rows: {page}")
+    log.info(f"{len(config.rows)} rows: {page}")
     if failed:
         told = [why for why in failed.values() if why]
         rest = f"; {waiting} steps that need them were left out" if waiting else ""

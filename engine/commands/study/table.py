@@ -11,8 +11,9 @@ from typing import Literal
 
 from scipy.stats import t as student
 
-from ...evaluation.report.write import SUMMARY, write_csv
+from ...evaluation.report.evaluation import SUMMARY
 from ...utils.files import write_text
+from ...utils.tables import write_csv
 from ...utils.templates import html_templates, markdown_templates
 from .config import Column, RowSpec, StudyConfig
 

@@ -1,9 +1,9 @@
-"""Any model under evaluation, through a Python file of the user's with three functions.
+"""Any model, through a Python file of the user's with three functions.
 
     load(device: torch.device) -> model
         Whatever `score` needs, on the device. Called once.
     preprocess(image: PIL.Image.Image) -> torch.Tensor
-        The model's input of one image, all of one shape. The image is 8-bit RGB of the film's own size, read as
+        The model's input of one image, all of one shape. The image is 8-bit RGB of the radiograph's own size, read as
         everywhere in the engine: reduced to grey, DICOM and 16-bit files windowed. Called in the loader's processes,
         where `load` is not called.
     score(model, images: torch.Tensor, class_names: list[str]) -> tensor or array
@@ -29,7 +29,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...config import EvaluateConfig
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.images import read_image
@@ -37,8 +36,10 @@ from ...data.manifest import Manifest
 from ...data.pixels import Pixels, Reading
 from ...data.sampler import Key
 from ...utils.errors import UserError
+from ..config import EvaluateConfig
 from ..scoring import Scores
-from .method import ImageMethod
+from . import SOURCES
+from ._base import ImageMethod, Method, Source
 
 FUNCTIONS = {"load": "load(device)", "preprocess": "preprocess(image)", "score": "score(model, images, class_names)"}
 
@@ -74,7 +75,7 @@ class Adapter:
             return function(*arguments)
         except (Exception, SystemExit) as error:
             code = getattr(function, "__code__", None)
-            raise self._told(error, f" in {name}", None if code is None else code.co_firstlineno) from error
+            raise self._located(error, f" in {name}", None if code is None else code.co_firstlineno) from error
 
     def refuse(self, name: str, message: str) -> UserError:
         """The error that a result of one of its functions is."""
@@ -93,10 +94,10 @@ class Adapter:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             line = error.lineno if isinstance(error, SyntaxError) and error.filename == self._file else None
-            raise self._told(error, "", line) from error
+            raise self._located(error, "", line) from error
         return module
 
-    def _told(self, error: BaseException, where: str, line: int | None) -> UserError:
+    def _located(self, error: BaseException, where: str, line: int | None) -> UserError:
         """One line: the innermost line of the file that the error passed, else `line`."""
         frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self._file]
         line = frames[-1] if frames else line
@@ -156,11 +157,11 @@ class Adapted(ImageMethod):
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         return AdapterImages(self._adapter, config, manifest, labels)
 
-    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
+    def score(self, class_lists: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
         for batch in batches:
             images = batch.pixels.to(self._device, non_blocking=True)
             with torch.inference_mode():
-                found = [self._probabilities(images, group) for group in groups]
+                found = [self._probabilities(images, names) for names in class_lists]
             labels = None if batch.labels is None else batch.labels.double().cpu().numpy()
             features = np.empty((len(batch), 0), dtype=np.float32)
             yield Scores(batch.ids, np.concatenate(found, axis=1), labels, features)
@@ -181,3 +182,14 @@ class Adapted(ImageMethod):
         if array.min() < 0 or array.max() > 1:
             raise refuse("score", f"gave values from {array.min():g} to {array.max():g}; probabilities lie in [0, 1]")
         return array
+
+
+@SOURCES.register
+class AdapterFile(Source):
+    """A Python file with the functions load, preprocess and score."""
+
+    name = "adapter"
+
+    @classmethod
+    def open(cls, config: EvaluateConfig, device: torch.device, autocast: torch.dtype | None) -> Method:
+        return Adapted(config, device)

@@ -1,25 +1,29 @@
-"""Probabilities made elsewhere under evaluation: a CSV file in place of a model and its images."""
+"""Probabilities made elsewhere: a CSV file in place of a model and its images."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ...config import EvaluateConfig
-from ...data.manifest import Manifest
 from ...data.tables import Line, Table
-from ...training.telemetry import say
+from ...distributed.deepspeed import World
 from ...utils.errors import UserError
-from ..report.write import safe_cell
+from ...utils.tables import safe_cell
+from ..config import EvaluateConfig
 from ..scoring import Scores
-from .method import Method
+from . import SOURCES
+from ._base import Method, Source, Split
+
+log = logging.getLogger(__name__)
 
 
-class Predictions(Method):
+class TableOfProbabilities(Method):
     """A table of probabilities; it has no features, and no baselines."""
 
     context = "unknown"
@@ -31,12 +35,12 @@ class Predictions(Method):
         self.about = f"gave its probabilities to this evaluation as a table, {self.path.name}; no model was run."
         self.settings = {"predictions": config.predictions, "batch_size": None}
 
-    def read(
-        self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32], names: Sequence[str]
-    ) -> Scores:
-        """See `read_predictions`."""
-        ids = [sample.id for sample in manifest.samples]
-        return read_predictions(self.path, ids, labels, names, skip=config.on_bad_image == "skip")
+    def scores(self, config: EvaluateConfig, split: Split, world: World) -> tuple[Scores, dict[str, str]] | None:
+        if world.rank != 0:
+            return None
+        ids = [sample.id for sample in split.manifest.samples]
+        names = [name for names in split.class_lists for name in names]
+        return read_predictions(self.path, ids, split.labels, names, skip=config.on_bad_image == "skip"), {}
 
 
 def read_predictions(
@@ -81,10 +85,10 @@ def read_predictions(
             + ("; set on_bad_image to skip to leave them out" if found else "")
         )
     if missing:
-        say(f"{path}: {len(missing)} images have no row and were left out, the first {missing[0]!r}")
+        log.info(f"{path}: {len(missing)} images have no row and were left out, the first {missing[0]!r}")
     unused = len(table.columns) - 1 - len(columns)
     if extra or unused:
-        say(f"{path}: {extra} rows and {unused} columns that were not asked for were left out")
+        log.info(f"{path}: {extra} rows and {unused} columns that were not asked for were left out")
     kept = [row for row, name in enumerate(ids) if name in found]
     return Scores(
         [ids[row] for row in kept],
@@ -116,3 +120,14 @@ def _probability(line: Line, column: str) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"{line.path}:{line.number}: column {column!r} holds {line[column]!r}, no number in [0, 1]")
     return value
+
+
+@SOURCES.register
+class PredictionsFile(Source):
+    """A CSV file with the columns `id` and class names."""
+
+    name = "predictions"
+
+    @classmethod
+    def open(cls, config: EvaluateConfig, device: torch.device, autocast: torch.dtype | None) -> Method:
+        return TableOfProbabilities(config)

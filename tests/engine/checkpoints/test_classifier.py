@@ -19,7 +19,7 @@ from pspg.engine.checkpoints.model_folder import load_model
 from pspg.engine.checkpoints.run import load_tensors, write_tensors
 from pspg.engine.cli import main
 from pspg.engine.commands.predict import predict
-from pspg.engine.config import PredictConfig
+from pspg.engine.commands.settings import PredictConfig
 from pspg.engine.models.clip import tokenize
 from pspg.engine.models.pspg import probabilities
 from pspg.engine.utils.errors import UserError

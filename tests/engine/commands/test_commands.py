@@ -15,7 +15,9 @@ from pspg.engine.checkpoints.run import last_checkpoint, load_tensors, write_ten
 from pspg.engine.cli import main
 from pspg.engine.commands.evaluate import evaluate_model
 from pspg.engine.commands.predict import predict
-from pspg.engine.config import EvaluateConfig, EvaluationConfig, PredictConfig
+from pspg.engine.commands.settings import PredictConfig
+from pspg.engine.config import EvaluationConfig
+from pspg.engine.evaluation.config import EvaluateConfig
 
 
 @pytest.fixture(scope="module")

@@ -139,13 +139,16 @@ def test_a_cache_is_verified_whole(folder, capsys):
     ("arguments", "reason"),
     [
         (["check"], "manifest: is required"),
-        (["check", "--manifest", "GOOD", "--workers", "0"], "workers: must be at least 1"),
+        (["check", "--manifest", "GOOD", "--workers", "0"], "workers: must be > 0, got 0"),
         (["check", "--manifest", "GOOD", "--output", "x.txt"], "must end in .csv or .jsonl"),
         (["check", "--manifest", "GOOD", "--cache", "none"], "holds no cache"),
         (["check", "--manifest", "none.jsonl"], "none.jsonl: no such file"),
         (["cache", "--manifest", "GOOD"], "output: is required"),
-        (["cache", "--manifest", "GOOD", "--output", "c", "--size", "0"], "size: must be at least 1"),
-        (["cache", "--manifest", "GOOD", "--output", "c", "--max_megapixels", "0"], "max_megapixels: must be positive"),
+        (["cache", "--manifest", "GOOD", "--output", "c", "--size", "0"], "size: must be > 0, got 0"),
+        (
+            ["cache", "--manifest", "GOOD", "--output", "c", "--max_megapixels", "0"],
+            "max_megapixels: must be > 0, got 0",
+        ),
         (["cache", "--manifest", "GOOD", "--output", "FOLDER"], "holds something else"),
     ],
 )

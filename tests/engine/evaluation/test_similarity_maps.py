@@ -17,8 +17,9 @@ from pydicom.data import get_testdata_file
 from torch.nn.functional import normalize
 
 from pspg.engine.cli import main
-from pspg.engine.evaluation import similarity_maps as module
-from pspg.engine.evaluation.similarity_maps import draw_maps, similarity_maps
+from pspg.engine.evaluation import map_pictures as module
+from pspg.engine.evaluation.map_pictures import draw_maps
+from pspg.engine.evaluation.similarity_maps import similarity_maps
 from pspg.engine.models.fusions import FUSIONS
 from pspg.engine.utils.errors import UserError
 

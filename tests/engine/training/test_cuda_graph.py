@@ -19,9 +19,9 @@ from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.cuda_graph import WARM_UP, Outcome, StepGraph
 from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.tasks import PromptTask
-from pspg.engine.training.telemetry import read_metrics
 from pspg.engine.training.trainer import Trainer
 from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.metrics_log import read_metrics
 
 replays: list[int] = []
 

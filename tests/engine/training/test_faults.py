@@ -13,7 +13,7 @@ from subprocess import Popen
 import pytest
 
 from pspg.engine.checkpoints.run import last_checkpoint, read_json
-from pspg.engine.training.telemetry import read_metrics
+from pspg.engine.utils.metrics_log import read_metrics
 
 Ranks = list[Popen[str]]
 

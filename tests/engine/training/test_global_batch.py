@@ -21,7 +21,7 @@ from pspg.engine.distributed.collectives import split
 from pspg.engine.training import global_batch as global_scope
 from pspg.engine.training.config import TrainConfig, graph_needs
 from pspg.engine.training.global_batch import SharedBatch, SharedBatches
-from pspg.engine.training.telemetry import read_metrics
+from pspg.engine.utils.metrics_log import read_metrics
 
 RANKS = Path(__file__).parents[1] / "ranks"
 # name → task, settings of the runs, number of processes → ZeRO stage

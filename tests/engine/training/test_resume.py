@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pspg.engine.checkpoints.run import best_checkpoint, last_checkpoint, load_tensors, read_json
-from pspg.engine.training.telemetry import read_metrics
+from pspg.engine.utils.metrics_log import read_metrics
 
 # Everything that draws random numbers or carries state over batches.
 STATEFUL = [

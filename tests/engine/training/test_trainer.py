@@ -17,9 +17,9 @@ from torch import nn
 from pspg.engine.distributed.world import start
 from pspg.engine.training import telemetry
 from pspg.engine.training.config import OptimConfig, TrainConfig
-from pspg.engine.training.telemetry import read_metrics
 from pspg.engine.training.trainer import Trainer, learning_rate, parameter_groups, step_seed
 from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.metrics_log import read_metrics
 
 STEPS, BATCH = 6, 4
 

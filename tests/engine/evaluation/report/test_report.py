@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
-from pspg.engine.evaluation.bootstrap import bootstrap_groups
+from pspg.engine.config import EvaluationConfig
 from pspg.engine.evaluation.metrics import evaluate_groups
 from pspg.engine.evaluation.report import plots
-from pspg.engine.evaluation.report.write import safe_cell, write_csv, write_report, write_text
+from pspg.engine.evaluation.report.evaluation import Evaluation, MethodResult, measure
+from pspg.engine.evaluation.report.write import write_report
 from pspg.engine.utils.errors import UserError
 
 SCRIPT = "<script>alert('x')</script>"
@@ -49,20 +51,27 @@ def arguments() -> dict[str, Any]:
     labels[:, 4] = 0
     probabilities = np.clip(0.4 * labels + rng.random((30, 5)) * 0.6, 0, 1).astype(np.float32)
     guesses = rng.random((30, 5))
-    options = {"resamples": 20, "progress": False}
+    settings = EvaluationConfig(bootstrap=20)
     return {
         "title": "Phantom & friends",
-        "metrics": evaluate_groups(labels, probabilities, NAMES, GROUPS),
-        "intervals": bootstrap_groups(labels, probabilities, NAMES, GROUPS, **options),
-        "baselines": {"CLIP": evaluate_groups(labels, guesses, NAMES, GROUPS)},
+        "methods": [
+            measure("PsPG", labels, probabilities, GROUPS, settings, parameters=5, progress=False),
+            MethodResult("CLIP", evaluate_groups(labels, guesses, NAMES, GROUPS)),
+        ],
         "class_names": NAMES,
         "ids": IDS,
         "labels": labels,
         "probabilities": probabilities,
-        "settings": {"context": "batch", "batch_size": 7, "checkpoint": Path("runs/best"), "note": SCRIPT},
+        "settings": {
+            "context": "batch",
+            "batch_size": 7,
+            "checkpoint": Path("runs/best"),
+            "note": SCRIPT,
+            "manifest": "data/test.jsonl",
+        },
+        "library": "pspg-engine",
         "notes": ["Phantoms are no clinical data."],
         "training": [{"step": 1, "loss": 2.0, "lr": 1e-4}, {"step": 2, "loss": 1.0, "lr": None}],
-        "progress": False,
     }
 
 
@@ -70,7 +79,8 @@ def arguments() -> dict[str, Any]:
 def folder(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports") / "new" / "report"
     picture = plots.cooccurrence(arguments["labels"], NAMES)
-    page = write_report(folder, **arguments, pictures=[(f"caption {SCRIPT}", picture)])
+    evaluation = Evaluation(**arguments, pictures=[(f"caption {SCRIPT}", picture)])
+    page = write_report(folder, evaluation, progress=False)
     assert page == folder / "report.html"
     assert sorted(path.name for path in folder.iterdir()) == FILES  # no temporary file is left
     return folder
@@ -80,11 +90,11 @@ def test_json_holds_the_numbers_and_the_context(folder: Path, arguments: dict[st
     text = (folder / "metrics.json").read_text()
     document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     found = document["results"]["PsPG"]["all"]
-    assert found["macro_auc"] == arguments["metrics"]["all"].macro_auc
-    assert found["intervals"]["map_ap"]["low"] == arguments["intervals"]["all"].map_ap.low
+    assert found["macro_auc"] == arguments["methods"][0].metrics["all"].macro_auc
+    assert found["intervals"]["map_ap"]["low"] == arguments["methods"][0].intervals["all"].map_ap.low
     assert found["per_class"][4]["auc"] is None
     assert found["skipped"] == [{"name": "Hernia", "reason": "no positives among 30 labelled images (0 masked)"}]
-    assert document["results"]["CLIP"]["unseen"]["map_ap"] == arguments["baselines"]["CLIP"]["unseen"].map_ap
+    assert document["results"]["CLIP"]["unseen"]["map_ap"] == arguments["methods"][1].metrics["unseen"].map_ap
     assert document["settings"]["context"] == "batch"
     assert document["settings"]["batch_size"] == 7
 
@@ -102,15 +112,9 @@ def test_csv_text_is_neutralised_and_numbers_are_not(folder: Path, arguments: di
     assert len(table) == 2 * 10  # two methods; five classes in "all", five in its parts
     assert [row["class"] for row in table[:5]] == [*NAMES[:2], "'" + FORMULA, *NAMES[3:]]
     assert table[4]["auc"] == table[4]["auc_low"] == ""
-    worst = min(arguments["baselines"]["CLIP"]["all"].per_class[:4], key=lambda row: row.mcc)
+    worst = min(arguments["methods"][1].metrics["all"].per_class[:4], key=lambda row: row.mcc)
     assert worst.mcc < 0
     assert str(worst.mcc) in [row["mcc"] for row in table]
-
-
-@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\ta", "\ra"])
-def test_safe_cell(text: str) -> None:
-    assert safe_cell(text) == "'" + text
-    assert safe_cell("a" + text) == "a" + text
 
 
 def test_html_is_escaped_and_self_contained(folder: Path) -> None:
@@ -138,37 +142,36 @@ def test_model_card_says_what_it_must(folder: Path) -> None:
     assert len({line.replace(r"\|", "").count("|") for line in table[:-1]}) == 1
 
 
-def test_settings_must_tell_the_context(arguments: dict[str, Any], tmp_path: Path) -> None:
+def test_model_card_has_the_front_matter_of_the_hub(folder: Path, arguments: dict[str, Any]) -> None:
+    card = ModelCard.load(folder / "MODEL_CARD.md")
+    assert card.data.model_name == "PsPG"
+    assert card.data.library_name == "pspg-engine"
+    assert "pspg" in card.data.tags
+    assert card.data.license is None
+    found = {(r.dataset_name, r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
+    metrics = arguments["methods"][0].metrics
+    assert found == {
+        ("test", f"classes: {group}", key): round(getattr(metrics[group], key), 4)
+        for group in GROUPS
+        for key in ("macro_auc", "micro_auc", "map_ap")
+    }
+    assert card.text.lstrip().startswith("# Phantom ")
+
+
+def test_settings_must_tell_the_context(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="context"):
-        write_report(tmp_path / "report", **(arguments | {"settings": {"batch_size": 7}}))
-    assert not (tmp_path / "report").exists()
+        Evaluation(**(arguments | {"settings": {"batch_size": 7}}))
 
 
 def test_bad_pictures_and_scores_leave_no_file(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png: cannot be read"):
-        write_report(tmp_path / "report", **arguments, pictures=[("gone", tmp_path / "gone.png")])
+        write_report(tmp_path / "report", Evaluation(**arguments, pictures=[("gone", tmp_path / "gone.png")]))
     with pytest.raises(UserError, match="neither PNG nor JPEG"):
-        write_report(tmp_path / "report", **arguments, pictures=[("page", b"<html>")])
+        write_report(tmp_path / "report", Evaluation(**arguments, pictures=[("page", b"<html>")]))
     bad = np.where(np.eye(30, 5) == 1, np.nan, arguments["probabilities"])
     with pytest.raises(UserError, match=r"class 'Edema' \(and 4 other classes\): 1 of 30 rows"):
-        write_report(tmp_path / "report", **(arguments | {"probabilities": bad}))
+        Evaluation(**(arguments | {"probabilities": bad}))
     assert not (tmp_path / "report").exists()
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    write_csv(path, ["a"], [[-1.5], [np.float32("nan")], [Path("=x")]])
-
-    def rows() -> Any:
-        yield [1]
-        raise RuntimeError("out of rows")
-
-    with pytest.raises(RuntimeError, match="out of rows"):
-        write_csv(path, ["a"], rows())
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "half \ud800")
-    assert path.read_text().split("\n") == ["a", "-1.5", '""', "'=x", ""]
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("classes", [1, 5, 24])

@@ -1,4 +1,4 @@
-"""PsPG under evaluation: a phase-2 run or model folder."""
+"""Generated or learned prompts: a phase-2 run, or a model folder made of one."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ import torch
 from numpy.typing import NDArray
 
 from ...checkpoints.model_folder import load_model
-from ...config import EvaluateConfig
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
 from ...models.decoders import DECODERS
 from ...models.pspg import method_name
 from ...models.templates import template_probabilities, template_texts
-from ...training.telemetry import read_metrics
 from ...utils.errors import UserError
+from ...utils.metrics_log import read_metrics
+from ..config import EvaluateConfig
 from ..scoring import Scores, score_batches
-from .method import ImageMethod, square_images
+from ._base import ImageMethod, square_images
 
 
 class Prompted(ImageMethod):
-    """Generated prompts; its baselines are the fixed templates of the same CLIP.
+    """A prompt head on its CLIP; its baselines are the fixed templates of the same CLIP.
 
     Raises:
         UserError: an unusable model, or one without a bank where the context is to be one.
     """
+
+    library = "pspg-engine"
 
     def __init__(self, config: EvaluateConfig, device: torch.device, autocast: torch.dtype | None) -> None:
         loaded = load_model(config.checkpoint)
@@ -59,10 +61,11 @@ class Prompted(ImageMethod):
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         return square_images(config, manifest, labels, **asdict(self._loaded.pixels))
 
-    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
+    def score(self, class_lists: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
         model = self._model
         vocabularies = [
-            model.vocabulary if group == self._loaded.class_names else model.vocabulary_of(group) for group in groups
+            model.vocabulary if names == self._loaded.class_names else model.vocabulary_of(names)
+            for names in class_lists
         ]
         device, autocast = self._device, self._autocast
         found = score_batches(model, model.head, vocabularies, batches, device, autocast, context=self._bank)

@@ -1,4 +1,4 @@
-"""A CLIP with the paper's fixed templates under evaluation: one of phase 1, or any that open_clip can build."""
+"""The paper's fixed templates on a CLIP: one of phase 1, or any that open_clip can build."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from ...checkpoints.model_folder import load_clip_folder, read_description, weights_of
-from ...config import EvaluateConfig
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
 from ...models.any_clip import AnyClip, load_any_clip
 from ...models.clip import tokenize
 from ...models.templates import NEGATIVE, PAIRED, POSITIVE, TemplateTexts, template_probabilities, template_texts
-from ...training.telemetry import read_metrics
 from ...utils.errors import UserError
+from ...utils.metrics_log import read_metrics
+from ..config import EvaluateConfig
 from ..scoring import Scores
-from .method import ImageMethod, square_images
+from ._base import ImageMethod, square_images
 
 
 class Templates(ImageMethod):
@@ -68,6 +68,7 @@ class Templates(ImageMethod):
         )
         settings = {"checkpoint": str(weights_of(folder))}
         method = cls(config.method or "CLIP fine-tuned", clip, settings, device, autocast)
+        method.library = "pspg-engine"
         method.training = read_metrics(folder / "metrics.jsonl")
         method.training_data = read_description(folder).get("training")
         return method
@@ -84,7 +85,9 @@ class Templates(ImageMethod):
         clip = load_any_clip(config.clip, config.clip_weights)
         settings = {"clip": config.clip, "clip_weights": config.clip_weights}
         name = Path(config.clip).stem if config.clip.endswith(".json") else config.clip
-        return cls(config.method or name, clip, settings, device, autocast)
+        method = cls(config.method or name, clip, settings, device, autocast)
+        method.library = "open_clip"
+        return method
 
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         # Pixels in [0, 1]: each colour has a mean of its own.
@@ -93,10 +96,10 @@ class Templates(ImageMethod):
         )
 
     @torch.inference_mode()
-    def score(self, groups: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
+    def score(self, class_lists: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
         model, device, autocast = self._clip.model, self._device, self._autocast
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (self._clip.mean, self._clip.std))
-        names = [name for group in groups for name in group]
+        names = [name for group in class_lists for name in group]
         texts = self._texts(names) if names else None
         for batch in batches:
             images = (batch.to(device, non_blocking=True).images - mean) / std

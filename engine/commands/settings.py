@@ -1,0 +1,127 @@
+"""Settings of the commands that are one function; nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+@dataclass(kw_only=True)
+class PredictConfig:
+    """Score images (PNG, JPEG, DICOM) and write a table of probabilities."""
+
+    checkpoint: str = ""
+    """folder of a phase-2 run, of an exported or imported model, or of a classifier"""
+    input: str = ""
+    """an image, a folder of images, or a manifest (.jsonl)"""
+    output: str = "predictions.csv"
+    """CSV file: one image a line, one class a column"""
+    class_names: str | list[str] | None = None
+    """classes to score, trained on or not: a list or a text file; null: those of the training. A classifier has its
+    frozen ones, or some of them"""
+    image_root: str | None = None
+    """for a manifest: folder that `filepath` is relative to; null: the manifest's own folder"""
+    context: Literal["bank", "batch"] = "bank"
+    """what the prompts attend to; bank makes a score independent of the other images"""
+    maps: str | None = None
+    """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
+    more like the class's positive prompt than its negative one; null: none"""
+    map_classes: str | list[str] | None = None
+    """classes to draw, some of those scored: a list or a text file; null: all"""
+    map_threshold: ClosedUnitInterval | None = None
+    """draw only classes that the image has with at least this probability; null: whatever it is"""
+    batch_size: PositiveInt = 64
+    """images a batch"""
+    on_bad_image: Literal["error", "skip"] = "skip"
+    """stop at an unreadable image, or leave it out, count it and list it"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
+    max_megapixels: PositiveFloat = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    workers: NonNegativeInt = 2
+    """loader processes; with dali also its decoding threads"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+
+
+@dataclass(kw_only=True)
+class ImportConfig:
+    """Turn a checkpoint of the authors' code (.pth, .safetensors) into a model folder."""
+
+    source: str = ""
+    """weights in the published layout; nothing in them is executed"""
+    class_names: str | list[str] = ""
+    """the classes it was trained on, in order: a list or a text file"""
+    output: str = ""
+    """new model folder"""
+    class_feature_weights: str | None = None
+    """the original CLIP's weights, which the published code computes class features with; null: the checkpoint's own"""
+    prompt_length: PositiveInt = 16
+    """n, where the file does not say it"""
+    decoder_heads: PositiveInt = 8
+    """attention heads, where the file does not say them"""
+    prefix: bool = False
+    """the checkpoint generates prefixes"""
+    mean: ClosedUnitInterval | None = None
+    """pixel mean in [0, 1] of the training images; null: what the file says, else 0.5"""
+    std: PositiveFloat | None = None
+    """pixel standard deviation of the training images; null: what the file says, else 0.25"""
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Write the best weights of a run as a self-contained model folder, in the published layout, or as a classifier."""
+
+    checkpoint: str = ""
+    """run or model folder"""
+    output: str = ""
+    """new folder"""
+    layout: Literal["pspg-engine", "published", "classifier"] = "pspg-engine"
+    """pspg-engine: what evaluate and predict read; published: one safetensors file with the authors' names; classifier:
+    a fixed class list, prompted once under the context bank, and the towers as open_clip loads them"""
+    class_names: str | list[str] | None = None
+    """layout classifier: classes to freeze, trained on or not: a list or a text file; null: those of the training"""
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """Decode every image of one or more manifests and list those that cannot be used; or verify a cache of them."""
+
+    manifest: str | list[str] = ""
+    """manifest (JSONL), or a list of them"""
+    cache: str | None = None
+    """verify this cache instead of the files: checksums, that it holds every image, and that no source changed"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    output: str | None = None
+    """also list the unusable images in this file, .csv or .jsonl"""
+    max_megapixels: PositiveFloat = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    workers: PositiveInt = 2
+    """decoding processes"""
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    """Decode, window and resize the images once, so that training reads pixels. Run again, it goes on or adds."""
+
+    manifest: str | list[str] = ""
+    """manifest (JSONL), or a list of them"""
+    output: str = ""
+    """folder of the cache; one that is there already keeps its images"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    size: PositiveInt = 224
+    """side of the square, pixels: data.image_size of the training"""
+    resize: Literal["stretch", "pad"] = "stretch"
+    """stretch to the square (the paper), or keep the aspect ratio and pad with black"""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """stop at an unreadable image, or keep it as unreadable; training then does what its own on_bad_image says"""
+    max_megapixels: PositiveFloat = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    workers: PositiveInt = 2
+    """decoding processes"""

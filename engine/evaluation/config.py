@@ -1,0 +1,78 @@
+"""Settings of an evaluation, as a typed dataclass; the command line reads them from YAML and dotted overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..config import EvaluationConfig
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Score a labelled split and write metrics, tables, curves and a report.
+
+    The scores come from exactly one source: checkpoint, clip, predictions, adapter, or one of your own.
+    """
+
+    checkpoint: str = ""
+    """source: folder of a run of either phase, or of an exported or imported model; a CLIP of phase 1 is scored with
+    the paper's fixed templates"""
+    clip: str | None = None
+    """source: open_clip model name, or JSON file in open_clip's format with its preprocess_cfg, scored with the paper's
+    fixed templates"""
+    clip_weights: str | None = None
+    """weights file or open_clip tag of `clip`"""
+    predictions: str | None = None
+    """source: CSV file of probabilities made elsewhere, columns id and class names, as `predict` writes it; no image is
+    read"""
+    adapter: str | None = None
+    """source: Python file with the functions load, preprocess and score of any model; its code is run"""
+    other_source: dict[str, Any] = field(default_factory=dict)
+    """source: name → value of a source of your own that has no setting here, see engine/evaluation/README.md"""
+    method: str | None = None
+    """name of the method in the report; null: PsPG, CLIP fine-tuned, or the name of `clip` or of the file"""
+    manifest: str = ""
+    """labelled images (JSONL)"""
+    output: str = ""
+    """folder for the report"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: the manifest's own folder"""
+    label_names: str | None = None
+    """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
+    class_lists: dict[str, str] | None = None
+    """name → text file of class names; each list is prompted and reported by itself; null: one list of all labels"""
+    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
+    """what a label of -1 becomes"""
+    blank: Literal["zeros", "ignore"] = "zeros"
+    """what a null label becomes"""
+    baselines: bool = True
+    """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
+    probe: str | None = None
+    """training manifest for a ridge probe on the frozen image features of a checkpoint or clip, a ceiling; null:
+    none"""
+    pictures: dict[str, str] = field(default_factory=dict)
+    """caption → image file to show in the report; pictures of patients enter it only this way"""
+    notes: list[str] = field(default_factory=list)
+    """sentences to print at the top of the report"""
+    title: str | None = None
+    """heading of the report; null: the method's name and the word evaluation"""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    on_bad_image: Literal["error", "skip"] = "error"
+    """stop at an unreadable image, or leave it out, count it and list it"""
+    max_megapixels: PositiveFloat = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    cache: str | None = None
+    """folder of `pspg-engine prepare cache` that holds the images of the manifest (and of the probe's)"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
+    GPU if it is installed, else torch"""
+    workers: NonNegativeInt = 2
+    """loader processes of each process; with dali also its decoding threads"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+    timeout_s: PositiveInt = 600
+    """several processes: seconds that they wait for one another, at the start and once one has scored its batches"""

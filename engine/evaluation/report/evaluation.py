@@ -1,0 +1,145 @@
+"""One evaluation: what was scored, by which methods, and what they reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from ...config import EvaluationConfig
+from ..bootstrap import Intervals, bootstrap_groups
+from ..metrics import Metrics, check_scores, evaluate_groups
+
+SUMMARY = {
+    "macro_auc": "Macro AUC",
+    "micro_auc": "Micro AUC",
+    "map_ap": "mAP",
+    "map_trapezoid": "mAP (trapezoid)",
+    "macro_f1": "F1",
+    "macro_mcc": "MCC",
+}
+"""attribute of `Metrics` → heading of its column"""
+CONTEXTS = {
+    "batch": "scores depend on which images share a batch; the batch size is part of the result",
+    "bank": "scores do not depend on batches: the prompts attend to a fixed bank of training images",
+    "none": "scores depend on the image and the class alone",
+    "unknown": "what scores depend on besides the image and the class is not known here",
+}
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What one method reached, by group of classes."""
+
+    name: str
+    metrics: Mapping[str, Metrics]
+    intervals: Mapping[str, Intervals] = field(default_factory=dict)
+    """empty: no bootstrap"""
+    parameters: int | None = None
+    """how many its training adapts (a CLIP under templates: all of its own); None: not known"""
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """Every result of one evaluation; the methods' first is the one under evaluation, the others are its baselines.
+
+    The first group of classes is the main one: curves, bars and the per-class table show its classes, coloured by the
+    last other group that holds them.
+
+    Raises:
+        UserError: bad scores (as `metrics.evaluate`).
+        ValueError: values that do not belong together.
+    """
+
+    title: str
+    """heading of the report and the model card"""
+    methods: Sequence[MethodResult]
+    class_names: Sequence[str]
+    """C names, those of the first group"""
+    ids: Sequence[str]
+    """N image ids, for predictions.csv"""
+    labels: ArrayLike
+    """(N,C) in {1, 0, −1}; int8 after construction"""
+    probabilities: ArrayLike
+    """(N,C) in [0, 1] of the first method; float64 after construction"""
+    settings: Mapping[str, Any]
+    """what was run; must hold `context` (a key of CONTEXTS) and `batch_size`. JSON values"""
+    about: str | None = None
+    """what the first method is, for the model card, to go after its name; None: PsPG, which the card describes"""
+    library: str | None = None
+    """Python package that loads the model, for the model card"""
+    pictures: Sequence[tuple[str, Path | bytes]] = ()
+    """captions with a PNG or JPEG, as path or bytes"""
+    training: Sequence[Mapping[str, Any]] = ()
+    """rows of metrics.jsonl"""
+    training_data: str | None = None
+    """what the model was trained on, for the model card"""
+    notes: Sequence[str] = ()
+    """statements shown at the top, such as that phantoms are no clinical data"""
+
+    def __post_init__(self) -> None:
+        self.labels, self.probabilities = check_scores(self.labels, self.probabilities, self.class_names)
+        if self.settings.get("context") not in CONTEXTS or "batch_size" not in self.settings:
+            raise ValueError(f"settings must hold context ({', '.join(CONTEXTS)}) and batch_size")
+        if not self.methods or not self.methods[0].metrics:
+            raise ValueError("metrics must hold at least one group")
+        if [row.name for row in self.main.per_class] != list(self.class_names):
+            raise ValueError(f"class_names are not the classes of the first group '{self.main_group}'")
+        if len(self.ids) != len(self.labels):
+            raise ValueError(f"{len(self.ids)} ids for {len(self.labels)} rows")
+
+    @property
+    def method(self) -> MethodResult:
+        """The method under evaluation."""
+        return self.methods[0]
+
+    @property
+    def main_group(self) -> str:
+        return next(iter(self.method.metrics))
+
+    @property
+    def main(self) -> Metrics:
+        """Metrics of the method under evaluation on the main group."""
+        return self.method.metrics[self.main_group]
+
+    @property
+    def main_intervals(self) -> Intervals | None:
+        return self.method.intervals.get(self.main_group)
+
+    @property
+    def group_of(self) -> dict[str, str]:
+        """Class name → the last group but the main one that holds it."""
+        others = list(self.method.metrics.items())[1:]
+        return {row.name: group for group, found in others for row in found.per_class}
+
+
+def measure(
+    name: str,
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: Mapping[str, Sequence[str]],
+    settings: EvaluationConfig,
+    *,
+    parameters: int | None = None,
+    progress: bool = True,
+) -> MethodResult:
+    """Metrics of a method on each group of classes, with intervals where the settings ask for resamples.
+
+    Args:
+        name: of the method.
+        labels, probabilities: (N,C), the classes of the first group.
+        groups: name → class names; the first one holds all.
+
+    Raises:
+        UserError: bad scores (as `metrics.evaluate`).
+    """
+    classes = next(iter(groups.values()))
+    metrics = evaluate_groups(labels, probabilities, classes, groups, threshold=settings.threshold, progress=progress)
+    intervals: Mapping[str, Intervals] = {}
+    if settings.bootstrap:
+        options: dict[str, Any] = {"resamples": settings.bootstrap, "seed": settings.seed, "progress": progress}
+        intervals = bootstrap_groups(labels, probabilities, classes, groups, **options)
+    return MethodResult(name, metrics, intervals, parameters)

@@ -1,0 +1,88 @@
+"""An evaluation as data: metrics.json, per_class.csv and predictions.csv."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...utils.tables import write_csv
+from ..bootstrap import Interval, Intervals
+from ..metrics import Metrics
+from .evaluation import Evaluation
+
+PER_CLASS = ("auc", "ap", "ap_trapezoid", "f1", "mcc")
+WITH_INTERVAL = ("auc", "ap", "ap_trapezoid")
+
+
+def metrics_json(evaluation: Evaluation) -> str:
+    """All settings and metrics as JSON; null stands for NaN."""
+    document = {
+        "title": evaluation.title,
+        "notes": list(evaluation.notes),
+        "settings": dict(evaluation.settings),
+        "trainable_parameters": {method.name: method.parameters for method in evaluation.methods},
+        "results": {
+            method.name: {
+                group: _as_json(metrics, method.intervals.get(group)) for group, metrics in method.metrics.items()
+            }
+            for method in evaluation.methods
+        },
+    }
+    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_per_class(path: Path, evaluation: Evaluation) -> None:
+    """One row for each method, group and class."""
+    header = ["method", "group", "class", "positives", "negatives", "masked"]
+    for key in PER_CLASS:
+        header += [key, f"{key}_low", f"{key}_high"] if key in WITH_INTERVAL else [key]
+    rows: list[list[object]] = []
+    for method in evaluation.methods:
+        for group, metrics in method.metrics.items():
+            intervals = method.intervals.get(group)
+            for row in metrics.per_class:
+                cells: list[object] = [method.name, group, row.name, row.positives, row.negatives, row.masked]
+                for key in PER_CLASS:
+                    cells.append(getattr(row, key))
+                    if key in WITH_INTERVAL:
+                        cells += low_high(getattr(intervals, key)[row.name] if intervals else None) or (None, None)
+                rows.append([*cells, row.threshold])
+    write_csv(path, [*header, "threshold"], rows)
+
+
+def write_predictions(path: Path, evaluation: Evaluation) -> None:
+    """One row for each image: its id and the probability of each class.
+
+    All digits: scores near 1 that a shorter number would make equal rank differently when they are read back.
+    """
+    pairs = zip(evaluation.ids, np.asarray(evaluation.probabilities), strict=True)
+    write_csv(path, ["id", *evaluation.class_names], ([name, *map(float, row)] for name, row in pairs))
+
+
+def plain(value: Any) -> Any:
+    """The same JSON value with null for NaN, plain numbers for numpy's, text for paths."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def low_high(interval: Interval | None) -> tuple[float, float] | None:
+    """Bounds of an interval; None where there is none."""
+    return None if interval is None or math.isnan(interval.low) else (interval.low, interval.high)
+
+
+def _as_json(metrics: Metrics, intervals: Intervals | None) -> dict[str, Any]:
+    return asdict(metrics) | {"intervals": None if intervals is None else asdict(intervals)}
