@@ -1,19 +1,24 @@
-"""Times and memory of several providers of one case, in turns, so that they see the same machine."""
+"""Times and memory of the implementations of one case, in turns, so that they see the same machine."""
 
 from __future__ import annotations
 
 import gc
+import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from .machine import PeakMemory
-from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row, without_numbers
+from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row
 
 T = TypeVar("T")
 
@@ -27,55 +32,138 @@ FEWEST, MOST = 5, 50
 """repetitions of a faster one"""
 Call = Callable[[int], Mapping[str, float]]
 """one repetition, given its number → direction → seconds; it synchronises with the device"""
+Counts = Mapping[str, tuple[int | None, int | None]]
+"""direction → FLOPs of the exact algebra, bytes that must move; None: not counted"""
+Started = Callable[[str], None]
+"""told the label of what runs next: implementation and shape"""
+Without = Mapping[str, tuple[str, str]]
+"""label of what is not run → status and reason"""
+
+
+class Sizes(dict[str, int]):
+    """Sizes by letter, also as attributes: `sizes.C`."""
+
+    def __getattr__(self, letter: str) -> int:
+        try:
+            return self[letter]
+        except KeyError:
+            raise AttributeError(letter) from None
+
+
+class Verdict(NamedTuple):
+    """Finding of the gate on one implementation."""
+
+    error: float | None
+    """over what is allowed; None: this is what the others are compared with"""
+    detail: str = ""
+
+
+class Case(Protocol):
+    """An operator, a step or a loader at one shape, dtype and device."""
+
+    def prepare(self, impl: str) -> Call:
+        """Make an implementation ready to be called; its first repetition is kept for the gate.
+
+        Raises:
+            Unavailable: it cannot run here.
+        """
+
+    def verdicts(self, ran: Sequence[str]) -> Mapping[str, Verdict]:
+        """Judge the implementations that ran; one that is left out has nothing to agree with and FAILS."""
+
+    def counts(self) -> Counts: ...
 
 
 @dataclass
 class Measured:
-    """What came of one provider."""
+    """Times and memory of one implementation."""
 
     times: dict[str, list[float]] = field(default_factory=dict)
     """direction → seconds"""
     peak_bytes: int = 0
     status: str | None = None
-    """why it has no times; None: it has"""
+    """why there are no times; None: there are"""
     detail: str = ""
 
-    def rows(self, row: Row, directions: tuple[str, ...]) -> list[Row]:
-        """The row, once a direction, with these numbers."""
+    def row(self, row: Row, peaks: Mapping[str, float]) -> Row:
+        """The row with the numbers of its direction, and its share of what the device could reach."""
         if self.status is not None:
-            return [without_numbers(replace(row, direction=one), self.status, self.detail) for one in directions]
-        return [self._row(replace(row, direction=one)) for one in directions]
-
-    def _row(self, row: Row) -> Row:
+            return row.without_numbers(self.status, self.detail)
         times = self.times[row.direction]
         p20, p50, p80 = (float(value) for value in np.percentile(times, [20, 50, 80]))
-        return replace(row, repeats=len(times), p20=p20, p50=p50, p80=p80, peak_bytes=self.peak_bytes)
+        row = replace(row, repeats=len(times), p20=p20, p50=p50, p80=p80, peak_bytes=self.peak_bytes)
+        if not p50 or row.flops is None or row.bytes is None or row.dtype not in peaks:
+            return row
+        floor = max(row.flops / peaks[row.dtype], row.bytes / peaks["bandwidth"])
+        return replace(row, roofline=floor / p50)
 
 
 class Unavailable(Exception):
-    """A provider cannot run here, or is not worth its time; its message is one line."""
+    """An implementation cannot run here; its message is one line."""
 
-    def __init__(self, reason: str, status: str = UNAVAILABLE) -> None:
-        super().__init__(reason)
-        self.status = status
+
+def measure(
+    row: Row,
+    case: Case,
+    impls: Sequence[str],
+    directions: Sequence[str],
+    device: torch.device,
+    *,
+    peaks: Mapping[str, float],
+    without: Without = {},  # noqa: B006
+    started: Started = lambda label: None,
+    seconds: float = SECONDS,
+) -> list[Row]:
+    """Rows of a case, numbers only of what passes the gate: a row each implementation and direction.
+
+    Args:
+        row: what the rows share.
+        peaks: see `machine.measure_peaks`.
+        seconds: see `take_turns`.
+    """
+
+    def label(impl: str) -> str:
+        return f"{impl} {row.shape}"
+
+    chosen = [impl for impl in impls if label(impl) not in without]
+    make = {impl: partial(case.prepare, impl) for impl in chosen}
+    found = take_turns(make, device, lambda impl: started(label(impl)), seconds)
+    ran = [impl for impl in chosen if found[impl].status is None]
+    verdicts, counts, rows = case.verdicts(ran) if ran else {}, case.counts(), []
+    for impl in impls:
+        if impl not in found:
+            found[impl] = Measured(status=without[label(impl)][0], detail=without[label(impl)][1])
+        for direction in directions:
+            flops, size = counts[direction]
+            own = replace(row, impl=impl, direction=direction, flops=flops, bytes=size)
+            if impl not in ran:
+                rows.append(found[impl].row(own, peaks))
+            elif impl not in verdicts:
+                rows.append(own.without_numbers(FAILED, "nothing to compare with: see the other rows of this case"))
+            else:
+                error, detail = verdicts[impl]
+                if error is not None and not error <= 1:
+                    reason = f"error is {error:.3g} times what is allowed" + (f": {detail}" if detail else "")
+                    rows.append(own.without_numbers(FAILED, reason, error))
+                else:
+                    rows.append(found[impl].row(replace(own, error=error, detail=detail), peaks))
+    return rows
 
 
 def take_turns(
     make: Mapping[str, Callable[[], Call]],
     device: torch.device,
-    started: Callable[[str], None] = lambda name: None,
-    *,
-    seconds: float | None = None,
+    started: Started = lambda name: None,
+    seconds: float = SECONDS,
 ) -> dict[str, Measured]:
-    """Measure providers in turns: a repetition of each, then the next of each.
+    """Measure implementations in turns: a repetition of each, then the next of each.
 
     Args:
-        make: provider → function that prepares it. May raise `Unavailable`.
+        make: name → function that prepares it. May raise `Unavailable`.
         device: where they run.
-        started: told which provider runs, before it does.
-        seconds: of repetitions that a fast provider is given; None: `SECONDS`.
+        started: told which one runs, before it does.
+        seconds: of repetitions that a fast one is given.
     """
-    given = SECONDS if seconds is None else seconds
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
     left: dict[str, int] = {}
@@ -95,7 +183,7 @@ def take_turns(
         _keep(found[name], first)
         left[name] = 2 if max(first.values()) <= VERY_SLOW else 1
     gc.collect()
-    gc.freeze()  # what compilers have imported stays: looking through it costs 0.2 s before every repetition
+    gc.freeze()  # what is imported stays: looking through it costs 0.2 s before every repetition
     turn = 1
     while any(left.values()):
         for name, call in calls.items():
@@ -109,7 +197,7 @@ def take_turns(
                 continue
             _keep(found[name], times)
             if turn == 1 and name in warmed_up:  # the first, dropped, took too long to tell
-                left[name] = min(max(int(given / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
+                left[name] = min(max(int(seconds / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
         turn += 1
     return found
 
@@ -127,6 +215,15 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1000
+
+
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """Counts the FLOPs of matrix products, attention as plain products, which torch's counter knows on every device."""
+    # Of baddbmm it knows one form only.
+    known = {torch.ops.aten.baddbmm_: lambda into, left, right, **_: 2 * math.prod(left) * right[-1]}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
+        yield counter
 
 
 def _keep(measured: Measured, times: Mapping[str, float]) -> None:
@@ -147,8 +244,8 @@ def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
     try:
         return function()
     except Unavailable as error:
-        measured.status, measured.detail = error.status, str(error)
-    except Exception as error:  # a broken provider must not end the others
+        measured.status, measured.detail = UNAVAILABLE, str(error)
+    except Exception as error:  # a broken implementation must not end the others
         status, first_line = (TOO_LARGE if _is_memory(error) else FAILED), (str(error).splitlines() or [""])[0]
         measured.status, measured.detail = status, f"{type(error).__name__}: {first_line}"[:200]
         if status == FAILED:
