@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-import time
+import resource
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,15 +17,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .machine import PeakMemory
+from .machine import PeakMemory, memory_limit, timed
 from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row
 
 T = TypeVar("T")
 
-SLOW = 5.0
-"""seconds above which a call is repeated three times and needs no warm-up"""
-VERY_SLOW = 30.0
-"""seconds above which it is repeated twice"""
+SLOW, VERY_SLOW = 5.0, 30.0
+"""seconds above which a call is repeated three times, and twice, and needs no warm-up"""
 SECONDS = 3.0
 """of repetitions that a faster one is given"""
 FEWEST, MOST = 5, 50
@@ -34,10 +32,6 @@ Call = Callable[[int], Mapping[str, float]]
 """one repetition, given its number → direction → seconds; it synchronises with the device"""
 Counts = Mapping[str, tuple[int | None, int | None]]
 """direction → FLOPs of the exact algebra, bytes that must move; None: not counted"""
-Started = Callable[[str], None]
-"""told the label of what runs next: implementation and shape"""
-Without = Mapping[str, tuple[str, str]]
-"""label of what is not run → status and reason"""
 
 
 class Sizes(dict[str, int]):
@@ -58,18 +52,22 @@ class Verdict(NamedTuple):
     detail: str = ""
 
 
+class Unavailable(Exception):
+    """An implementation cannot run here; its message is one line."""
+
+
 class Case(Protocol):
     """An operator, a step or a loader at one shape, dtype and device."""
 
     def prepare(self, impl: str) -> Call:
-        """Make an implementation ready to be called; its first repetition is kept for the gate.
+        """Make an implementation ready to be called; what its first repetition computes is kept for the gate.
 
         Raises:
             Unavailable: it cannot run here.
         """
 
     def verdicts(self, ran: Sequence[str]) -> Mapping[str, Verdict]:
-        """Judge the implementations that ran; one that is left out has nothing to agree with and FAILS."""
+        """Judge the implementations that ran."""
 
     def counts(self) -> Counts: ...
 
@@ -85,21 +83,20 @@ class Measured:
     """why there are no times; None: there are"""
     detail: str = ""
 
-    def row(self, row: Row, peaks: Mapping[str, float]) -> Row:
-        """The row with the numbers of its direction, and its share of what the device could reach."""
-        if self.status is not None:
-            return row.without_numbers(self.status, self.detail)
+    def row(self, row: Row, verdict: Verdict | None, peaks: Mapping[str, float]) -> Row:
+        """The row with the numbers of its direction behind the gate, and its share of what the device could reach."""
+        if self.status is not None or verdict is None:
+            return row.without_numbers(self.status or FAILED, self.detail)
+        row = replace(row, error=verdict.error, detail=verdict.detail)
+        if verdict.error is not None and not verdict.error <= 1:
+            reason = f"error is {verdict.error:.3g} times what is allowed"
+            return row.without_numbers(FAILED, "; ".join(filter(None, (reason, verdict.detail))))
         times = self.times[row.direction]
         p20, p50, p80 = (float(value) for value in np.percentile(times, [20, 50, 80]))
         row = replace(row, repeats=len(times), p20=p20, p50=p50, p80=p80, peak_bytes=self.peak_bytes)
-        if not p50 or row.flops is None or row.bytes is None or row.dtype not in peaks:
+        if not p50 or row.flops is None or row.bytes is None:
             return row
-        floor = max(row.flops / peaks[row.dtype], row.bytes / peaks["bandwidth"])
-        return replace(row, roofline=floor / p50)
-
-
-class Unavailable(Exception):
-    """An implementation cannot run here; its message is one line."""
+        return replace(row, roofline=max(row.flops / peaks[row.dtype], row.bytes / peaks["bandwidth"]) / p50)
 
 
 def measure(
@@ -107,11 +104,9 @@ def measure(
     case: Case,
     impls: Sequence[str],
     directions: Sequence[str],
-    device: torch.device,
     *,
     peaks: Mapping[str, float],
-    without: Without = {},  # noqa: B006
-    started: Started = lambda label: None,
+    without: Mapping[str, tuple[str, str]],
     seconds: float = SECONDS,
 ) -> list[Row]:
     """Rows of a case, numbers only of what passes the gate: a row each implementation and direction.
@@ -119,49 +114,31 @@ def measure(
     Args:
         row: what the rows share.
         peaks: see `machine.measure_peaks`.
+        without: implementation that is not run → status and reason.
         seconds: see `take_turns`.
     """
-
-    def label(impl: str) -> str:
-        return f"{impl} {row.shape}"
-
-    chosen = [impl for impl in impls if label(impl) not in without]
-    make = {impl: partial(case.prepare, impl) for impl in chosen}
-    found = take_turns(make, device, lambda impl: started(label(impl)), seconds)
-    ran = [impl for impl in chosen if found[impl].status is None]
-    verdicts, counts, rows = case.verdicts(ran) if ran else {}, case.counts(), []
+    make = {impl: partial(case.prepare, impl) for impl in impls if impl not in without}
+    found = take_turns(make, torch.device(row.device), seconds)
+    ran = [impl for impl in found if found[impl].status is None]
+    verdicts = case.verdicts(ran) if ran else {}
+    found |= {impl: Measured(status=status, detail=why) for impl, (status, why) in without.items()}
+    rows, counts = [], case.counts()
     for impl in impls:
-        if impl not in found:
-            found[impl] = Measured(status=without[label(impl)][0], detail=without[label(impl)][1])
         for direction in directions:
             flops, size = counts[direction]
             own = replace(row, impl=impl, direction=direction, flops=flops, bytes=size)
-            if impl not in ran:
-                rows.append(found[impl].row(own, peaks))
-            elif impl not in verdicts:
-                rows.append(own.without_numbers(FAILED, "nothing to compare with: see the other rows of this case"))
-            else:
-                error, detail = verdicts[impl]
-                if error is not None and not error <= 1:
-                    reason = f"error is {error:.3g} times what is allowed" + (f": {detail}" if detail else "")
-                    rows.append(own.without_numbers(FAILED, reason, error))
-                else:
-                    rows.append(found[impl].row(replace(own, error=error, detail=detail), peaks))
+            rows.append(found[impl].row(own, verdicts.get(impl), peaks))
     return rows
 
 
 def take_turns(
-    make: Mapping[str, Callable[[], Call]],
-    device: torch.device,
-    started: Started = lambda name: None,
-    seconds: float = SECONDS,
+    make: Mapping[str, Callable[[], Call]], device: torch.device, seconds: float = SECONDS
 ) -> dict[str, Measured]:
     """Measure implementations in turns: a repetition of each, then the next of each.
 
     Args:
         make: name → function that prepares it. May raise `Unavailable`.
         device: where they run.
-        started: told which one runs, before it does.
         seconds: of repetitions that a fast one is given.
     """
     found = {name: Measured() for name in make}
@@ -169,7 +146,6 @@ def take_turns(
     left: dict[str, int] = {}
     warmed_up: set[str] = set()
     for name, prepare in make.items():
-        started(name)
         call = _guard(found[name], prepare)
         first = None if call is None else _repeat(found[name], call, 0, device)
         if call is None or first is None:
@@ -186,14 +162,10 @@ def take_turns(
     gc.freeze()  # what is imported stays: looking through it costs 0.2 s before every repetition
     turn = 1
     while any(left.values()):
-        for name, call in calls.items():
-            if not left[name]:
-                continue
-            started(name)
-            times = _repeat(found[name], call, turn, device)
-            left[name] -= 1
+        for name in [name for name, count in left.items() if count]:
+            times = _repeat(found[name], calls[name], turn, device)
+            left[name] = 0 if times is None else left[name] - 1
             if times is None:
-                left[name] = 0
                 continue
             _keep(found[name], times)
             if turn == 1 and name in warmed_up:  # the first, dropped, took too long to tell
@@ -205,9 +177,7 @@ def take_turns(
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, the device's work included; on a GPU between two events, without the time to launch."""
     if device.type != "cuda":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
+        return timed(function, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     begin.record()
@@ -224,6 +194,17 @@ def flop_counter() -> Iterator[FlopCounterMode]:
     known = {torch.ops.aten.baddbmm_: lambda into, left, right, **_: 2 * math.prod(left) * right[-1]}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """What asks for more memory than there is gets an error, where Linux would kill the process."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_limit(), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def _keep(measured: Measured, times: Mapping[str, float]) -> None:
@@ -246,9 +227,9 @@ def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
     except Unavailable as error:
         measured.status, measured.detail = UNAVAILABLE, str(error)
     except Exception as error:  # a broken implementation must not end the others
-        status, first_line = (TOO_LARGE if _is_memory(error) else FAILED), (str(error).splitlines() or [""])[0]
-        measured.status, measured.detail = status, f"{type(error).__name__}: {first_line}"[:200]
-        if status == FAILED:
+        measured.status = TOO_LARGE if _is_memory(error) else FAILED
+        measured.detail = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
+        if measured.status == FAILED:
             traceback.print_exc()
         elif torch.cuda.is_available():
             torch.cuda.empty_cache()

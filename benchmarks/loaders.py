@@ -1,7 +1,7 @@
 """Loaders: seconds a batch from JPEG, PNG and the pixel cache, behind a comparison with Pillow's pixels.
 
-Phantom films, drawn once and read over and over, so from the system's page cache: the disk is not measured. A repetition
-is an epoch of augmented training batches, moved to the device and counted from the arrival of the first one.
+Phantom films, drawn once and read over and over, so from the system's page cache: the disk is not measured. A
+repetition is an epoch of augmented training batches, moved to the device and counted from the arrival of the first.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from pspg.engine.data.torch_loader import Batch, ImageDataset, make_train_loader
 from pspg.engine.errors import UserError
 
 from .harness import Call, Counts, Sizes, Unavailable, Verdict
-from .registry import Entry
+from .jobs import Entry
 
 JPEG_QUALITY = 90
 GREY = 0.5
 """grey levels in the mean that pixels may be away from Pillow's"""
-LETTERS = {"B": 64, "workers": 2, "batches": 8, "films": 12, "size": 1024, "image_size": 224}
 
 
 class Loading:
@@ -107,7 +106,10 @@ def _epoch(batches: Iterator[Batch], device: torch.device) -> tuple[float, float
     return first - start, (time.perf_counter() - first) / count
 
 
-ENTRIES = {
-    f"load_{source}": Entry("loaders", LETTERS, ("torch", "dali"), partial(Loading, source), dtypes=("uint8",))
-    for source in ("jpeg", "png", "cache")
-}
+def entries() -> dict[str, Entry]:
+    """Entries of the registry."""
+    letters = {"B": 64, "workers": 2, "batches": 5, "films": 12, "size": 1024, "image_size": 224}
+    return {
+        f"load_{source}": Entry("loaders", letters, ("torch", "dali"), partial(Loading, source), dtypes=("uint8",))
+        for source in ("jpeg", "png", "cache")
+    }

@@ -21,34 +21,23 @@ PACKAGES = ("torch", "triton", "numpy", "open_clip_torch", "pillow", "nvidia-dal
 
 
 def environment(device: torch.device, code: str | None = None) -> dict[str, Any]:
-    """What numbers depend on: device, machine, versions, and the commit (`code`, or that of the working tree)."""
-    facts = {"machine": describe_machine(device), "versions": versions(), "commit": code or commit()}
-    return {"device": device.type, **facts}
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores that torch uses, memory, and the GPU if it is one."""
-    found: dict[str, Any] = {
+    """What numbers depend on: device, machine, versions, and commit (`code`, or that of the working tree)."""
+    machine: dict[str, Any] = {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "memory_bytes": 1024 * int((_first("/proc/meminfo", "MemTotal") or "0").split()[0]),
         "system": platform.platform(),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return {"device": device.type, "machine": machine, "versions": versions, "commit": code or _commit()}
 
 
-def commit() -> str | None:
+def _commit() -> str | None:
     """Commit of the working tree, marked `-dirty` where it differs; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match", ""]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -75,12 +64,11 @@ def _median_time(function: Callable[[], object], device: torch.device) -> float:
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, the launch and the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    wait()
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait()
     return time.perf_counter() - start
 
 
@@ -123,14 +111,20 @@ class PeakMemory:
         return max(peak_bytes(self._device) - self._before, 0)
 
 
+def memory_limit() -> int:
+    """Bytes that this process can come to hold before Linux runs short: what it holds and most of what is free."""
+    free = 1024 * int((_first("/proc/meminfo", "MemAvailable") or "0").split()[0])
+    return _resident("VmData") + int(0.95 * free) if free else -1
+
+
 def _resident(key: str) -> int:
     return 1024 * int((_first("/proc/self/status", key) or "0").split()[0])
 
 
 def _first(path: str, key: str) -> str | None:
     """Value of the first line `key: value` of a file of /proc."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+    with suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return None

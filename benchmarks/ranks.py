@@ -24,9 +24,9 @@ from pspg.engine.models.pspg import PsPG
 from pspg.engine.tasks import PromptTask
 from pspg.engine.trainer import make_optimizer
 
+from .child import Child
 from .machine import peak_bytes, timed
 from .traffic import Traffic, group_sizes, step_payload
-from .worker import Child
 
 NARROW: dict[str, Any] = {
     "embed_dim": 64,

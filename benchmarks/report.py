@@ -18,10 +18,9 @@ from urllib.parse import quote
 from pspg.engine.errors import UserError
 from pspg.engine.files import write_text
 
-from .growth import fits
 from .plots import draw
 from .rows import Row, read_results
-from .tables import HEAD, lines_of, number, origin, reasons
+from .tables import BASELINE, fits, memory, number, origin, share, speed_up, times
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, help="rewrite this file between the folder's markers")
     options = parser.parse_args(arguments)
     try:
-        content = read_results(options.results)
-        if not options.results.is_dir() or not content["rows"]:
-            raise UserError(f"{options.results}: is not a folder with measured rows")
+        content = read_results(options.results / "results.json")
         pictures = draw(content, options.results)
         if options.readme is None:
             print(markdown(content, pictures, Path()))
@@ -63,33 +60,34 @@ def rewrite(readme: Path, name: str, text: str) -> None:
 
 
 def markdown(content: Mapping[str, Any], pictures: Iterable[Path], place: Path) -> str:
-    """Tables and pictures for a file in folder `place`: forward and backward, then, folded, each direction alone."""
-    rows: list[Row] = content["rows"]
+    """Tables and pictures for a file in folder `place`."""
+    rows: list[Row] = [row for row in content["rows"] if row.direction == "both"]
     peaks = ", ".join(f"{name} {number(rate / 1e9)}" for name, rate in content["environment"]["peaks"].items())
     parts = [f"- on: {_escape(origin(content['environment']))}\n- measured peaks, GFLOP/s and GB/s: {peaks}"]
     for group in dict.fromkeys(row.group for row in rows if row.group != "growth"):
-        mine = [row for row in rows if row.group == group]
-        parts += [f"### {group.capitalize()}", _table([row for row in mine if row.direction == "both"])]
-        parts += [
-            _folded(f"{direction} alone", _table([row for row in mine if row.direction == direction]))
-            for direction in ("forward", "backward")
-            if any(row.direction == direction for row in mine)
-        ]
+        parts.append(f"### {group.capitalize()}\n\n{_table([row for row in rows if row.group == group])}")
     if found := fits(rows):
-        parts += ["### Growth", "\n".join(f"- {fit.text}" for fit in found)]
-    notes = "\n".join(f"- {_escape(line)}" for line in reasons(row for row in rows if row.direction == "both"))
-    parts += [_folded("Remarks", notes)] if notes else []
+        parts.append("### Growth\n\n" + "\n".join(f"- {fit}" for fit in found))
     parts += [f"![{path.stem}]({quote(Path(os.path.relpath(path, place)).as_posix())})" for path in pictures]
     return "\n\n".join(parts)
 
 
 def _table(rows: Sequence[Row]) -> str:
-    table = [HEAD, ["---"] * len(HEAD), *lines_of([row for row in rows if row.measured])]
-    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in table)
-
-
-def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+    """A line a case and a column an implementation: medians; then how the fastest one compares."""
+    cases: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault((row.operator, row.shape), {})[row.impl] = row
+    impls, names = list(dict.fromkeys(row.impl for row in rows)), [row.operator for row in rows]
+    lines: list[Sequence[str]] = [["", "", *impls, "fastest", f"× {BASELINE}", "roofline", "memory"]]
+    lines.append(["---"] * len(lines[0]))
+    for case, found in sorted(cases.items(), key=lambda item: names.index(item[0][0])):
+        ran = [row for row in found.values() if row.measured]
+        cells = ["" if impl not in found else times(found[impl]) for impl in impls]
+        if ran:
+            best = min(ran, key=lambda row: row.p50 or 0)
+            cells += [best.impl, speed_up(best, found.get(BASELINE)), share(best), memory(best)]
+        lines.append([*case, *cells])
+    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
 
 
 def _escape(text: str) -> str:

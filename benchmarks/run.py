@@ -1,7 +1,7 @@
 """`python -m benchmarks.run`: times and memory of any operator, step or loader at any shape, behind a correctness gate.
 
-With --op: those implementations at that shape. Without: the standard jobs of this device, the most important first,
-into the results file of a folder; run again, it continues.
+With --op: that one, at the shape that is given. Without: the standard jobs of this device, the most important first, into
+results.json of a folder; run again, it continues.
 """
 
 from __future__ import annotations
@@ -10,30 +10,29 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
 from pspg.engine.errors import UserError
 from pspg.engine.files import check_output
 
-from .growth import fits
-from .jobs import Job, device_of, make_job, peaks_of, standard_jobs
-from .machine import DTYPES, environment
-from .registry import DIRECTIONS, registry
-from .rows import FAILED, Results, Row, write_results
-from .tables import HEAD, aligned, lines_of, reasons
-from .worker import Runner
+from .jobs import Job, device_of, make_job, peaks_of, registry, standard_jobs
+from .machine import environment
+from .rows import FAILED, Row, read_results, write_results
+from .tables import aligned, fits, lines_of, reasons
+
+SAME = ("commit", "machine", "versions", "device")
+"""what of the environment must not change within a file"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit status: 1 if a row FAILED, 2 after a user's mistake, 130 after Ctrl-C."""
     try:
         options = _parse(arguments)
-        device = torch.device(device_of(options.device))
-        if options.op is None:
-            return _run_standard(options, device)
-        return _list(options.op) if options.list else _run_one(options, device)
+        return _run(options, torch.device(device_of(options.device)))
     except UserError as error:
         print(f"benchmarks.run: error: {error}", file=sys.stderr)
         return 2
@@ -43,30 +42,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    one = parser.add_argument_group("one operator, step or loader")
-    one.add_argument("--op", help="its name; --list shows them all")
-    one.add_argument("--shape", default="", metavar="C=193,B=64", help="sizes; C=14,28,108 measures each and fits growth")
+    one, many = (parser.add_argument_group(name) for name in ("one operator, step or loader", "the standard jobs"))
+    one.add_argument("--op", help="its name")
+    one.add_argument("--shape", metavar="C=193,B=64", help="sizes; C=14,28,108 measures each, and fits how time grows")
     one.add_argument("--dtype", help="fp32, bf16 or fp16 (bf16 on a GPU, else fp32)")
-    one.add_argument("--impl", nargs="+", default=[], help="implementations (all but compiled)")
-    one.add_argument("--direction", nargs="+", default=[], help="forward, backward, both (all)")
+    one.add_argument("--impl", nargs="+", help="implementations (all but compiled)")
+    one.add_argument("--direction", nargs="+", help="forward, backward, both (all)")
     one.add_argument("--json", type=Path, metavar="OUT", help="write the rows")
-    many = parser.add_argument_group("standard jobs")
     many.add_argument("--output", type=Path, help="folder of results.json (build/bench)")
     many.add_argument("--only", nargs="+", metavar="TEXT", help="only jobs whose key contains one of these")
-    many.add_argument("--budget_s", type=float, help="seconds after which no more jobs run; run again to continue")
-    parser.add_argument("--list", action="store_true", help="list operators, or the standard jobs if --only is given")
+    many.add_argument("--budget_s", type=float, help="seconds after which no more jobs start; run again to continue")
+    parser.add_argument("--list", action="store_true", help="list what can be measured, and the keys of standard jobs")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--commit", help="of the code, where it is no git checkout")
-    parser.error = _raise  # type: ignore[method-assign, assignment]
+    parser.error = _error  # type: ignore[method-assign]
     options = parser.parse_args(arguments)
-    first, second = ("shape", "dtype", "impl", "direction", "json"), ("output", "only", "budget_s")
-    for name in second if options.op else () if options.list else first:
-        if getattr(options, name):
-            raise UserError(f"--{name}: " + ("is for the standard jobs, without --op" if options.op else "give --op, too"))
+    if options.op is None:
+        misplaced, advice = ("shape", "dtype", "impl", "direction", "json"), "give --op, too"
+    else:
+        misplaced, advice = ("output", "only", "budget_s"), "is for the standard jobs; leave out --op"
+    for name in misplaced:
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: {advice}")
     return options
 
 
-def _raise(message: str) -> None:
+def _error(message: str) -> NoReturn:
     raise UserError(message)
 
 
@@ -87,91 +88,88 @@ def parse_shape(text: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _list(only: str | None) -> int:
-    """Print names, letters with defaults, implementations, directions and dtypes."""
-    entries, missing = registry()
-    for name, entry in entries.items():
-        if only in (None, name):
-            sizes = ",".join(f"{letter}={size}" for letter, size in entry.letters.items())
-            print(f"{name:<17} {sizes}\n{'':<17} {' '.join(entry.impls)}; {' '.join(entry.directions)}; {' '.join(entry.dtypes)}")
-    for module, package in missing.items():
-        print(f"{module}: left out, {package} is not installed", file=sys.stderr)
-    return 0
-
-
-def _run_one(options: argparse.Namespace, device: torch.device) -> int:
-    shape = parse_shape(options.shape)
-    job = make_job(
-        options.op, shape, device.type, dtype=options.dtype, impls=options.impl, directions=options.direction
-    )
-    if options.json:
-        check_output(options.json, folder=False, key="--json")
-    _say(f"{job.key}: {' '.join(job.impls)} on {device.type}")
-    runner, peaks = Runner(device, peaks_of(device, (job.dtype,))), peaks_of(device, (job.dtype,))
-    try:
-        rows = runner.run(job) or []
-    finally:
-        runner.close()
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        facts = {**environment(device, options.commit), "peaks": peaks}
-        write_results(options.json, {"environment": facts, "rows": rows})
-    return _show(rows)
-
-
-def _run_standard(options: argparse.Namespace, device: torch.device) -> int:
-    begin = time.monotonic()
-    if options.list and not options.only:
-        return _list(None)
-    only = options.only or [""]
-    jobs = [job for job in standard_jobs(device.type) if any(text in job.key for text in only)]
-    if not jobs:
-        raise UserError(f"--only {' '.join(only)}: no standard job has such a key; --list --only / shows them all")
-    if options.list:
-        print("\n".join(job.key for job in jobs))
-        return 0
-    folder = options.output or Path("build/bench")
-    check_output(folder, key="--output")
-    results = Results(folder / "results.json", environment(device, options.commit))
-    if "peaks" not in results.environment:
-        results.environment["peaks"] = peaks_of(device, tuple(DTYPES)[: 1 if device.type == "cpu" else 2])
+def _run(options: argparse.Namespace, device: torch.device) -> int:
     for module, package in registry()[1].items():
         _say(f"{module}: left out, {package} is not installed")
-    left = [job for job in jobs if job.key not in {row.job for row in results.rows}]
-    runner = Runner(device, results.environment["peaks"])
-    try:
-        interrupted = _work_off(left, results, runner, begin, options.budget_s)
-    finally:
-        runner.close()
-    keys = {job.key for job in jobs}
-    status = _show([row for row in results.rows if row.job in keys])
-    if left:
-        _say(f"{len(left)} of {len(jobs)} jobs are left; run the same command again to continue in {folder}")
-    return 130 if interrupted else status
+    if options.op is None:
+        only = options.only or [""]
+        jobs = [job for job in standard_jobs(device.type) if any(text in job.key for text in only)]
+        if not jobs:
+            raise UserError(f"--only {' '.join(only)}: no standard job has such a key; --list shows them")
+    else:
+        arguments = {"dtype": options.dtype, "impls": options.impl or (), "directions": options.direction or ()}
+        jobs = [make_job(options.op, parse_shape(options.shape or ""), device.type, **arguments)]
+    if options.list:
+        return _list(options.op, jobs if options.op is None else [])
+    path = options.json if options.op else (options.output or Path("build/bench")) / "results.json"
+    if path:
+        check_output(path, folder=False, key="--json" if options.op else "--output")
+    facts = environment(device, options.commit)
+    facts["peaks"] = peaks_of(device, tuple(sorted({job.dtype for job in jobs})))
+    content: dict[str, Any] = {"environment": facts, "rows": []}
+    if options.op is None and path.exists():
+        content = _continued(path, content)
+    return _measure(jobs, content, path, device, options.budget_s)
 
 
-def _work_off(left: list[Job], results: Results, runner: Runner, begin: float, budget: float | None) -> bool:
-    """Take jobs from the list as they are done; returns whether Ctrl-C came in between."""
-    deadline, count = None if budget is None else begin + budget, len(left)
+def _continued(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What a file holds already; peaks of other dtypes are added.
+
+    Raises:
+        UserError: it is no results file, or of another environment.
+    """
+    earlier, now = read_results(path), content["environment"]
+    for key in SAME:
+        if earlier["environment"].get(key) != now[key]:
+            raise UserError(f"{path}: holds results of another {key}; choose a new folder")
+    peaks = {**now["peaks"], **earlier["environment"]["peaks"]}
+    return {**earlier, "environment": {**now, "peaks": peaks}}
+
+
+def _measure(jobs: list[Job], content: dict[str, Any], path: Path | None, device: torch.device, budget: Any) -> int:
+    """Run the jobs that are not done, keep their rows at once, and print all rows of the jobs."""
+    begin, interrupted = time.monotonic(), False
+    left = [job for job in jobs if job.key not in {row.job for row in content["rows"]}]
+    count = len(left)
     try:
-        while left and (deadline is None or time.monotonic() < deadline):
-            _say(f"[{count - len(left) + 1}/{count}, {time.monotonic() - begin:.0f} s] {left[0].key}")
-            rows = runner.run(left[0], deadline)
-            if rows is None:
-                return False
-            results.add(rows)
+        while left and (budget is None or time.monotonic() - begin < budget):
+            job = left[0]
+            _say(f"[{count - len(left) + 1}/{count}, {time.monotonic() - begin:.0f} s] {job.key} {' '.join(job.impls)}")
+            content["rows"] += _rows(job, content["environment"]["peaks"], device)
+            if path:
+                write_results(path, content)
             left.pop(0)
+            # A broken kernel can leave the GPU's context unusable, and would fail every later job, too.
+            if device.type == "cuda" and any(row.job == job.key and row.status == FAILED for row in content["rows"]):
+                break
     except KeyboardInterrupt:
-        return True
-    return False
+        interrupted = True
+    rows = [row for row in content["rows"] if row.job in {job.key for job in jobs}]
+    print("\n".join([aligned(lines_of(rows)), *reasons(rows), *map(str, fits(rows))]))
+    if left:
+        _say(f"{len(left)} of {len(jobs)} jobs are left; run the same command again to continue")
+    return 130 if interrupted else 1 if any(row.status == FAILED for row in rows) else 0
 
 
-def _show(rows: Sequence[Row]) -> int:
-    """Print the table, what else there is to say, and the growth; returns the exit status."""
-    print(aligned(HEAD, lines_of(rows)))
-    for line in [*reasons(rows), *(fit.text for fit in fits(rows))]:
-        print(line)
-    return 1 if any(row.status == FAILED for row in rows) else 0
+def _rows(job: Job, peaks: dict[str, float], device: torch.device) -> list[Row]:
+    """Rows of a job; one that breaks as a whole is a row, and ends no other job."""
+    try:
+        return list(job.run(device, peaks))
+    except Exception as error:
+        row = Row(job=job.key, operator=job.op, impl="-", sizes={}, device=device.type, dtype=job.dtype)
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return [replace(row, status=FAILED, detail=reason[:200])]
+
+
+def _list(only: str | None, jobs: Sequence[Job]) -> int:
+    """Print names, letters with defaults, implementations, directions and dtypes."""
+    for name, entry in registry()[0].items():
+        if only in (None, name):
+            sizes = ",".join(f"{letter}={size}" for letter, size in entry.letters.items())
+            names = "; ".join(" ".join(part) for part in (entry.impls, entry.directions, entry.dtypes))
+            print(f"{name:<17} {sizes}\n{'':<17} {names}")
+    print("\n".join(job.key for job in jobs))
+    return 0
 
 
 def _say(text: str) -> None:

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from pspg.engine.errors import UserError
 from pspg.engine.files import check_output, write_text
 
+from .child import Child
 from .jobs import bench, device_of
 from .machine import environment, peak_bytes, peak_flops, timed
 from .model import IMPLS, exact_flops, make_setup, make_step
 from .rows import OK
-from .worker import Child
 
 
 def main() -> int:

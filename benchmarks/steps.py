@@ -1,4 +1,4 @@
-"""Whole steps behind the gate: phase 2, its text side alone, phase 1.
+"""Whole steps of phase 2 behind the gate, and their text side alone.
 
 Without dropout: implementations draw their masks in other orders, and could not be compared.
 """
@@ -14,19 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from pspg.engine.config import ModelConfig, OptimConfig
-from pspg.engine.losses import contrastive_loss
-from pspg.engine.models.clip import build_clip, clip_config
+from pspg.engine.models.clip import clip_config
 from pspg.engine.step_graph import WARM_UP, Recorder, StepGraph
-from pspg.engine.tasks import ContrastiveModel
 from pspg.engine.trainer import make_optimizer
 from pspg.kernels.prompt_decoder.op import MOST_IMAGES
 from pspg.kernels.spcl import sample_pairs
 
 from .gate import Outcome, excess
 from .harness import Call, Counts, Sizes, Verdict, flop_counter, seconds_of
+from .jobs import Entry
 from .machine import DTYPES
-from .model import Setup, autocast, loss_of, make_setup, repaired_loss
-from .registry import Entry
+from .model import Setup, loss_of, make_setup, repaired_loss
 
 LABELS = 3
 """of an image of `text_side`, whatever the number of classes: else the pairs that are there grow with C², too"""
@@ -86,61 +84,8 @@ def _outcome(loss: Tensor, module: nn.Module) -> Outcome:
     return {"loss": {"loss": loss.detach().clone()}, "gradients": gradients}
 
 
-class StepCase:
-    """See `harness.Case`. Subclasses make the steps; `literal` says whether the literal equations are affordable."""
-
-    literal = False
-
-    def __init__(self, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> None:
-        self.sizes, self.dtype, self.device = sizes, dtype, device
-        self.steps: dict[str, GradientStep] = {}
-
-    def make(self, impl: str, dtype: torch.dtype, device: torch.device) -> GradientStep:
-        """The step of an implementation: the same weights and batch for each."""
-        raise NotImplementedError
-
-    def prepare(self, impl: str) -> Call:
-        self.steps[impl] = self.make(impl, self.dtype, self.device)
-        return self.steps[impl]
-
-    def verdicts(self, ran: Sequence[str]) -> dict[str, Verdict]:
-        """Compare with the literal equations in fp32, or, where they are too dear, with the exact algebra.
-
-        On a CPU the latter is in fp64: in fp32 it would be compared with itself.
-        """
-        affordable = self.literal and "reference" not in self.steps
-        oracle = "reference" if "reference" in ran or affordable else "eager"
-        wide = torch.float64 if oracle == "eager" and self.dtype == torch.float32 else torch.float32
-        outcomes: dict[str, Outcome] = {}
-        found = {}
-        for impl in ran:
-            own, drawn = self.steps[impl], "sampled" if impl == "sampled" else oracle
-            if impl == oracle and wide == self.dtype:
-                outcomes[oracle] = own.outcome
-                found[impl] = Verdict(None, "not compared: the others are, with it")
-                continue
-            if drawn not in outcomes:
-                outcomes[drawn] = self.outcome(oracle, wide, drawn == "sampled")
-            error, what = excess(own.outcome, outcomes[drawn], self.dtype)
-            detail = [what if error > 1 else "", f"against {oracle}, {str(wide)[6:]}", getattr(own.loss, "detail", "")]
-            found[impl] = Verdict(error, "; ".join(filter(None, detail)))
-        return found
-
-    def outcome(self, impl: str, dtype: torch.dtype, sampled: bool) -> Outcome:
-        """Loss and gradients of an ordinary step."""
-        return self.make(impl, dtype, self.device).first()
-
-    def counts(self) -> Counts:
-        meta = torch.device("meta")
-        with meta:
-            step = self.make("eager", torch.float32, meta)
-        with flop_counter() as counter:
-            step.loss().backward()
-        return {"both": (int(counter.get_total_flops()), None)}
-
-
-class Phase2(StepCase):
-    """A step of phase 2, or its text side and loss alone, with the image features given and without an optimizer.
+class Phase2:
+    """See `harness.Case`. A step of phase 2, or its text side and loss alone: image features given, no optimizer.
 
     Args:
         clip: CLIP in open_clip's format.
@@ -159,15 +104,51 @@ class Phase2(StepCase):
         text_side: bool = False,
         literal: int = 14,
     ) -> None:
-        super().__init__(sizes, dtype, device)
-        self.text_side, self.literal = text_side, sizes.C <= literal
-        self._clip, self._model = clip, replace(model, prompt_length=sizes.n, dropout=0.0)
+        self.sizes, self.dtype, self.device = sizes, dtype, device
+        self._text_side, self._literal, self._clip = text_side, literal >= sizes.C, clip
+        self._model = replace(model, prompt_length=sizes.n, dropout=0.0)
+        self.steps: dict[str, GradientStep] = {}
+
+    def prepare(self, impl: str) -> Call:
+        self.steps[impl] = self.make(impl, self.dtype, self.device)
+        return self.steps[impl]
+
+    def verdicts(self, ran: Sequence[str]) -> dict[str, Verdict]:
+        """Compare with the literal equations in fp32, or, where they are too dear, with the exact algebra.
+
+        On a CPU the latter is in fp64: in fp32 it would be compared with itself.
+        """
+        affordable = self._literal and "reference" not in self.steps
+        oracle = "reference" if "reference" in ran or affordable else "eager"
+        wide = torch.float64 if oracle == "eager" and self.dtype == torch.float32 else torch.float32
+        outcomes: dict[str, Outcome] = {}
+        found = {}
+        for impl in ran:
+            own, drawn = self.steps[impl], "sampled" if impl == "sampled" else oracle
+            if impl == oracle and wide == self.dtype:
+                outcomes[oracle] = own.outcome
+                found[impl] = Verdict(None, "not compared: the others are, with it")
+                continue
+            if drawn not in outcomes:
+                outcomes[drawn] = self.outcome(oracle, wide, drawn == "sampled")
+            error, what = excess(own.outcome, outcomes[drawn], self.dtype)
+            detail = [what if error > 1 else "", f"against {oracle}, {str(wide)[6:]}", getattr(own.loss, "detail", "")]
+            found[impl] = Verdict(error, "; ".join(filter(None, detail)))
+        return found
+
+    def counts(self) -> Counts:
+        meta = torch.device("meta")
+        with meta:
+            setup = self.setup("eager", torch.float32, meta)
+        with flop_counter() as counter:
+            setup.loss().backward()
+        return {"both": (int(counter.get_total_flops()), None)}
 
     def make(self, impl: str, dtype: torch.dtype, device: torch.device) -> GradientStep:
         """A step as the trainer runs it: on a GPU a CUDA graph, the tuned baseline compiled."""
         cuda, setup = device.type == "cuda", self.setup(impl, dtype, device)
         loss = self.loss(impl, setup, dtype)
-        if self.text_side:
+        if self._text_side:
             return GradientStep(loss, setup.head, device, warm_up=int(cuda))
         if cuda and impl in ("eager", "triton"):
             loss = GraphedLoss(setup, impl, dtype)
@@ -196,7 +177,7 @@ class Phase2(StepCase):
         setup = make_setup(s.C, s.B, device, impl, dtype, clip_settings=self._clip, model=self._model)
         if impl == "triton" and s.B > MOST_IMAGES:
             setup.head.impl = "auto"
-        if self.text_side:
+        if self._text_side:
             features = setup.features()
             setup.image_tower = lambda images: features
             setup.labels = (torch.rand(s.B, s.C).argsort(dim=1) < min(LABELS, s.C)).float().to(device)
@@ -232,30 +213,6 @@ class GraphedLoss:
         return f"no graph: {self._graph.refusal}" if self._graph.refusal else "CUDA graph"
 
 
-class Phase1(StepCase):
-    """A contrastive step: both towers, forward, backward, AdamW; texts fill the context."""
-
-    def __init__(self, sizes: Sizes, dtype: torch.dtype, device: torch.device, clip: Mapping[str, Any]) -> None:
-        super().__init__(sizes, dtype, device)
-        self._clip = clip
-
-    def make(self, impl: str, dtype: torch.dtype, device: torch.device) -> GradientStep:
-        torch.manual_seed(0)
-        side, text = self._clip["vision_cfg"]["image_size"], self._clip["text_cfg"]
-        tokens = torch.randint(1, text["vocab_size"] - 2, (self.sizes.B, text["context_length"]))
-        tokens[:, 0], tokens[:, -1] = text["vocab_size"] - 2, text["vocab_size"] - 1  # SOS, EOS
-        kept = torch.float64 if dtype == torch.float64 else torch.float32
-        model = ContrastiveModel(build_clip({**self._clip, "quick_gelu": True})).to(device, kept).train()
-        images, tokens = torch.randn(self.sizes.B, 3, side, side).to(device, kept), tokens.to(device)
-
-        def loss() -> Tensor:
-            with autocast(device, dtype):
-                output = model(images, tokens)
-            return contrastive_loss(*output)
-
-        return GradientStep(loss, model, device, make_optimizer(model, OptimConfig(name="adamw")))
-
-
 def _phase2(sizes: Sizes, dtype: str, device: torch.device) -> Phase2:
     return Phase2(sizes, DTYPES[dtype], device, clip_config("RN50"), ModelConfig())
 
@@ -271,14 +228,10 @@ def _text_side(s: Sizes, dtype: str, device: torch.device) -> Phase2:
     return Phase2(s, DTYPES[dtype], device, clip, model, text_side=True, literal=32)
 
 
-def _phase1(sizes: Sizes, dtype: str, device: torch.device) -> Phase1:
-    return Phase1(sizes, DTYPES[dtype], device, clip_config("RN50"))
-
-
-STEP = {"C": 108, "B": 64, "n": 16}
-WIDTHS = {"W": 512, "layers": 12, "heads": 8, "D": 1024, "H": 512}
-ENTRIES = {
-    "phase2_step": Entry("steps", STEP, ("reference", "repaired", "eager", "triton"), _phase2),
-    "text_side": Entry("steps", {**STEP, **WIDTHS}, ("reference", "eager", "sampled", "triton"), _text_side),
-    "phase1_step": Entry("steps", {"B": 64}, ("eager",), _phase1),
-}
+def entries() -> dict[str, Entry]:
+    """Entries of the registry."""
+    step, widths = {"C": 108, "B": 64, "n": 16}, {"W": 512, "layers": 12, "heads": 8, "D": 1024, "H": 512}
+    return {
+        "phase2_step": Entry("steps", step, ("reference", "repaired", "eager", "triton"), _phase2),
+        "text_side": Entry("steps", {**step, **widths}, ("reference", "eager", "sampled", "triton"), _text_side),
+    }

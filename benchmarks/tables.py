@@ -1,9 +1,12 @@
-"""Rows as text: units, and a table for the terminal or in Markdown."""
+"""Rows as text: units, a table for the terminal or in Markdown, and how times grow."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .rows import OK, Row
 
@@ -16,39 +19,46 @@ BYTES: Units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 def lines_of(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Cells of a line a row, below `HEAD`; a row without numbers has its status."""
-    baselines = {_case(row): row.p50 for row in rows if row.impl == BASELINE and row.measured}
-    return [(row.operator, f"{row.shape} {row.dtype}", row.impl, row.direction, *_numbers(row, baselines)) for row in rows]
+    baselines = {(row.operator, row.shape, row.direction): row for row in rows if row.impl == BASELINE}
+    lines = []
+    for row in rows:
+        cells = [row.operator, row.shape, row.impl, row.direction, times(row), *[""] * 6]
+        if row.measured and row.p50 and row.p20 is not None and row.p80 is not None:
+            scale, unit = _unit(row.p50, SECONDS)
+            cells[5] = f"{number(row.p20 / scale)}–{number(row.p80 / scale)} {unit}"
+            cells[6] = speed_up(row, baselines.get((row.operator, row.shape, row.direction)))
+            cells[7:9] = memory(row), "" if row.flops is None else number(row.flops / 1e9)
+            cells[9:] = share(row), "" if row.error is None else f"{row.error:.2g}"
+        lines.append(tuple(cells))
+    return lines
 
 
-def _case(row: Row) -> tuple[str, ...]:
-    return row.operator, row.shape, row.dtype, row.direction
+def times(row: Row) -> str:
+    """Median time, or the reason in a word."""
+    return scaled(row.p50, SECONDS) if row.measured and row.p50 else "no time" if row.status == OK else row.status
 
 
-def _numbers(row: Row, baselines: dict[tuple[str, ...], float | None]) -> list[str]:
-    if not row.measured or row.p50 is None or row.p20 is None or row.p80 is None:
-        return [row.status if row.status != OK else "no time", *[""] * 6]
-    scale, unit = _unit(row.p50, SECONDS)
-    baseline = baselines.get(_case(row))
-    return [
-        f"{number(row.p50 / scale)} {unit}",
-        f"{number(row.p20 / scale)}–{number(row.p80 / scale)} {unit}",
-        "" if baseline is None else f"{number(baseline / row.p50)}×",
-        "" if row.peak_bytes is None else scaled(row.peak_bytes, BYTES),
-        "" if row.flops is None else number(row.flops / 1e9),
-        "" if row.roofline is None else f"{number(100 * row.roofline)} %",
-        "" if row.error is None else f"{row.error:.2g}",
-    ]
+def speed_up(row: Row, baseline: Row | None) -> str:
+    """How many times as fast as the baseline."""
+    return f"{number(baseline.p50 / row.p50)}×" if row.p50 and baseline and baseline.p50 else ""
 
 
-def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal, numbers to the right."""
-    table = [head, *lines]
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    words = 4
-    return "\n".join(
-        "  ".join(f"{c:<{w}}" if k < words else f"{c:>{w}}" for k, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in table
-    )
+def memory(row: Row) -> str:
+    """Peak memory with its unit."""
+    return "" if row.peak_bytes is None else scaled(row.peak_bytes, BYTES)
+
+
+def share(row: Row) -> str:
+    """Share of the roofline."""
+    return "" if row.roofline is None else f"{number(100 * row.roofline)} %"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """`HEAD` and lines for a terminal, numbers to the right."""
+    table = [HEAD, *lines]
+    widths = [max(len(line[column]) for line in table) for column in range(len(HEAD))]
+    sides = "<<<<" + ">" * (len(HEAD) - 4)
+    return "\n".join("  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)) for line in table)
 
 
 def reasons(rows: Iterable[Row]) -> list[str]:
@@ -57,7 +67,7 @@ def reasons(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         text = row.detail if row.measured else " ".join(filter(None, [row.status, row.detail and f"({row.detail})"]))
         if text:
-            groups.setdefault(text, {}).setdefault((row.operator, row.impl), {})[f"{row.shape} {row.dtype}"] = None
+            groups.setdefault(text, {}).setdefault((row.operator, row.impl), {})[row.shape] = None
     return [
         f"{text}: " + "; ".join(f"{op} {impl} ({', '.join(shapes)})" for (op, impl), shapes in found.items())
         for text, found in groups.items()
@@ -85,3 +95,35 @@ def origin(environment: Mapping[str, Any]) -> str:
     names = [machine["gpu"]] if "gpu" in machine else [f"{machine['processor']}, {machine['threads']} threads"]
     names += [" ".join((name, value)) for name, value in versions.items()]
     return "; ".join([*names, f"commit {environment['commit'] or 'unknown'}"])
+
+
+class Fit(NamedTuple):
+    """time ~ letter^exponent over a range, ends included."""
+
+    operator: str
+    impl: str
+    direction: str
+    letter: str
+    exponent: float
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        law = f"{self.operator} {self.impl} {self.direction}: time ~ {self.letter}^{self.exponent:.2f}"
+        return f"{law} for {self.low} ≤ {self.letter} ≤ {self.high}"
+
+
+def fits(rows: Iterable[Row]) -> list[Fit]:
+    """Exponents of curves' upper parts, from the middle on a log scale, three points or more, by least squares."""
+    curves: dict[tuple[str, str, str, str], dict[int, float]] = {}
+    for row in rows:
+        letter = row.job.rpartition("/")[2]
+        if row.group == "growth" and row.measured and row.p50 and letter in row.sizes:
+            curves.setdefault((row.operator, row.impl, row.direction, letter), {})[row.sizes[letter]] = row.p50
+    found = []
+    for key, curve in curves.items():
+        xs = sorted(x for x in curve if x >= math.sqrt(min(curve) * max(curve)))
+        if len(xs) >= 3:
+            slope, _ = np.polyfit(np.log(xs), np.log([curve[x] for x in xs]), 1)
+            found.append(Fit(*key, float(slope), xs[0], xs[-1]))
+    return found

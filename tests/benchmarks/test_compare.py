@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from benchmarks.paired import FASTER, SAME, SLOWER, coverage, median_interval, paired, unpaired
 
 from benchmarks import compare
-from benchmarks.paired import FASTER, SAME, SLOWER, coverage, median_interval, paired, unpaired
 from benchmarks.rows import Row
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from benchmarks.growth import VARIED, Case, Growth, exponent, fits, main
+
 from benchmarks.harness import take_turns
 from benchmarks.rows import FAILED, OK, TOO_LARGE, Row, without_numbers
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.loading import check_pixels, main
 from PIL import Image
 
-from benchmarks.loading import check_pixels, main
 from pspg.engine.data.manifest import Sample
 from pspg.engine.data.torch_loader import ImageDataset, make_train_loader
 from pspg.engine.errors import UserError

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.registry import OPERATORS, Problem, Shape, outcome
 from torch import Tensor
 
 from benchmarks import harness, registry
 from benchmarks.gate import poisoned, ratios
 from benchmarks.operators import DIRECTIONS, OperatorJob, jobs
-from benchmarks.registry import OPERATORS, Problem, Shape, outcome
 from benchmarks.rows import FAILED, OK, TOO_LARGE, UNAVAILABLE
 from pspg.kernels.spcl import PairSample, spcl
 

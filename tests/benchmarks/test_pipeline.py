@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
+from benchmarks.pipeline import Loading
 
 from benchmarks import loading, pipeline
-from benchmarks.pipeline import Loading
 from benchmarks.rows import FAILED, OK, TOO_LARGE
 from pspg.engine.errors import UserError
 

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.scaling_plot import draw
 
 from benchmarks.ranks import measure
 from benchmarks.scaling import COUNTS, _model
-from benchmarks.scaling_plot import draw
 from benchmarks.traffic import ALL_GATHER, ALL_REDUCE, Network
 
 

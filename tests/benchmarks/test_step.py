@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.training_step import exact_flops, make_setup, make_step, repaired_loss
 
 from benchmarks.machine import peak_bytes
-from benchmarks.training_step import exact_flops, make_setup, make_step, repaired_loss
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

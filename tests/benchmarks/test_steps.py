@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.gated import GradientStep, Oracle, excess, measure, outcome_of
+from benchmarks.runs import DemoEpoch, Evaluation
 
 from benchmarks import growth, steps
-from benchmarks.gated import GradientStep, Oracle, excess, measure, outcome_of
 from benchmarks.harness import take_turns
 from benchmarks.rows import FAILED, OK, TOO_LARGE, Row
-from benchmarks.runs import DemoEpoch, Evaluation
 from benchmarks.steps import GraphedLoss, Phase1Step, Phase2Step, loss_of
 from pspg.engine.config import ModelConfig
 from pspg.engine.step_graph import WARM_UP, Outcome

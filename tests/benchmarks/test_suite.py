@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.suite import Runner, with_roofline
 
 from benchmarks import suite
 from benchmarks.harness import Measured, Unavailable, take_turns
 from benchmarks.rows import FAILED, OK, TOO_LARGE, UNAVAILABLE, Results, Row, read_rows
-from benchmarks.suite import Runner, with_roofline
 from pspg.engine.errors import UserError
 
 ROOT = Path(__file__).parents[2]
