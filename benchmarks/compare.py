@@ -172,6 +172,7 @@ def run(folder: Path, arguments: Sequence[str]) -> list[Row]:
     """
     paths = [str(folder / "links"), str(folder / "tree"), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "benchmarks.run", *arguments, "--json", str(folder / "rows.json")]
+    (folder / "rows.json").unlink(missing_ok=True)
     done = subprocess.run(
         command,
         cwd=folder / "tree",
@@ -181,7 +182,7 @@ def run(folder: Path, arguments: Sequence[str]) -> list[Row]:
     )
     if done.returncode == 130:
         raise KeyboardInterrupt
-    if done.returncode > 1:  # 1: a row FAILED
+    if not (folder / "rows.json").is_file():
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise UserError(f"its benchmarks do not run: {reason}")
     found: list[Row] = read_results(folder / "rows.json")["rows"]

@@ -69,8 +69,6 @@ class OperatorCase:
         read, written = (sum(t.nbytes for t in part) for part in (list(problem.tensors()), outputs))
         moved = read + written + sum(leaf.nbytes for leaf in leaves)
         there, back = forward.get_total_flops(), backward.get_total_flops()
-        if there and not back:  # its gradients come with its forward: other implementations share the work otherwise
-            return {"forward": (None, None), "backward": (None, None), "both": (there, moved)}
         return {"forward": (there, read + written), "backward": (back, moved), "both": (there + back, moved)}
 
 

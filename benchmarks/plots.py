@@ -81,7 +81,8 @@ def draw_speed(rows: Sequence[Row], about: str) -> bytes:
         low, high = min(low, middle / 2.5), max(high, middle * 2.5)
         axes.set_xlim(low, high * (high / low) ** 0.2)  # room for the memory
         _ticks(axes, "x")
-    figure.suptitle(f"Time of a call, forward and backward: median, p20 to p80\n{about}", x=0.01, ha="left", fontsize=8)
+    title = f"Time of a call, forward and backward: median, p20 to p80; beside it the peak memory\n{about}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=8)
     handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}  # noqa: B905
     figure.legend(handles.values(), handles, loc="outside lower left", ncols=len(handles))
     return _png(figure, grid.flat[len(panels) :])

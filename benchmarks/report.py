@@ -1,7 +1,7 @@
 """`python -m benchmarks.report RESULTS`: pictures beside a results file, and its tables as Markdown.
 
-The tables are printed, or put into a README between the lines `<!-- results: NAME -->` and `<!-- end -->`, where NAME is
-the name of the folder; what stood there is replaced.
+The tables are printed, or put into a README between the lines `<!-- results: NAME -->` and `<!-- end -->`, where NAME
+is the name of the folder; what stood there is replaced.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`python -m benchmarks.run`: times and memory of any operator, step or loader at any shape, behind a correctness gate.
 
-With --op: that one, at the shape that is given. Without: the standard jobs of this device, the most important first, into
-results.json of a folder; run again, it continues.
+With --op: that one, at the shape that is given. Without: the standard jobs of this device, the most important first,
+into results.json of a folder; run again, it continues.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from pspg.engine.trainer import make_optimizer
 from .machine import environment
 from .model import exact_flops, make_setup
 from .ranks import Settings, measure
+from .rows import read_results, write_results
 from .step import positive
 from .traffic import Network, group_sizes, step_payload
 
@@ -40,9 +41,10 @@ def main() -> int:
     """Measure, model, print, write JSON and a figure; returns the exit status."""
     arguments = _arguments()
     try:
-        for path in (arguments.json, arguments.plot):
-            if path:
-                check_output(path, folder=False)
+        for path in filter(None, (arguments.json, arguments.plot)):
+            check_output(path, folder=False)
+        if arguments.results:
+            read_results(Path(arguments.results))
         model = {"model": _model(arguments)} if arguments.step else {}
         found = {"environment": _environment(arguments), "measured": _measure(arguments), **model}
     except UserError as error:
@@ -52,6 +54,9 @@ def main() -> int:
     if arguments.json:
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(arguments.json), json.dumps(found, indent=2) + "\n")
+    if arguments.results:
+        path = Path(arguments.results)
+        write_results(path, {**read_results(path), "scaling": found})
     if arguments.plot:
         from .plots import draw_scaling
 
@@ -83,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     add("--network_gbs", type=float, default=25, help="model: β between nodes, GB/s a GPU (default 25, assumed)")
     add("--json", metavar="OUT", help="write all numbers")
     add("--plot", metavar="OUT", help="draw them, as PNG")
+    add("--results", metavar="FILE", help="also keep them in this results file of benchmarks.run")
     arguments = parser.parse_args()
     places = torch.cuda.device_count() if arguments.device == "cuda" else len(os.sched_getaffinity(0))
     if not arguments.ranks:

@@ -21,10 +21,10 @@ from pspg.engine.errors import UserError
 from pspg.engine.files import check_output, write_text
 
 from .child import Child
-from .jobs import bench, device_of
+from .harness import Sizes
+from .jobs import device_of, registry
 from .machine import environment, peak_bytes, peak_flops, timed
 from .model import IMPLS, exact_flops, make_setup, make_step
-from .rows import OK
 
 
 def main() -> int:
@@ -88,9 +88,18 @@ def _wrong(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _gate(pipe: Any, arguments: argparse.Namespace) -> None:
     pipe.recv()
-    shape = {"C": min(max(arguments.classes, 2), 4), "B": min(arguments.batch, 2)}
-    rows = bench("phase2_step", impl=arguments.impl, device=arguments.device, seconds=0.0, **shape)
-    pipe.send({row.impl: f"gate, {row.shape}: {row.status}, {row.detail}" for row in rows if row.status != OK})
+    sizes = Sizes(C=min(max(arguments.classes, 2), 4), B=min(arguments.batch, 2), n=16)
+    device, wrong = torch.device(arguments.device), {}
+    case = registry()[0]["phase2_step"].make(sizes, "bf16" if device.type == "cuda" else "fp32", device)
+    for impl in arguments.impl:
+        try:
+            case.prepare(impl)(0)
+        except Exception as error:  # a broken implementation must not end the others
+            wrong[impl] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    for impl, (error, detail) in case.verdicts([impl for impl in arguments.impl if impl not in wrong]).items():
+        if error is not None and not error <= 1:
+            wrong[impl] = f"wrong, by {error:.3g} times what is allowed: {detail}"
+    pipe.send(wrong)
 
 
 def _measure(arguments: argparse.Namespace, device: torch.device, failed: dict[str, str]) -> list[dict[str, Any]]:

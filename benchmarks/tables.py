@@ -109,7 +109,8 @@ class Fit(NamedTuple):
     high: int
 
     def __str__(self) -> str:
-        law = f"{self.operator} {self.impl} {self.direction}: time ~ {self.letter}^{self.exponent:.2f}"
+        towards = "" if self.direction == "both" else f" {self.direction}"
+        law = f"{self.operator} {self.impl}{towards}: time ~ {self.letter}^{self.exponent:.2f}"
         return f"{law} for {self.low} ≤ {self.letter} ≤ {self.high}"
 
 

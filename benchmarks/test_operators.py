@@ -1,7 +1,7 @@
 """The operators under pytest-benchmark: `python -m pytest benchmarks/test_operators.py -k "pair_loss and C14"`.
 
-A round is forward and backward, the device's work included. An implementation that fails the gate fails its test and has
-no numbers.
+A round is forward and backward, the device's work included. An implementation that fails the gate fails its test and
+has no numbers.
 """
 
 from __future__ import annotations
