@@ -16,33 +16,33 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from math import comb
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from scipy.stats import quantile_test
 from tqdm import tqdm
 
 from pspg.engine.errors import UserError
 
 from .rows import Row, read_results
-from .tables import SECONDS, number, scaled
+from .tables import SECONDS, number, scaled, times
 
 ROOT = Path(__file__).parents[1]
 SLOWER, FASTER, SAME = "slower", "faster", "within noise"
-LEVEL = 0.95
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line a row; returns the exit status: 1 if B is slower or lost a row, 2 after a mistake."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("commits", nargs=2, metavar=("A", "B"), help="two commits")
-    parser.add_argument("--pairs", type=int, default=6, help="turns of A and B (6, the fewest that give 95 %%)")
+    parser.add_argument("--pairs", type=int, default=6, help="turns of A and B (6)")
     parser.add_argument("--fail_above", type=float, default=1.05, help="ratio above which a slower row fails (1.05)")
     options, passed_on = parser.parse_known_args(arguments)
     try:
-        if options.pairs < 3:
-            raise UserError(f"--pairs {options.pairs}: give at least 3")
+        if options.pairs < 6:
+            raise UserError(f"--pairs {options.pairs}: give at least 6, the fewest that have a 95 % interval")
         return _compare(options, passed_on)
     except UserError as error:
         print(f"benchmarks.compare: error: {error}", file=sys.stderr)
@@ -60,14 +60,12 @@ def _compare(options: argparse.Namespace, passed_on: Sequence[str]) -> int:
             for row in run(tree, passed_on):
                 name = f"{row.operator} {row.shape} {row.impl} {row.direction}"
                 series.setdefault(name, {"A": [], "B": []})["AB"[number_ % 2]].append(row)
-    level = 100 * coverage(options.pairs)
-    print(f"A {a}, B {b}: {options.pairs} pairs in turns; the median ratio's interval covers {level:.0f} %")
+    print(f"A {a}, B {b}: {options.pairs} pairs in turns; median ratio with its 95 % interval")
     bad = 0
     for name, found in series.items():
         rows = found["A"] + found["B"]
         if len(rows) < 2 * options.pairs or not all(row.measured for row in rows):
-            why = next((f"{row.status} ({row.detail})" for row in rows if not row.measured), "not in every run")
-            print(f"{name}: not compared, {why}")
+            print(f"{name}: not compared, {next((times(row) for row in rows if not row.measured), 'not in every run')}")
             bad += bool(found["A"]) and all(row.measured for row in found["A"])
             continue
         result = paired(*([row.p50 or 0.0 for row in found[which]] for which in "AB"))
@@ -113,27 +111,9 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Comparison:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Two of the values that enclose the median of where they come from; see `coverage`."""
-    ordered, rank = sorted(values), _rank(len(values))
-    return ordered[rank], ordered[-1 - rank]
-
-
-def coverage(count: int) -> float:
-    """Probability that the interval of so many values encloses the median: 95 % or more from 6 values on."""
-    return _coverage(count, _rank(count))
-
-
-def _rank(count: int) -> int:
-    """How many values to leave out at either end."""
-    rank = 0
-    while 2 * (rank + 1) < count and _coverage(count, rank + 1) >= LEVEL:
-        rank += 1
-    return rank
-
-
-def _coverage(count: int, rank: int) -> float:
-    """One less the chance that `rank` values or fewer lie below the median, or above it."""
-    return 1 - 2 * sum(comb(count, below) for below in range(rank + 1)) / 2**count
+    """Two of the values that enclose the median of where they come from, at 95 %; of fewer than 6 the extremes."""
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return (min(values) if isnan(low) else float(low)), (max(values) if isnan(high) else float(high))
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def standard_jobs(device: str) -> list[Job]:
         add(10 + number, "phase2_step", ("reference", "repaired", "eager", *triton), C=C, B=B)
     if not cpu:
         add(60, "operators", dtype="fp32", C=108, B=64)
-    base = {"C": 32, "B": 16, "n": 8, **NARROW} if cpu else {"C": 108, "B": 64, "n": 16}
+    base: dict[str, Any] = {"C": 32, "B": 16, "n": 8, **NARROW} if cpu else {"C": 108, "B": 64, "n": 16}
     for letter, sizes in GROWTH.items():
         add(30, "text_side", ("eager", *(triton or ("sampled",))), **{**base, letter: sizes})
     add(40, "loaders")

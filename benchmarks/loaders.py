@@ -49,11 +49,11 @@ class Loading:
             raise Unavailable(str(error)) from None
         s, load = self._sizes, load_with(impl, self._device)  # type: ignore[arg-type]
         loader = make_train_loader(self._dataset, batch_size=s.B, workers=s.workers, load=load)
-        error = grey_levels(self._dataset, next(iter(loader.batches(0)))) / GREY
+        off = grey_levels(self._dataset, next(iter(loader.batches(0)))) / GREY
 
         def call(turn: int) -> dict[str, float]:
             start, seconds = _epoch(loader.batches(turn), self._device)
-            self._found[impl] = error, start
+            self._found[impl] = off, start
             return {"both": seconds}
 
         return call

@@ -19,14 +19,14 @@ from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import PairSample, spcl
 from pspg.kernels.spcl.reference import pair_features
 from pspg.kernels.text_tower import Frame, TextLayer, TextTower, encode_prompts, pair_indices
+from pspg.kernels.text_tower.frozen import EAGER
+from pspg.kernels.text_tower.passes import Continuation
 
 from . import repaired
 from .harness import Sizes
 
 CONTEXT = 77
 """tokens of CLIP's text tower"""
-HALF: Mapping[str, int] = {"D": 1024, "H": 512, "heads": 8}
-"""of the paper's decoders"""
 TOWER: Mapping[str, int] = {"W": 512, "layers": 12, "heads": 8, "D": 1024}
 """of RN50's text tower"""
 BLOCK: Mapping[str, int] = {"C": 108, "n": 16, "pairs": 367, "W": 512}
@@ -81,14 +81,12 @@ class Operator:
         impls: reference, repaired, eager and triton; `compiled` is made of eager. Where there is nothing to tidy, or
             the literal equations repeat no work, names share a function.
         parts: (literal function, problem, the same in float64, FLOPs that may be spent) → what is known of the outcome.
-        slow_to_compile: on a CPU.
     """
 
     letters: Mapping[str, int]
     make: Callable[[Sizes, torch.device, torch.dtype], Problem]
     impls: Mapping[str, Function]
     parts: Callable[[Function, Problem, Problem, int], list[Part]] = field(default=whole)
-    slow_to_compile: bool = False
 
 
 def outcome(function: Function, problem: Problem) -> list[Tensor]:
@@ -137,14 +135,21 @@ def _tensors(part: Any) -> Iterator[Tensor]:
             yield from _tensors(getattr(part, one.name))
 
 
-def by_impl(function: Callable[[str, Problem], Any], **others: Function) -> dict[str, Function]:
-    """Implementations of a function that takes their name; reference serves for what is not among `others`.
+def by_impl(function: Callable[[str, Problem], Any], *, exact: bool = False, tidy: Function | None = None) -> Any:
+    """Implementations of a function that takes their name.
 
-    `eager=…` replaces the exact algebra where the literal equations repeat no work.
+    Args:
+        exact: the literal equations repeat no work, and serve for eager, too.
+        tidy: the tuned baseline; None: the literal equations.
     """
-    literal = partial(function, "reference")
-    eager = partial(function, "eager")
-    return {"reference": literal, "repaired": literal, "eager": eager, "triton": partial(function, "triton"), **others}
+    literal, triton = partial(function, "reference"), partial(function, "triton")
+    eager = literal if exact else partial(function, "eager")
+    return {"reference": literal, "repaired": tidy or literal, "eager": eager, "triton": triton}
+
+
+def called(operator: Callable[..., Tensor]) -> Callable[[str, Problem], Tensor]:
+    """An operator that takes leaves, fixed and impl as they are."""
+    return lambda impl, problem: operator(*problem.leaves, *problem.fixed, impl=impl)
 
 
 # Random inputs.
@@ -191,10 +196,6 @@ def _asl_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
     return Problem((_normal(s.B, 2, s.C, device=device, std=5),), (labels.clamp(min=-1),))
 
 
-def _asl(impl: str, problem: Problem) -> Tensor:
-    return asymmetric_loss(*problem.leaves, *problem.fixed, impl=impl)
-
-
 # Pair loss of features.
 
 
@@ -202,10 +203,6 @@ def _pair_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem
     features = _normal(s.C * (s.C - 1) // 2, s.D, device=device, dtype=dtype)
     vectors = _normal(s.B, s.D, device=device, std=0.2)
     return Problem((features, vectors, torch.full((), 2.66, device=device)), (_labels(s, device),))
-
-
-def _pair_loss(impl: str, problem: Problem) -> Tensor:
-    return pair_loss(*problem.leaves, *problem.fixed, impl=impl)
 
 
 # Prompt decoders.
@@ -289,13 +286,16 @@ def _spcl(impl: str, problem: Problem) -> Tensor:
     tower, template, labels, pairs = problem.fixed
     sample = None if pairs is None else PairSample(pairs[0], pairs[1], torch.ones(len(pairs[0])))
     memory = 2**62 if labels.is_meta else None
-    return spcl(tower, template, *problem.leaves, labels, sample=sample, memory=memory, impl=impl)
+    prompts, vectors, scale = problem.leaves
+    return spcl(tower, template, prompts, vectors, scale, labels, sample=sample, memory=memory, impl=impl)
 
 
 def _repaired_spcl(problem: Problem) -> Tensor:
     tower, template, labels, pairs = problem.fixed
     first, second = pair_indices(labels.shape[1]) if pairs is None else pairs
-    return repaired.spcl(tower, template, *problem.leaves, labels, (first.to(labels.device), second.to(labels.device)))
+    prompts, vectors, scale = problem.leaves
+    pairs = first.to(labels.device), second.to(labels.device)
+    return repaired.spcl(tower, template, prompts, vectors, scale, labels, pairs)
 
 
 def _spcl_parts(literal: Function, problem: Problem, exact: Problem, budget: int) -> list[Part]:
@@ -351,14 +351,17 @@ def _chosen(count: int, wanted: int) -> Tensor:
 # Operations of a block of the text tower, over a chunk of pairs.
 
 
-def _operations(impl: str) -> Any:
-    if impl == "triton":
-        from pspg.kernels.text_tower.fused import FUSED  # imports triton
+def block_operation(function: Callable[[Any, Problem], Any]) -> dict[str, Function]:
+    """Implementations of a function of the text tower's block operations."""
 
-        return FUSED
-    from pspg.kernels.text_tower.frozen import EAGER
+    def run(impl: str, problem: Problem) -> Any:
+        if impl == "triton":
+            from pspg.kernels.text_tower.fused import FUSED  # imports triton
 
-    return EAGER
+            return function(FUSED, problem)
+        return function(EAGER, problem)
+
+    return by_impl(run)
 
 
 def _rows(s: Sizes) -> int:
@@ -366,19 +369,11 @@ def _rows(s: Sizes) -> int:
 
 
 def _attention_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
-    from pspg.kernels.text_tower.passes import Continuation
-
     first, second = (part[: s.pairs] for part in pair_indices(s.C, device))
     tokens = s.n + 1
     pairs = Continuation(first, second, prefixes=s.C, tails=s.C, tokens=tokens, seen=tokens)
     normal = partial(_normal, device=device, dtype=dtype)
     return Problem((normal(len(first), tokens, 3 * s.W), normal(s.C, tokens, 2 * s.W)), (pairs, s.heads))
-
-
-def _attend(impl: str, problem: Problem) -> Tensor:
-    (suffixes, prefixes), (pairs, heads) = problem.leaves, problem.fixed
-    found: Tensor = _operations(impl).attend(heads, suffixes, prefixes, pairs)
-    return found
 
 
 def _block_tower(s: Sizes, layers: int, device: torch.device, dtype: torch.dtype) -> TextTower:
@@ -394,45 +389,37 @@ def _norm_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem
     return Problem((x, delta), (_block_tower(s, 0, device, dtype),))
 
 
-def _add_norm(impl: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    (x, delta), (tower,) = problem.leaves, problem.fixed
-    found: tuple[Tensor, Tensor] = _operations(impl).add_norm(
-        tower, x, delta, tower.ln_final_weight, tower.ln_final_bias
-    )
-    return found
-
-
 def _mlp_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
     y = _normal(_rows(s), s.W, device=device, dtype=dtype)
     return Problem((y,), (_block_tower(s, 1, device, dtype),))
 
 
-def _mlp(impl: str, problem: Problem) -> Tensor:
-    (y,), (tower,) = problem.leaves, problem.fixed
-    found: Tensor = _operations(impl).mlp(tower, tower.layers[0], y)
-    return found
-
-
-def _literal_is_exact(function: Callable[[str, Problem], Any]) -> dict[str, Function]:
-    return by_impl(function, eager=partial(function, "reference"))
-
-
 CBn = {"C": 108, "B": 64, "n": 16}
 OPERATORS: dict[str, Operator] = {
-    "prompt_decoder": Operator({**CBn, **HALF}, _decoder_problem, by_impl(_decode)),
-    "spcl": Operator(
-        {**CBn, **TOWER}, _spcl_problem, by_impl(_spcl, repaired=_repaired_spcl), _spcl_parts, slow_to_compile=True
-    ),
+    "prompt_decoder": Operator({**CBn, "D": 1024, "H": 512, "heads": 8}, _decoder_problem, by_impl(_decode)),
+    "spcl": Operator({**CBn, **TOWER}, _spcl_problem, by_impl(_spcl, tidy=_repaired_spcl), _spcl_parts),
     "text_tower": Operator(
-        {"C": 108, "n": 16, **TOWER},
-        _text_problem,
-        by_impl(_single_features, repaired=_repaired_features),
-        _text_parts,
-        slow_to_compile=True,
+        {"C": 108, "n": 16, **TOWER}, _text_problem, by_impl(_single_features, tidy=_repaired_features), _text_parts
     ),
-    "pair_loss": Operator({"C": 108, "B": 64, "D": 1024}, _pair_problem, _literal_is_exact(_pair_loss)),
-    "asymmetric_loss": Operator({"C": 108, "B": 64}, _asl_problem, _literal_is_exact(_asl)),
-    "suffix_attention": Operator({**BLOCK, "heads": 8}, _attention_problem, by_impl(_attend)),
-    "add_norm": Operator(BLOCK, _norm_problem, by_impl(_add_norm)),
-    "mlp": Operator(BLOCK, _mlp_problem, by_impl(_mlp)),
+    "pair_loss": Operator({"C": 108, "B": 64, "D": 1024}, _pair_problem, by_impl(called(pair_loss), exact=True)),
+    "asymmetric_loss": Operator({"C": 108, "B": 64}, _asl_problem, by_impl(called(asymmetric_loss), exact=True)),
+    "suffix_attention": Operator(
+        {**BLOCK, "heads": 8},
+        _attention_problem,
+        block_operation(lambda operations, p: operations.attend(p.fixed[1], *p.leaves, p.fixed[0])),
+    ),
+    "add_norm": Operator(
+        BLOCK,
+        _norm_problem,
+        block_operation(
+            lambda operations, p: operations.add_norm(
+                p.fixed[0], *p.leaves, p.fixed[0].ln_final_weight, p.fixed[0].ln_final_bias
+            )
+        ),
+    ),
+    "mlp": Operator(
+        BLOCK,
+        _mlp_problem,
+        block_operation(lambda operations, p: operations.mlp(p.fixed[0], p.fixed[0].layers[0], *p.leaves)),
+    ),
 }

@@ -1,4 +1,4 @@
-"""Pictures of measured numbers, as PNG: times of operators and steps, growth, scaling over ranks."""
+"""Pictures of measured numbers, as PNG: growth with a letter, scaling over ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from .rows import Row
-from .tables import BYTES, SECONDS, fits, origin, scaled
+from .tables import SECONDS, fits, origin, scaled
 
 COLOURS = {
     "reference": "#6b7280",
@@ -41,51 +41,14 @@ STYLE: Any = {  # keys of matplotlib's rcParams, which only newer versions type
 
 def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write what the parts of a results file allow; returns the paths."""
-    rows, about = [row for row in content["rows"] if row.measured], origin(content["environment"])
-    growing = [row for row in rows if row.group == "growth"]
-    single = [row for row in rows if row.group in ("operators", "steps") and row.direction == "both"]
-    pictures = {"speed": draw_speed(single, about)} if single else {}
+    growing, pictures = [row for row in content["rows"] if row.group == "growth" and row.measured], {}
     if growing:
-        pictures["growth"] = draw_growth(growing, about)
+        pictures["growth"] = draw_growth(growing, origin(content["environment"]))
     if "scaling" in content:
         pictures["scaling"] = draw_scaling(content["scaling"])
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
     return [folder / f"{name}.png" for name in pictures]
-
-
-@mpl.rc_context(STYLE)
-def draw_speed(rows: Sequence[Row], about: str) -> bytes:
-    """A panel an operator: median time and p20 to p80 of each case and implementation, beside it the peak memory."""
-    panels = {name: [row for row in rows if row.operator == name] for name in dict.fromkeys(r.operator for r in rows)}
-    counts = [len(panel) for panel in panels.values()]
-    heights = [0.75 + 0.17 * max(counts[i : i + 2]) for i in range(0, len(counts), 2)]
-    figure = Figure(figsize=(10, 1 + sum(heights)))
-    grid = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for axes, (name, panel) in zip(grid.flat, panels.items(), strict=False):
-        shapes = list(dict.fromkeys(row.shape for row in panel))
-        impls = _impls(panel)
-        for row in panel:
-            y, colour = (
-                shapes.index(row.shape) + 0.8 * ((impls.index(row.impl) + 0.5) / len(impls) - 0.5),
-                COLOURS[row.impl],
-            )
-            axes.plot([row.p20, row.p80], [y, y], color=colour, lw=1.2)
-            axes.plot([row.p50], [y], "o", color=colour, ms=4.5, label=row.impl)
-            memory = scaled(row.peak_bytes or 0, BYTES)
-            axes.annotate(memory, (row.p80 or 0, y), (5, 0), textcoords="offset points", va="center", fontsize=6.5)
-        axes.set(title=name, xscale="log", ylim=(len(shapes) - 0.5, -0.5))
-        axes.set_yticks(range(len(shapes)), shapes, fontsize=7.5)
-        low, high = axes.get_xlim()
-        middle = (low * high) ** 0.5
-        low, high = min(low, middle / 2.5), max(high, middle * 2.5)
-        axes.set_xlim(low, high * (high / low) ** 0.2)  # room for the memory
-        _ticks(axes, "x")
-    title = f"Time of a call, forward and backward: median, p20 to p80; beside it the peak memory\n{about}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=8)
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}  # noqa: B905
-    figure.legend(handles.values(), handles, loc="outside lower left", ncols=len(handles))
-    return _png(figure, grid.flat[len(panels) :])
 
 
 @mpl.rc_context(STYLE)
@@ -97,7 +60,7 @@ def draw_growth(rows: Sequence[Row], about: str) -> bytes:
     grid = figure.subplots(-(-len(sweeps) // 3), 3, squeeze=False)
     for axes, (job, sweep) in zip(grid.flat, sweeps.items(), strict=False):
         _, operator, letter = job.split("/")
-        for impl in _impls(sweep):
+        for impl in [impl for impl in COLOURS if any(row.impl == impl for row in sweep)]:
             mine = sorted((row for row in sweep if row.impl == impl), key=lambda row: row.sizes[letter])
             x, fit = [row.sizes[letter] for row in mine], laws.get((operator, letter, impl))
             label = f"{impl} {letter}^{fit.exponent:.2f} ({fit.low}–{fit.high})" if fit else impl
@@ -107,7 +70,9 @@ def draw_growth(rows: Sequence[Row], about: str) -> bytes:
         axes.set(xscale="log", yscale="log", xlabel=f"{letter}\n{textwrap.fill(others, 40)}", title=operator)
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.2)  # room for the legend
-        _ticks(axes, "y")
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high / low < 60 else (1,), numticks=8))
+        axes.yaxis.set_major_formatter(lambda value, _: scaled(value, SECONDS))
+        axes.grid(True, axis="y")
         x = sorted({row.sizes[letter] for row in sweep})
         axes.set_xticks(x, [str(size) for size in x], fontsize=7.5)
         axes.minorticks_off()
@@ -148,20 +113,6 @@ def _rates(axes: Axes, ranks: list[int], rates: list[float], colour: str, label:
     axes.minorticks_off()
     axes.grid(True)
     axes.legend(loc="upper left")
-
-
-def _impls(rows: Iterable[Row]) -> list[str]:
-    return sorted({row.impl for row in rows}, key=[*COLOURS].index)
-
-
-def _ticks(axes: Axes, which: str) -> None:
-    """Times with their units; at 1, 2 and 5 where decades alone would leave too few."""
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high / low < 60 else (1,), numticks=8))
-    axis.set_major_formatter(lambda value, _: scaled(value, SECONDS))
-    axis.set_minor_formatter(NullFormatter())
-    axes.grid(True, axis="x" if which == "x" else "y")
 
 
 def _png(figure: Figure, empty: Iterable[Axes]) -> bytes:

@@ -57,13 +57,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="of the code, where it is no git checkout")
     parser.error = _error  # type: ignore[method-assign]
     options = parser.parse_args(arguments)
-    if options.op is None:
-        misplaced, advice = ("shape", "dtype", "impl", "direction", "json"), "give --op, too"
-    else:
-        misplaced, advice = ("output", "only", "budget_s"), "is for the standard jobs; leave out --op"
-    for name in misplaced:
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name}: {advice}")
+    for group, misplaced, advice in (
+        (one, options.op is None, "give --op, too"),
+        (many, options.op is not None, "is for the standard jobs; leave out --op"),
+    ):
+        for action in group._group_actions if misplaced else ():
+            if getattr(options, action.dest) is not None:
+                raise UserError(f"{action.option_strings[0]}: {advice}")
     return options
 
 

@@ -45,9 +45,9 @@ def test_operator(benchmark: Any, job: Job, impl: str) -> None:
     except Unavailable as error:
         pytest.skip(str(error))
     slowest = max(call(0).values())
-    error, detail = case.verdicts(["reference", impl])[impl]
-    assert error is not None
-    assert error <= 1, f"error is {error:.3g} times what is allowed; {detail}"
+    verdict = case.verdicts(["reference", impl])[impl]
+    assert verdict.error is not None
+    assert verdict.error <= 1, f"error is {verdict.error:.3g} times what is allowed; {verdict.detail}"
     benchmark.group = job.key
     benchmark.pedantic(call, args=(1,), rounds=3 if slowest > SLOW else 10)
-    benchmark.extra_info.update(environment(DEVICE), error=error)
+    benchmark.extra_info.update(environment(DEVICE), error=verdict.error)

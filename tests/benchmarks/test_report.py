@@ -34,9 +34,9 @@ def test_a_readme_is_rewritten_between_its_markers(results: Path, tmp_path: Path
     assert "| pair_loss | C14 B8 fp32 | 8 ms | 4 ms | 1 ms | FAILED | eager | 4× | 50 % | 1 MiB |" in inside
     assert r"\<b\>a\|b\</b\> \* $\`" in inside
     assert "text_side eager: time ~ C^2.00 for 8 ≤ C ≤ 16" not in inside  # two points are no curve
-    assert "![speed](mine/speed.png)" in inside
+    assert "![growth](mine/growth.png)" in inside
     pictures = {path.name: path.read_bytes() for path in results.glob("*.png")}
-    assert pictures.keys() == {"speed.png", "growth.png"}
+    assert pictures.keys() == {"growth.png"}
     assert report.main([str(results), "--readme", str(readme)]) == 0
     assert readme.read_text() == first
     assert {path.name: path.read_bytes() for path in results.glob("*.png")} == pictures
@@ -76,6 +76,6 @@ def test_what_the_guide_shows_comes_from_the_committed_results(name: str) -> Non
     folder = RESULTS / name
     assert len(list(folder.iterdir())) <= 4
     guide = RESULTS.parent / "README.md"
-    pictures = [folder / f"{picture}.png" for picture in ("speed", "growth", "scaling")]
+    pictures = [folder / f"{picture}.png" for picture in ("growth", "scaling")]
     content = report.read_results(folder / "results.json")
     assert report.markdown(content, [path for path in pictures if path.is_file()], guide.parent) in guide.read_text()
