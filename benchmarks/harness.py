@@ -227,16 +227,19 @@ def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
     except Unavailable as error:
         measured.status, measured.detail = UNAVAILABLE, str(error)
     except Exception as error:  # a broken implementation must not end the others
-        measured.status = TOO_LARGE if _is_memory(error) else FAILED
-        measured.detail = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
-        if measured.status == FAILED:
-            traceback.print_exc()
-        elif torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        measured.status, measured.detail = failure(error)
     return None
 
 
-def _is_memory(error: Exception) -> bool:
-    """Not every message that speaks of memory: a bad access and too little shared memory are mistakes of a kernel."""
+def failure(error: Exception) -> tuple[str, str]:
+    """Status and reason of what broke.
+
+    Not every message that speaks of memory does not fit: a bad access and too little shared memory are mistakes.
+    """
     told = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)
+    large = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)
+    if not large:
+        traceback.print_exc()
+    elif torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return TOO_LARGE if large else FAILED, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]

@@ -14,7 +14,7 @@ import torch
 
 from pspg.engine.errors import UserError
 
-from .harness import SECONDS, Case, Sizes, bounded_memory, measure
+from .harness import SECONDS, Case, Sizes, bounded_memory, failure, measure
 from .machine import DTYPES, measure_peaks
 from .operator_case import OperatorCase
 from .operators import OPERATORS
@@ -116,7 +116,7 @@ class Job:
 
     def run(self, device: torch.device, peaks: Mapping[str, float]) -> Iterator[Row]:
         """Rows of every case, direction and implementation."""
-        entry, several = registry()[0][self.op], self.key.startswith("growth/")
+        asked, entry, several = (self.impls, self.directions), registry()[0][self.op], self.key.startswith("growth/")
         without = {impl: (NOT_RUN, why) for impl, why in self.left_out.items()}
         if device.type == "cpu" and "triton" in self.impls:
             without["triton"] = UNAVAILABLE, "kernels need a GPU of compute capability 8.0 or newer"
@@ -124,11 +124,15 @@ class Job:
         for combination in product(*self.shape.values()):
             shown = dict(zip(self.shape, combination, strict=True))
             row = Row(job=self.key, operator=self.op, impl="", sizes=shown, device=device.type, dtype=self.dtype)
-            with bounded_memory() if device.type == "cpu" else nullcontext():
-                case = entry.make(Sizes({**entry.letters, **shown}), self.dtype, device)
-                yield from measure(
-                    row, case, self.impls, self.directions, peaks=peaks, without=without, seconds=seconds
-                )
+            try:
+                with bounded_memory() if device.type == "cpu" else nullcontext():
+                    case = entry.make(Sizes({**entry.letters, **shown}), self.dtype, device)
+                    rows = measure(row, case, *asked, peaks=peaks, without=without, seconds=seconds)
+            except Exception as error:  # its inputs or its oracle: no implementation can be judged
+                status, reason = failure(error)
+                named = [replace(row, impl=impl, direction=direction) for impl, direction in product(*asked)]
+                rows = [one.without_numbers(status, reason) for one in named]
+            yield from rows
 
 
 def make_job(

@@ -24,12 +24,11 @@ def spcl(
     logit_scale: Tensor,
     labels: Tensor,
     pairs: tuple[Tensor, Tensor],
-    weights: Tensor | None = None,
 ) -> Tensor:
     """SPCL of the given pairs of `prompts` (C,n,W), arguments as `kernels.spcl.spcl`."""
     embeddings, pooled = pair_prompts(prompts, frame, *pairs, tokens=tower.context_length)
     features = _encode(tower, embeddings, pooled)
-    return pair_loss(features, image_vectors, logit_scale, labels, pairs=pairs, weights=weights, impl="reference")
+    return pair_loss(features, image_vectors, logit_scale, labels, pairs=pairs, impl="reference")
 
 
 def _encode(tower: TextTower, embeddings: Tensor, pooled: Tensor) -> Tensor:

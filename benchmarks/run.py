@@ -10,7 +10,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +20,7 @@ from pspg.engine.files import check_output
 
 from .jobs import Job, device_of, make_job, peaks_of, registry, standard_jobs
 from .machine import environment
-from .rows import FAILED, Row, read_results, write_results
+from .rows import FAILED, read_results, write_results
 from .tables import aligned, fits, lines_of, reasons
 
 SAME = ("commit", "machine", "versions", "device")
@@ -135,7 +134,7 @@ def _measure(jobs: list[Job], content: dict[str, Any], path: Path | None, device
         while left and (budget is None or time.monotonic() - begin < budget):
             job = left[0]
             _say(f"[{count - len(left) + 1}/{count}, {time.monotonic() - begin:.0f} s] {job.key} {' '.join(job.impls)}")
-            content["rows"] += _rows(job, content["environment"]["peaks"], device)
+            content["rows"] += job.run(device, content["environment"]["peaks"])
             if path:
                 write_results(path, content)
             left.pop(0)
@@ -149,16 +148,6 @@ def _measure(jobs: list[Job], content: dict[str, Any], path: Path | None, device
     if left:
         _say(f"{len(left)} of {len(jobs)} jobs are left; run the same command again to continue")
     return 130 if interrupted else 1 if any(row.status == FAILED for row in rows) else 0
-
-
-def _rows(job: Job, peaks: dict[str, float], device: torch.device) -> list[Row]:
-    """Rows of a job; one that breaks as a whole is a row, and ends no other job."""
-    try:
-        return list(job.run(device, peaks))
-    except Exception as error:
-        row = Row(job=job.key, operator=job.op, impl="-", sizes={}, device=device.type, dtype=job.dtype)
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return [replace(row, status=FAILED, detail=reason[:200])]
 
 
 def _list(only: str | None, jobs: Sequence[Job]) -> int:
