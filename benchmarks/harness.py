@@ -47,8 +47,8 @@ class Sizes(dict[str, int]):
 class Verdict(NamedTuple):
     """Finding of the gate on one implementation."""
 
-    error: float | None
-    """over what is allowed; None: this is what the others are compared with"""
+    error: float
+    """over what is allowed"""
     detail: str = ""
 
 
@@ -88,7 +88,7 @@ class Measured:
         if self.status is not None or verdict is None:
             return row.without_numbers(self.status or FAILED, self.detail)
         row = replace(row, error=verdict.error, detail=verdict.detail)
-        if verdict.error is not None and not verdict.error <= 1:
+        if not verdict.error <= 1:
             reason = f"error is {verdict.error:.3g} times what is allowed"
             return row.without_numbers(FAILED, "; ".join(filter(None, (reason, verdict.detail))))
         times = self.times[row.direction]

@@ -97,7 +97,7 @@ def _gate(pipe: Any, arguments: argparse.Namespace) -> None:
         except Exception as error:  # a broken implementation must not end the others
             wrong[impl] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     for impl, verdict in case.verdicts([impl for impl in arguments.impl if impl not in wrong]).items():
-        if verdict.error is not None and not verdict.error <= 1:
+        if not verdict.error <= 1:
             wrong[impl] = f"wrong: error is {verdict.error:.3g} times what is allowed; {verdict.detail}"
     pipe.send(wrong)
 

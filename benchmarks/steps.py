@@ -114,25 +114,24 @@ class Phase2:
         return self.steps[impl]
 
     def verdicts(self, ran: Sequence[str]) -> dict[str, Verdict]:
-        """Compare with the literal equations in fp32, or, where they are too dear, with the exact algebra.
+        """Compare with the literal equations in float32 or, where they are too dear, with the exact algebra.
 
-        On a CPU the latter is in fp64: in fp32 it would be compared with itself.
+        The literal equations in float32 are compared with the exact algebra, too. In float32 its oracle is in float64.
         """
         affordable = self._literal and "reference" not in self.steps
-        oracle = "reference" if "reference" in ran or affordable else "eager"
-        wide = torch.float64 if oracle == "eager" and self.dtype == torch.float32 else torch.float32
-        outcomes: dict[str, Outcome] = {}
+        literal = "reference" if "reference" in ran or affordable else "eager"
+        outcomes: dict[tuple[str, bool], Outcome] = {}
         found = {}
         for impl in ran:
-            own, drawn = self.steps[impl], "sampled" if impl == "sampled" else oracle
-            if impl == oracle and wide == self.dtype:
-                outcomes[oracle] = own.outcome
-                found[impl] = Verdict(None, "not compared: the others are, with it")
-                continue
-            if drawn not in outcomes:
-                outcomes[drawn] = self.outcome(oracle, wide, drawn == "sampled")
-            error, what = excess(own.outcome, outcomes[drawn], self.dtype)
-            detail = [what if error > 1 else "", f"against {oracle}, {str(wide)[6:]}", getattr(own.loss, "detail", "")]
+            exact = self.dtype == torch.float32
+            oracle, sampled = "eager" if exact and impl == "reference" else literal, impl == "sampled"
+            wide = torch.float64 if exact and oracle == "eager" else torch.float32
+            if (oracle, sampled) not in outcomes:
+                known = oracle in ran and wide == self.dtype and not sampled
+                outcomes[oracle, sampled] = self.steps[oracle].outcome if known else self.outcome(oracle, wide, sampled)
+            error, what = excess(self.steps[impl].outcome, outcomes[oracle, sampled], self.dtype)
+            graph = getattr(self.steps[impl].loss, "detail", "")
+            detail = [what if error > 1 else "", f"against {oracle}, {str(wide)[6:]}", graph]
             found[impl] = Verdict(error, "; ".join(filter(None, detail)))
         return found
 
@@ -167,6 +166,7 @@ class Phase2:
         return lambda: loss_of(setup, impl, dtype, sample=sample_pairs(setup.labels.cpu(), count))
 
     def outcome(self, impl: str, dtype: torch.dtype, sampled: bool) -> Outcome:
+        """Loss and gradients of an ordinary step, `sampled` of the pairs that the first repetition draws."""
         setup = self.setup(impl, dtype, self.device)
         loss = self.loss("sampled" if sampled else impl, setup, dtype)
         return GradientStep(loss, setup.head, self.device).first()

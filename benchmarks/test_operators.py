@@ -46,7 +46,6 @@ def test_operator(benchmark: Any, job: Job, impl: str) -> None:
         pytest.skip(str(error))
     slowest = max(call(0).values())
     verdict = case.verdicts(["reference", impl])[impl]
-    assert verdict.error is not None
     assert verdict.error <= 1, f"error is {verdict.error:.3g} times what is allowed; {verdict.detail}"
     benchmark.group = job.key
     benchmark.pedantic(call, args=(1,), rounds=3 if slowest > SLOW else 10)
