@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,9 +140,11 @@ def checked_out(ref: str) -> Iterator[Path]:
             (folder / "links" / "pspg" / name).symlink_to(folder / "tree" / name)
         yield folder
     finally:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C leaves nothing, either
         # Forced twice: an interrupted checkout is locked.
         _git("worktree", "remove", "--force", "--force", str(folder / "tree"))
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGINT, before)
 
 
 def run(folder: Path, arguments: Sequence[str]) -> list[Row]:
