@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.harness import Measured, Unavailable, Verdict, bounded_memory, take_turns
+from benchmarks.machine import memory_limit
 from benchmarks.rows import FAILED, TOO_LARGE, UNAVAILABLE
 
 from .conftest import row
@@ -50,13 +51,15 @@ def test_turns_are_taken_and_slow_calls_repeated_three_times() -> None:
 
 
 def test_memory_that_is_not_there_does_not_fit() -> None:
-    """An error of this implementation, where Linux would have killed the process."""
+    """An error of this implementation, where Linux would hand it out and kill the process that uses it."""
+    size = memory_limit()
 
     def greedy() -> Callable[[int], dict[str, float]]:
-        return lambda turn: {"both": float(torch.ones(2**42).sum())}
+        return lambda turn: {"both": torch.empty(size, dtype=torch.uint8).numel() / size}
 
     with bounded_memory():
         assert take_turns({"greedy": greedy}, CPU)["greedy"].status == TOO_LARGE
+    assert take_turns({"greedy": greedy}, CPU, 0.0)["greedy"].status is None
 
 
 def test_numbers_only_behind_the_gate_and_their_share_of_the_roofline() -> None:
