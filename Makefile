@@ -92,20 +92,20 @@ inspect-kernels: $(TEST_STAMP)
 sanitize: $(TEST_STAMP)
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels
 
-# Results, and further arguments of benchmarks.suite.
+# Results, and further arguments of benchmarks.run.
 OUT ?= build/bench
 ARGS ?=
 BUDGET_S ?= 540
 
 # A row that FAILED (status 1) is listed in figures and tables, and still fails.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.suite --output $(OUT) $(ARGS) || status=$$?; \
+	$(BIN)/python -m benchmarks.run --output $(OUT) $(ARGS) || status=$$?; \
 	test $${status:-0} -le 1 || exit $$status; \
-	$(BIN)/python -m benchmarks.plots $(OUT) && $(BIN)/python -m benchmarks.report $(OUT) && exit $${status:-0}
+	$(BIN)/python -m benchmarks.report $(OUT) && exit $${status:-0}
 
 # Installs nothing: the links below make pspg importable.
 bench-gpu: build/typing/pspg
-	PYTHONPATH=$(CURDIR)/build/typing $(PYTHON) -m benchmarks.suite --device cuda --budget_s $(BUDGET_S) --output $(OUT) $(ARGS)
+	PYTHONPATH=$(CURDIR)/build/typing $(PYTHON) -m benchmarks.run --device cuda --budget_s $(BUDGET_S) --output $(OUT) $(ARGS)
 
 # mypy, and a python without an installation, find the mapped packages through links.
 build/typing/pspg:

@@ -1,4 +1,4 @@
-"""No number of a form that is wrong: outputs and gradients against the literal equations in float64."""
+"""No number of an implementation that is wrong: outputs and gradients against an oracle."""
 
 from __future__ import annotations
 
@@ -9,41 +9,69 @@ import torch
 from torch import Tensor
 
 ELEMENT, NORM, ROUNDINGS = 4.0, 2.0, 4.0
-"""how often the baseline's largest error, and the norm of its error, a form may reach, and the roundings on top"""
+"""times the baseline's largest error, and times the norm of its error, that is allowed, and the roundings on top"""
+PART = 4.0
+"""times what a group is allowed that each of its parts may be off by: small parts round worse, and must not be lost"""
+
+Outcome = Mapping[str, Mapping[str, Tensor]]
+"""what a step computes: group → part → tensor, such as gradients → name of a parameter → its gradient"""
 
 
 def ratios(found: Mapping[str, Sequence[Tensor]], expected: Sequence[Tensor], dtype: torch.dtype) -> dict[str, float]:
-    """Error of each form over what it is allowed; above 1 it is wrong, and what is not finite is infinitely so.
+    """Error of each implementation over what it is allowed; above 1 it is wrong, and NaN or inf is infinitely so.
 
-    The first form is the baseline: an honest evaluation in the same dtype. Its error, over all tensors together, may be
+    The first one is the baseline: an honest evaluation in the same dtype. Its error, over all tensors together, may be
     the square root of the dtype's rounding; that of the others, tensor by tensor and element by element, a few times
     the baseline's.
 
     Args:
-        found: form → outputs and gradients.
+        found: implementation → outputs and gradients.
         expected: the same in float64.
-        dtype: that the forms compute in.
+        dtype: that the implementations compute in.
     """
     rounding = torch.finfo(dtype).eps
     exact = [tensor.double() for tensor in expected]
     errors = {name: [_error(a, b) for a, b in zip(got, exact, strict=True)] for name, got in found.items()}
-    sizes = [tensor.norm() for tensor in exact]
     result: dict[str, float] = {}
     baseline: list[Tensor] = []
     for name, error in errors.items():
         if not baseline:
             baseline = error
-            whole = torch.stack([e.norm() for e in error]).norm() / torch.stack(sizes).norm().clamp(min=1e-300)
-            result[name] = _number(whole / rounding**0.5)
-            continue
-        worst = torch.zeros((), dtype=torch.float64)
-        for e, b, right, size in zip(error, baseline, exact, sizes, strict=True):
-            largest = right.abs().max() if right.numel() else right.new_zeros(())
-            by_element = _over(e.abs().amax(), ELEMENT * b.abs().amax() + ROUNDINGS * rounding * largest)
-            by_norm = _over(e.norm(), NORM * b.norm() + ROUNDINGS * rounding * size)
-            worst = torch.stack([worst, by_element.cpu(), by_norm.cpu()]).max()
-        result[name] = _number(worst)
+            size = torch.stack([tensor.norm() for tensor in exact]).norm().clamp(min=1e-300)
+            worst = torch.stack([e.norm() for e in error]).norm() / size / rounding**0.5
+        else:
+            shares = []
+            for e, b, right in zip(error, baseline, exact, strict=True):
+                largest = right.abs().max() if right.numel() else right.new_zeros(())
+                shares.append(_over(e.abs().amax(), ELEMENT * b.abs().amax() + ROUNDINGS * rounding * largest))
+                shares.append(_over(e.norm(), NORM * b.norm() + ROUNDINGS * rounding * right.norm()))
+            worst = torch.stack([share.cpu() for share in shares]).max()
+        result[name] = float(worst.nan_to_num(torch.inf, torch.inf))
     return result
+
+
+def excess(found: Outcome, expected: Outcome, dtype: torch.dtype) -> tuple[float, str]:
+    """The largest error of a step over what it may be, and what it is an error of; above 1 the outcomes differ.
+
+    The error of a group is relative, in the norm of all its parts together, and may be √eps of the dtype; that of each
+    part alone may be `PART` times as large. What is missing or not finite is infinitely wrong.
+    """
+    allowed = torch.finfo(dtype).eps ** 0.5
+    worst, what = 0.0, "nothing"
+    if found.keys() != expected.keys():
+        return float("inf"), "their kinds"
+    for group, parts in expected.items():
+        if found[group].keys() != parts.keys():
+            return float("inf"), f"the list of {group}"
+        apart = {name: (found[group][name].double() - part.double()).norm() for name, part in parts.items()}
+        size = {name: part.double().norm() for name, part in parts.items()}
+        errors = {f"{group} {name}": _over(apart[name], PART * allowed * size[name]) for name in parts}
+        errors[group] = _over(*(torch.stack(list(each.values())).norm() for each in (apart, size))) / allowed
+        for name, error in errors.items():
+            value = float(error.nan_to_num(torch.inf, torch.inf))
+            if value > worst:
+                worst, what = value, name
+    return worst, what
 
 
 @contextmanager
@@ -68,10 +96,5 @@ def _error(got: Tensor, right: Tensor) -> Tensor:
 
 
 def _over(error: Tensor, allowed: Tensor) -> Tensor:
-    """0/0 is 0: an exact zero that was met exactly."""
+    """error / allowed, where 0/0 is 0: an exact zero that was met exactly."""
     return torch.where(error == 0, 0.0, error / allowed)
-
-
-def _number(value: Tensor) -> float:
-    found = float(value)
-    return found if found == found else float("inf")

@@ -1,87 +1,151 @@
-"""Times and memory of several providers of one case, in turns, so that they see the same machine."""
+"""Times and memory of the implementations of one case, in turns, so that they see the same machine."""
 
 from __future__ import annotations
 
 import gc
-import time
+import math
+import resource
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from .machine import PeakMemory
-from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row, without_numbers
+from .machine import PeakMemory, memory_limit, timed
+from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row
 
 T = TypeVar("T")
 
-SLOW = 5.0
-"""seconds above which a call is repeated three times and needs no warm-up"""
-VERY_SLOW = 30.0
-"""seconds above which it is repeated twice"""
+SLOW, VERY_SLOW = 5.0, 30.0
+"""seconds above which a call is repeated three times, and twice, and needs no warm-up"""
 SECONDS = 3.0
 """of repetitions that a faster one is given"""
 FEWEST, MOST = 5, 50
 """repetitions of a faster one"""
 Call = Callable[[int], Mapping[str, float]]
 """one repetition, given its number → direction → seconds; it synchronises with the device"""
+Counts = Mapping[str, tuple[int | None, int | None]]
+"""direction → FLOPs of the exact algebra, bytes that must move; None: not counted"""
+
+
+class Sizes(dict[str, int]):
+    """Sizes by letter, also as attributes: `sizes.C`."""
+
+    def __getattr__(self, letter: str) -> int:
+        try:
+            return self[letter]
+        except KeyError:
+            raise AttributeError(letter) from None
+
+
+class Verdict(NamedTuple):
+    """Finding of the gate on one implementation."""
+
+    error: float
+    """over what is allowed"""
+    detail: str = ""
+
+
+class Unavailable(Exception):
+    """An implementation cannot run here; its message is one line."""
+
+
+class Case(Protocol):
+    """An operator, a step or a loader at one shape, dtype and device."""
+
+    def prepare(self, impl: str) -> Call:
+        """Make an implementation ready to be called; what its first repetition computes is kept for the gate.
+
+        Raises:
+            Unavailable: it cannot run here.
+        """
+
+    def verdicts(self, ran: Sequence[str]) -> Mapping[str, Verdict]:
+        """Judge the implementations that ran."""
+
+    def counts(self) -> Counts: ...
 
 
 @dataclass
 class Measured:
-    """What came of one provider."""
+    """Times and memory of one implementation."""
 
     times: dict[str, list[float]] = field(default_factory=dict)
     """direction → seconds"""
     peak_bytes: int = 0
     status: str | None = None
-    """why it has no times; None: it has"""
+    """why there are no times; None: there are"""
     detail: str = ""
 
-    def rows(self, row: Row, directions: tuple[str, ...]) -> list[Row]:
-        """The row, once a direction, with these numbers."""
-        if self.status is not None:
-            return [without_numbers(replace(row, direction=one), self.status, self.detail) for one in directions]
-        return [self._row(replace(row, direction=one)) for one in directions]
-
-    def _row(self, row: Row) -> Row:
+    def row(self, row: Row, verdict: Verdict | None, peaks: Mapping[str, float]) -> Row:
+        """The row with the numbers of its direction behind the gate, and its share of what the device could reach."""
+        if self.status is not None or verdict is None:
+            return row.without_numbers(self.status or FAILED, self.detail)
+        row = replace(row, error=verdict.error, detail=verdict.detail)
+        if not verdict.error <= 1:
+            reason = f"error is {verdict.error:.3g} times what is allowed"
+            return row.without_numbers(FAILED, "; ".join(filter(None, (reason, verdict.detail))))
         times = self.times[row.direction]
         p20, p50, p80 = (float(value) for value in np.percentile(times, [20, 50, 80]))
-        return replace(row, repeats=len(times), p20=p20, p50=p50, p80=p80, peak_bytes=self.peak_bytes)
+        row = replace(row, repeats=len(times), p20=p20, p50=p50, p80=p80, peak_bytes=self.peak_bytes)
+        if not p50 or row.flops is None or row.bytes is None:
+            return row
+        return replace(row, roofline=max(row.flops / peaks[row.dtype], row.bytes / peaks["bandwidth"]) / p50)
 
 
-class Unavailable(Exception):
-    """A provider cannot run here, or is not worth its time; its message is one line."""
+def measure(
+    row: Row,
+    case: Case,
+    impls: Sequence[str],
+    directions: Sequence[str],
+    *,
+    peaks: Mapping[str, float],
+    without: Mapping[str, tuple[str, str]],
+    seconds: float = SECONDS,
+) -> list[Row]:
+    """Rows of a case, numbers only of what passes the gate: a row each implementation and direction.
 
-    def __init__(self, reason: str, status: str = UNAVAILABLE) -> None:
-        super().__init__(reason)
-        self.status = status
+    Args:
+        row: what the rows share.
+        peaks: see `machine.measure_peaks`.
+        without: implementation that is not run → status and reason.
+        seconds: see `take_turns`.
+    """
+    make = {impl: partial(case.prepare, impl) for impl in impls if impl not in without}
+    found = take_turns(make, torch.device(row.device), seconds)
+    ran = [impl for impl in found if found[impl].status is None]
+    verdicts = case.verdicts(ran) if ran else {}
+    found |= {impl: Measured(status=status, detail=why) for impl, (status, why) in without.items()}
+    rows, counts = [], case.counts()
+    for impl in impls:
+        for direction in directions:
+            flops, size = counts[direction]
+            own = replace(row, impl=impl, direction=direction, flops=flops, bytes=size)
+            rows.append(found[impl].row(own, verdicts.get(impl), peaks))
+    return rows
 
 
 def take_turns(
-    make: Mapping[str, Callable[[], Call]],
-    device: torch.device,
-    started: Callable[[str], None] = lambda name: None,
-    *,
-    seconds: float | None = None,
+    make: Mapping[str, Callable[[], Call]], device: torch.device, seconds: float = SECONDS
 ) -> dict[str, Measured]:
-    """Measure providers in turns: a repetition of each, then the next of each.
+    """Measure implementations in turns: a repetition of each, then the next of each.
 
     Args:
-        make: provider → function that prepares it. May raise `Unavailable`.
+        make: name → function that prepares it. May raise `Unavailable`.
         device: where they run.
-        started: told which provider runs, before it does.
-        seconds: of repetitions that a fast provider is given; None: `SECONDS`.
+        seconds: of repetitions that a fast one is given.
     """
-    given = SECONDS if seconds is None else seconds
     found = {name: Measured() for name in make}
     calls: dict[str, Call] = {}
     left: dict[str, int] = {}
     warmed_up: set[str] = set()
     for name, prepare in make.items():
-        started(name)
         call = _guard(found[name], prepare)
         first = None if call is None else _repeat(found[name], call, 0, device)
         if call is None or first is None:
@@ -95,21 +159,17 @@ def take_turns(
         _keep(found[name], first)
         left[name] = 2 if max(first.values()) <= VERY_SLOW else 1
     gc.collect()
-    gc.freeze()  # what compilers have imported stays: looking through it costs 0.2 s before every repetition
+    gc.freeze()  # what is imported stays: looking through it costs 0.2 s before every repetition
     turn = 1
     while any(left.values()):
-        for name, call in calls.items():
-            if not left[name]:
-                continue
-            started(name)
-            times = _repeat(found[name], call, turn, device)
-            left[name] -= 1
+        for name in [name for name, count in left.items() if count]:
+            times = _repeat(found[name], calls[name], turn, device)
+            left[name] = 0 if times is None else left[name] - 1
             if times is None:
-                left[name] = 0
                 continue
             _keep(found[name], times)
             if turn == 1 and name in warmed_up:  # the first, dropped, took too long to tell
-                left[name] = min(max(int(given / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
+                left[name] = min(max(int(seconds / max(*times.values(), 1e-6)), FEWEST), MOST) - 1
         turn += 1
     return found
 
@@ -117,9 +177,7 @@ def take_turns(
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, the device's work included; on a GPU between two events, without the time to launch."""
     if device.type != "cuda":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
+        return timed(function, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     begin.record()
@@ -127,6 +185,26 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1000
+
+
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """Counts the FLOPs of matrix products, attention as plain products, which torch's counter knows on every device."""
+    # Of baddbmm it knows one form only.
+    known = {torch.ops.aten.baddbmm_: lambda into, left, right, **_: 2 * math.prod(left) * right[-1]}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
+        yield counter
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """What asks for more memory than there is gets an error, where Linux would kill the process."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_limit(), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def _keep(measured: Measured, times: Mapping[str, float]) -> None:
@@ -147,18 +225,21 @@ def _guard(measured: Measured, function: Callable[[], T]) -> T | None:
     try:
         return function()
     except Unavailable as error:
-        measured.status, measured.detail = error.status, str(error)
-    except Exception as error:  # a broken provider must not end the others
-        status, first_line = (TOO_LARGE if _is_memory(error) else FAILED), (str(error).splitlines() or [""])[0]
-        measured.status, measured.detail = status, f"{type(error).__name__}: {first_line}"[:200]
-        if status == FAILED:
-            traceback.print_exc()
-        elif torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        measured.status, measured.detail = UNAVAILABLE, str(error)
+    except Exception as error:  # a broken implementation must not end the others
+        measured.status, measured.detail = failure(error)
     return None
 
 
-def _is_memory(error: Exception) -> bool:
-    """Not every message that speaks of memory: a bad access and too little shared memory are mistakes of a kernel."""
+def failure(error: Exception) -> tuple[str, str]:
+    """Status and reason of what broke.
+
+    Not every message that speaks of memory does not fit: a bad access and too little shared memory are mistakes.
+    """
     told = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)
+    large = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)
+    if not large:
+        traceback.print_exc()
+    elif torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return TOO_LARGE if large else FAILED, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]

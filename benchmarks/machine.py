@@ -1,4 +1,4 @@
-"""The machine a number comes from: its description, its peak, and the memory a process has used."""
+"""The machine a number comes from: its description, its measured peaks, and the memory a process has used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,67 +16,64 @@ from typing import Any
 
 import torch
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PACKAGES = ("torch", "triton", "numpy", "open_clip_torch", "pillow", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores that torch uses, memory, and the GPU if it is one."""
-    found: dict[str, Any] = {
+
+def environment(device: torch.device, code: str | None = None) -> dict[str, Any]:
+    """What numbers depend on: device, machine, versions, and commit (`code`, or that of the working tree)."""
+    machine: dict[str, Any] = {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "memory_bytes": 1024 * int((_first("/proc/meminfo", "MemTotal") or "0").split()[0]),
         "system": platform.platform(),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "triton", "numpy", "open_clip_torch"):
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return {"device": device.type, "machine": machine, "versions": versions, "commit": code or _commit()}
 
 
-def commit() -> str | None:
+def _commit() -> str | None:
     """Commit of the working tree, marked `-dirty` where it differs; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match", ""]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or None
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
-    """FLOP/s of large square matrix products, the median of a few: what this device reaches, not what it is sold as."""
+def measure_peaks(device: torch.device, dtypes: Iterable[str]) -> dict[str, float]:
+    """FLOP/s of large matrix products by dtype, and bytes/s of large copies, of this device now."""
+    rates = {name: peak_flops(device, DTYPES[name]) for name in dtypes if name in DTYPES}
+    a, b = (torch.rand(2**28 if device.type == "cuda" else 2**26, device=device) for _ in range(2))
+    return {**rates, "bandwidth": 2 * a.nbytes / _median_time(lambda: a.copy_(b), device)}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of large square matrix products: what this device reaches, not what it is sold as."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(repeats + 1):
-        times.append(timed(lambda: a @ b, device))
-    return 2 * size**3 / statistics.median(times[1:])
+    return 2 * size**3 / _median_time(lambda: a @ b, device)
 
 
-def peak_bandwidth(device: torch.device, repeats: int = 7) -> float:
-    """Bytes/s of a large copy within the device's memory, read and written, the median of a few."""
-    count = 2**28 if device.type == "cuda" else 2**26
-    a, b = (torch.rand(count, device=device) for _ in range(2))
-    times = [timed(lambda: a.copy_(b), device) for _ in range(repeats + 1)]
-    return 2 * a.nbytes / statistics.median(times[1:])
+def _median_time(function: Callable[[], object], device: torch.device) -> float:
+    return statistics.median([timed(function, device) for _ in range(8)][1:])
 
 
-def timed(function: Any, device: torch.device) -> float:
-    """Seconds of one call, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the launch and the device's work included."""
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    wait()
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait()
     return time.perf_counter() - start
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Of the largest cache that a device's cores share."""
+    """Size of the largest cache that a device's cores share."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
@@ -85,10 +83,8 @@ def cache_bytes(device: torch.device) -> int:
 
 def peak_bytes(device: torch.device) -> int:
     """Largest resident set of this process so far; on a GPU the most memory its tensors have held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
     # Not getrusage: its maximum is inherited from the process that started this one.
-    return _resident("VmHWM")
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
 
 
 class PeakMemory:
@@ -111,10 +107,14 @@ class PeakMemory:
         self._before = _resident("VmRSS")
 
     def bytes(self) -> int:
-        """So far."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) - self._before
-        return max(_resident("VmHWM") - self._before, 0)
+        """Bytes so far."""
+        return max(peak_bytes(self._device) - self._before, 0)
+
+
+def memory_limit() -> int:
+    """Bytes that this process can come to hold before Linux runs short: what it holds and most of what is free."""
+    free = 1024 * int((_first("/proc/meminfo", "MemAvailable") or "0").split()[0])
+    return _resident("VmData") + int(0.95 * free) if free else -1
 
 
 def _resident(key: str) -> int:
@@ -123,8 +123,8 @@ def _resident(key: str) -> int:
 
 def _first(path: str, key: str) -> str | None:
     """Value of the first line `key: value` of a file of /proc."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+    with suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return None

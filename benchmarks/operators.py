@@ -1,279 +1,427 @@
-"""The operators of the registry as jobs: each form forward and backward, behind the gate."""
+"""Operators of the kernels: the inputs they are measured on, their implementations, and what the gate compares.
+
+An operator is added to `OPERATORS`; README.md says how.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .counting import flop_counter
-from .gate import poisoned, ratios
-from .harness import MOST, Measured, Unavailable, seconds_of, take_turns
-from .machine import cache_bytes
-from .registry import OPERATORS, Form, Part, Problem, Shape, as_tuple, cotangents, gradients
-from .rows import FAILED, NOT_RUN, OK, TOO_LARGE, Row, without_numbers
+from pspg.kernels.asymmetric_loss import asymmetric_loss
+from pspg.kernels.pair_loss import pair_loss
+from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
+from pspg.kernels.prompt_decoder import decode
+from pspg.kernels.spcl import ImageBatch, spcl
+from pspg.kernels.spcl.reference import pair_features
+from pspg.kernels.text_tower import Prompts, PromptTemplate, TextLayer, TextTower, encode_prompts
+from pspg.kernels.text_tower.block_operations import RaggedPairs
+from pspg.kernels.text_tower.eager import EAGER
 
-DIRECTIONS = ("forward", "backward", "both")
-PROVIDERS = ("reference", "repaired", "eager", "compiled", "triton")
-SLOW_TO_COMPILE = ("spcl", "text_tower")
-"""on a CPU, where others are compiled for the smallest shape only"""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ORACLE_FLOPS = {"cpu": 6 * 10**11, "cuda": 15 * 10**13}
-"""what the literal equations in float64 may cost; above it a seeded sample of classes or pairs is checked"""
+from . import repaired
+from .harness import Sizes
+
+CONTEXT = 77
+"""tokens of CLIP's text tower"""
+TOWER: Mapping[str, int] = {"W": 512, "layers": 12, "heads": 8, "D": 1024}
+"""of RN50's text tower"""
+BLOCK: Mapping[str, int] = {"C": 108, "n": 16, "pairs": 367, "W": 512}
+"""of an operation in a block of the text tower, over a chunk of pairs as the engine makes them on a GPU"""
 
 
 @dataclass(frozen=True)
-class OperatorJob:
-    """All providers of an operator at a shape."""
+class Problem:
+    """Inputs of an operator."""
 
-    operator: str
-    shape: Shape
-    dtype: str
-    rank: int = 0
+    leaves: tuple[Tensor, ...]
+    """those whose gradients are asked for"""
+    fixed: tuple[Any, ...] = ()
+    """all others: tensors, towers, templates, or anything that has no floating-point numbers"""
 
-    @property
-    def key(self) -> str:
-        c, b, n = self.shape
-        batch = f"-B{b}" if OPERATORS[self.operator].by_batch else ""
-        return f"operators/{self.operator}/C{c}{batch}-n{n}-{self.dtype}"
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same numbers in a dtype."""
+        return Problem(tuple(leaf.to(dtype) for leaf in self.leaves), tuple(_cast(part, dtype) for part in self.fixed))
 
-    def parts(self, device: torch.device) -> tuple[Problem, list[Part]]:
-        """The inputs, the same every time, and what is known of the outcome."""
-        operator = OPERATORS[self.operator]
-        torch.manual_seed(0)
-        problem = operator.make(self.shape, device, DTYPES[self.dtype])
-        exact = problem.to(torch.float64)
-        return problem, operator.parts(operator.forms["reference"], problem, exact, ORACLE_FLOPS[device.type])
+    def tensors(self) -> Iterator[Tensor]:
+        """All that an operator reads."""
+        yield from self.leaves
+        yield from _tensors(self.fixed)
 
-    def run(self, device: torch.device, without: Mapping[str, str], started: Callable[[str], None]) -> list[Row]:
-        """See `suite.Job`."""
-        problem, parts = self.parts(device)
-        problems = _copies(problem, device)
-        runs = {name: Run(self, name, problems, parts, device) for name in PROVIDERS if name not in without}
-        measured = take_turns({name: run.prepare for name, run in runs.items()}, device, started)
-        measured |= {name: Measured(status=TOO_LARGE, detail=why) for name, why in without.items()}
-        errors = worst_ratios({name: run for name, run in runs.items() if measured[name].status is None}, parts)
-        rows = []
-        row, counts = self._row(device), self._counts()
-        for name in PROVIDERS:
-            for one in measured[name].rows(replace(row, provider=name), DIRECTIONS):
-                flops, size = counts[one.direction]
-                detail = one.detail or (runs[name].detail if name in runs else "")
-                rows.append(gated(replace(one, flops=flops, bytes=size, detail=detail), errors.get(name)))
-        return rows
 
-    def _row(self, device: torch.device) -> Row:
-        c, b, n = self.shape
-        return Row(
-            job=self.key,
-            suite="operators",
-            operator=self.operator,
-            provider="",
-            C=c,
-            B=b if OPERATORS[self.operator].by_batch else None,
-            n=n,
-            device=device.type,
-            dtype=self.dtype,
+Function = Callable[[Problem], Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that can be known of an outcome at a cost that can be borne."""
+
+    problem: Problem
+    """what an implementation is run on"""
+    expected: list[Tensor]
+    """from the literal equations in float64: what `view` leaves of outputs and gradients"""
+    view: Callable[[list[Tensor]], list[Tensor]] = lambda outcome: outcome
+
+
+def whole(literal: Function, problem: Problem, exact: Problem, budget: int) -> list[Part]:
+    """Outcome of the literal equations on everything."""
+    return [Part(problem, outcome(literal, exact))]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Inputs and implementations of an operator.
+
+    Attributes:
+        letters: letter → default size.
+        make: problem from torch's random state, in the dtype of what the engine holds in low precision.
+        impls: reference, repaired, eager and triton; `compiled` is made of eager. Where there is nothing to tidy, or
+            the literal equations repeat no work, names share a function.
+        parts: (literal function, problem, the same in float64, FLOPs that may be spent) → what is known of the outcome.
+    """
+
+    letters: Mapping[str, int]
+    make: Callable[[Sizes, torch.device, torch.dtype], Problem]
+    impls: Mapping[str, Function]
+    parts: Callable[[Function, Problem, Problem, int], list[Part]] = field(default=whole)
+
+
+def outcome(function: Function, problem: Problem) -> list[Tensor]:
+    """Outputs, and gradients of the sum of their products with fixed random numbers."""
+    leaves = tuple(leaf.detach().requires_grad_() for leaf in problem.leaves)
+    outputs = as_tuple(function(replace(problem, leaves=leaves)))
+    return [*(output.detach() for output in outputs), *gradients(outputs, leaves)]
+
+
+def gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of the sum of the outputs times `cotangents`; zero where an output does not depend on a leaf."""
+    return torch.autograd.grad(outputs, leaves, cotangents(outputs), materialize_grads=True)
+
+
+def cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """One for a scalar, else fixed normal numbers."""
+    return [_cotangent(output.shape, output.dtype, output.device) for output in outputs]
+
+
+@lru_cache(maxsize=8)
+def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if not shape or device.type == "meta":
+        return torch.ones(shape, dtype=dtype, device=device)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Outputs as a tuple, also of one tensor."""
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+def _cast(part: Any, dtype: torch.dtype) -> Any:
+    if isinstance(part, Tensor):
+        return part.to(dtype) if part.is_floating_point() else part
+    return part.to(dtype) if isinstance(part, TextTower | PromptTemplate) else part
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple | list):
+        for one in part:
+            yield from _tensors(one)
+    elif is_dataclass(part):
+        for one in fields(part):
+            yield from _tensors(getattr(part, one.name))
+
+
+def by_impl(function: Callable[[str, Problem], Any], *, exact: bool = False, tidy: Function | None = None) -> Any:
+    """Implementations of a function that takes their name.
+
+    Args:
+        exact: the literal equations repeat no work, and serve for eager, too.
+        tidy: the tuned baseline; None: the literal equations.
+    """
+    literal, triton = partial(function, "reference"), partial(function, "triton")
+    eager = literal if exact else partial(function, "eager")
+    return {"reference": literal, "repaired": tidy or literal, "eager": eager, "triton": triton}
+
+
+def called(operator: Callable[..., Tensor]) -> Callable[[str, Problem], Tensor]:
+    """An operator that takes leaves, fixed and impl as they are."""
+    return lambda impl, problem: operator(*problem.leaves, *problem.fixed, impl=impl)
+
+
+# Random inputs.
+
+
+def _normal(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, std: float = 1.0) -> Tensor:
+    return (std * torch.randn(shape, device=device)).to(dtype)
+
+
+def random_tower(s: Sizes, device: torch.device, dtype: torch.dtype) -> TextTower:
+    """CLIP's text tower at the deviations it is initialised with."""
+    normal = partial(_normal, device=device, dtype=dtype)
+    ones = partial(torch.ones, device=device, dtype=dtype)
+    W = s.W
+    narrow, wide = W**-0.5 * (2 * max(s.layers, 1)) ** -0.5, (2 * W) ** -0.5
+
+    def layer() -> TextLayer:
+        return TextLayer(
+            *(ones(W), normal(W, std=0.1), normal(3 * W, W, std=W**-0.5), normal(3 * W, std=0.02)),
+            *(normal(W, W, std=narrow), normal(W, std=0.02), ones(W), normal(W, std=0.1)),
+            *(normal(4 * W, W, std=wide), normal(4 * W, std=0.02), normal(W, 4 * W, std=narrow), normal(W, std=0.02)),
         )
 
-    def _counts(self) -> dict[str, tuple[int | None, int | None]]:
-        """Direction → FLOPs of the exact algebra, and bytes that must be moved, from tensors without storage."""
-        operator = OPERATORS[self.operator]
-        problem = operator.make(self.shape, torch.device("meta"), DTYPES[self.dtype])
-        leaves = tuple(leaf.requires_grad_() for leaf in problem.leaves)
-        with flop_counter() as forward:
-            outputs = as_tuple(operator.forms["eager"](replace(problem, leaves=leaves)))
-        with flop_counter() as backward:
-            gradients(outputs, leaves)
-        read, written = (sum(t.nbytes for t in part) for part in (list(problem.tensors()), outputs))
-        by_leaves = sum(leaf.nbytes for leaf in leaves)
-        there, back = forward.get_total_flops(), backward.get_total_flops()
-        if there and not back:  # its gradients come with its forward: other forms share the work otherwise
-            return {"forward": (None, None), "backward": (None, None), "both": (there, read + written + by_leaves)}
-        return {
-            "forward": (there, read + written),
-            "backward": (back, read + written + by_leaves),
-            "both": (there + back, read + written + by_leaves),
-        }
+    layers, positions = tuple(layer() for _ in range(s.layers)), normal(CONTEXT, W, std=0.01)
+    return TextTower(layers, positions, ones(W), normal(W, std=0.1), normal(W, s.D, std=W**-0.5), heads=s.heads)
 
 
-class Run:
-    """One form on one device: a call repeats it, and the first repetition is kept for the gate."""
+def random_template(s: Sizes, device: torch.device, dtype: torch.dtype) -> PromptTemplate:
+    """SOS, padding and EOS around whole prompts."""
+    table = _normal(3, s.W, device=device, dtype=dtype, std=0.02)
+    lengths = torch.zeros(s.C, dtype=torch.int64, device=device)
+    return PromptTemplate(table[0], table[1], table[2].expand(s.C, 1, s.W).contiguous(), lengths, (0,) * s.C, 0)
 
-    def __init__(
-        self, job: OperatorJob, name: str, problems: list[Problem], parts: list[Part], device: torch.device
-    ) -> None:
-        self.job, self.name, self.problems, self.parts, self.device = job, name, problems, parts, device
-        self.form: Form = OPERATORS[job.operator].forms["eager" if name == "compiled" else name]
-        self.dtype = DTYPES[job.dtype]
-        self.found: list[list[Tensor]] = []
-        self.detail = ""
 
-    def prepare(self) -> Callable[[int], dict[str, float]]:
-        """Compile what has to be compiled.
+def _labels(s: Sizes, device: torch.device) -> Tensor:
+    return (torch.rand(s.B, s.C, device=device) < 0.1).float()
 
-        Raises:
-            Unavailable: the form cannot run here.
-        """
-        if self.name == "triton" and self.device.type != "cuda":
-            raise Unavailable("kernels need a GPU of compute capability 8.0 or newer")
-        if self.name == "compiled":
-            self._compile()
-        elif self.device.type == "cuda":
-            return self._recorded()
-        return self._direct
 
-    def _forward(self, problem: Problem) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        leaves = tuple(leaf.detach().requires_grad_() for leaf in problem.leaves)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return as_tuple(self.form(replace(problem, leaves=leaves))), leaves
+# Asymmetric loss.
 
-    def _both(self, problem: Problem) -> list[Tensor]:
-        outputs, leaves = self._forward(problem)
-        return [*(output.detach() for output in outputs), *gradients(outputs, leaves)]
 
-    def _direct(self, turn: int) -> dict[str, float]:
-        if turn == 0:
-            # What is compiled allocates for itself, and would be compiled anew for another mode of torch.
-            with nullcontext() if self.name == "compiled" else poisoned():
-                return self._check()
-        return self._timed(self.problems[turn % len(self.problems)])[0]
+def _asl_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    labels = _labels(s, device) - (torch.rand(s.B, s.C, device=device) < 0.1).float()
+    return Problem((_normal(s.B, 2, s.C, device=device, std=5),), (labels.clamp(min=-1),))
 
-    def _timed(self, problem: Problem) -> tuple[dict[str, float], list[Tensor]]:
-        kept: dict[str, tuple[Tensor, ...]] = {}
 
-        def forward() -> None:
-            kept["outputs"], kept["leaves"] = self._forward(problem)
+# Pair loss of features.
 
-        def backward() -> None:
-            kept["gradients"] = torch.autograd.grad(
-                kept["outputs"], kept["leaves"], grad_outputs, materialize_grads=True
+
+def _pair_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    features = _normal(s.C * (s.C - 1) // 2, s.D, device=device, dtype=dtype)
+    vectors = _normal(s.B, s.D, device=device, std=0.2)
+    return Problem((features, vectors, torch.full((), 2.66, device=device)), (_labels(s, device),))
+
+
+# Prompt decoders.
+
+
+def _decoder(s: Sizes) -> nn.ModuleDict:
+    """Parameters of a GRU decoder under the names that `decode` expects."""
+    attention = {"self_attention": nn.MultiheadAttention(s.H, s.heads), "fc": nn.Linear(s.H, s.H)}
+    found = nn.ModuleDict({"gru": nn.GRUCell(s.D, s.H), "encoder_proj": nn.Linear(s.D, s.H)})
+    found["self_attention"] = nn.ModuleDict({**attention, "layer_norm": nn.LayerNorm(s.H)})
+    found["encoder_attention"], found["fc"] = nn.MultiheadAttention(s.H, s.heads), nn.Linear(s.H, s.D)
+    for layer in found.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+    return found
+
+
+def _decoder_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    with device:
+        decoders = [dict(_decoder(s).named_parameters()) for _ in range(2)]
+    weights = tuple(weight.detach() for decoder in decoders for weight in decoder.values())
+    features, context = (_normal(rows, s.D, device=device) for rows in (s.C, s.B))
+    return Problem(weights, (tuple(decoders[0]), features, context, s.n, s.heads))
+
+
+def _decode(impl: str, problem: Problem) -> Tensor:
+    names, features, context, n, heads = problem.fixed
+    halves = problem.leaves[: len(names)], problem.leaves[len(names) :]
+    decoders = [dict(zip(names, half, strict=True)) for half in halves]
+    return decode(decoders, features, context, prompt_length=n, heads=heads, impl=impl)
+
+
+# Single prompts through the text tower.
+
+
+def _text_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    prompts = _normal(2, s.C, s.n, s.W, device=device, std=0.02)
+    return Problem((prompts,), (random_tower(s, device, dtype), random_template(s, device, dtype)))
+
+
+def _single_features(impl: str, problem: Problem) -> Tensor:
+    (prompts,), (tower, template) = problem.leaves, problem.fixed
+    memory = 2**62 if prompts.is_meta else None  # counted, nothing may run twice
+    return encode_prompts(tower, template, prompts, memory=memory, impl=impl).features
+
+
+def _repaired_features(problem: Problem) -> Tensor:
+    (prompts,), (tower, template) = problem.leaves, problem.fixed
+    return repaired.single_features(tower, template, prompts)
+
+
+def _text_parts(literal: Function, problem: Problem, exact: Problem, budget: int) -> list[Part]:
+    """A class's features depend on its own prompts alone: as many classes as the budget allows, chosen by seed."""
+    (prompts,), (tower, template) = exact.leaves, exact.fixed
+    count = min(max(budget // (2 * _sequence_flops(tower)), 1), prompts.shape[1])
+    chosen = _chosen(prompts.shape[1], count).to(prompts.device)
+    leaf = prompts[:, chosen].clone().requires_grad_()
+    rows = replace(
+        template,
+        token_suffix=template.token_suffix[chosen],
+        name_lengths=template.name_lengths[chosen],
+        lengths=tuple(template.lengths[i] for i in chosen.tolist()),
+    )
+    features = as_tuple(literal(Problem((leaf,), (tower, rows))))[0]
+    (weights,) = cotangents([features.new_empty((*prompts.shape[:2], features.shape[-1]))])
+    (gradient,) = torch.autograd.grad(features, leaf, weights[:, chosen])
+    return [Part(problem, [features.detach(), gradient], lambda found: [one[:, chosen] for one in found])]
+
+
+# SPCL: pair prompts through the text tower, and their loss.
+
+
+def _spcl_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    prompts = _normal(s.C, s.n, s.W, device=device, std=0.02)
+    vectors = _normal(s.B, s.D, device=device, std=0.2)
+    fixed = (random_tower(s, device, dtype), random_template(s, device, dtype), _labels(s, device), None)
+    return Problem((prompts, vectors, torch.full((), 2.66, device=device)), fixed)
+
+
+def _spcl(impl: str, problem: Problem) -> Tensor:
+    tower, template, labels, pairs = problem.fixed
+    sample = None if pairs is None else PairSample(pairs[0], pairs[1], torch.ones(len(pairs[0])))
+    memory = 2**62 if labels.is_meta else None
+    prompts, vectors, scale = problem.leaves
+    images, selection = ImageBatch(vectors, scale, labels), PairSelection(len(prompts), sample)
+    return spcl(tower, Prompts(prompts, template), images, pairs=selection, memory=memory, impl=impl)
+
+
+def _repaired_spcl(problem: Problem) -> Tensor:
+    tower, template, labels, pairs = problem.fixed
+    first, second = pair_indices(labels.shape[1]) if pairs is None else pairs
+    prompts, vectors, scale = problem.leaves
+    pairs = first.to(labels.device), second.to(labels.device)
+    return repaired.spcl(tower, template, prompts, vectors, scale, labels, pairs)
+
+
+def _spcl_parts(literal: Function, problem: Problem, exact: Problem, budget: int) -> list[Part]:
+    """All pairs, in chunks, if the budget allows.
+
+    Else the pairs of as many classes, chosen by seed, as it does allow (one at least): the gradients of these classes'
+    prompts are theirs alone, whatever other pairs there are; and the loss of these pairs by themselves, with all its
+    gradients.
+    """
+    tower, _, labels, _ = exact.fixed
+    classes = labels.shape[1]
+    first, second = pair_indices(classes)
+    affordable = budget // _sequence_flops(tower)
+    if affordable >= len(first):
+        return [Part(problem, _literal_spcl(exact, first, second))]
+    chosen = _chosen(classes, max(affordable // max(classes - 1, 1), 1))
+    theirs = torch.isin(first, chosen) | torch.isin(second, chosen)
+    first, second = first[theirs], second[theirs]
+    found = _literal_spcl(exact, first, second)
+    sampled = replace(problem, fixed=(*problem.fixed[:-1], (first, second)))
+    chosen = chosen.to(labels.device)
+    return [
+        Part(problem, [found[1][chosen]], lambda outcome: [outcome[1][chosen]]),
+        Part(sampled, found),
+    ]
+
+
+def _literal_spcl(exact: Problem, first: Tensor, second: Tensor, chunk: int = 64) -> list[Tensor]:
+    """Loss and gradients of pairs, chunk by chunk: a pair's loss depends on its own feature alone."""
+    tower, template, labels, _ = exact.fixed
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in exact.leaves]
+    prompts, vectors, scale = leaves
+    total = torch.zeros((), dtype=vectors.dtype, device=vectors.device)
+    for start in range(0, len(first), chunk):
+        i, j = (part[start : start + chunk].to(labels.device) for part in (first, second))
+        features = pair_features(tower, template, prompts, i, j)
+        loss = pair_loss(features, vectors, scale, labels, pairs=(i, j), impl="reference")
+        loss.backward()
+        total += loss.detach()
+    return [total, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def _sequence_flops(tower: TextTower) -> int:
+    """FLOPs of one whole sequence, forward and the gradients of its inputs, attention aside."""
+    width = tower.positional_embedding.shape[1]
+    return 2 * 2 * 12 * width**2 * len(tower.layers) * tower.context_length
+
+
+def _chosen(count: int, wanted: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(7))[:wanted].sort().values
+
+
+# Operations of a block of the text tower, over a chunk of pairs.
+
+
+def block_operation(function: Callable[[Any, Problem], Any]) -> dict[str, Function]:
+    """Implementations of a function of the text tower's block operations."""
+
+    def run(impl: str, problem: Problem) -> Any:
+        if impl == "triton":
+            from pspg.kernels.text_tower.triton import TRITON  # imports triton
+
+            return function(TRITON, problem)
+        return function(EAGER, problem)
+
+    return by_impl(run)
+
+
+def _rows(s: Sizes) -> int:
+    return min(s.pairs, s.C * (s.C - 1) // 2) * (s.n + 1)
+
+
+def _attention_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    first, second = (part[: s.pairs] for part in pair_indices(s.C, device))
+    tokens = s.n + 1
+    pairs = RaggedPairs(first, second, prefixes=s.C, suffixes=s.C, prefix_tokens=tokens, suffix_tokens=tokens)
+    normal = partial(_normal, device=device, dtype=dtype)
+    return Problem((normal(len(first), tokens, 3 * s.W), normal(s.C, tokens, 2 * s.W)), (pairs, s.heads))
+
+
+def _block_tower(s: Sizes, layers: int, device: torch.device, dtype: torch.dtype) -> TextTower:
+    """A tower without the weights that add_norm and mlp do not read: what an operator is given counts as read."""
+    tower = random_tower(Sizes(W=s.W, layers=layers, heads=1, D=1), device, dtype)
+    none = tower.positional_embedding[:0]
+    bare = tuple(layer._replace(in_proj_weight=none, out_proj_weight=none) for layer in tower.layers)
+    return replace(tower, layers=bare, positional_embedding=none, projection=none)
+
+
+def _norm_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    x, delta = (_normal(_rows(s), s.W, device=device, dtype=dtype) for _ in range(2))
+    return Problem((x, delta), (_block_tower(s, 0, device, dtype),))
+
+
+def _mlp_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    y = _normal(_rows(s), s.W, device=device, dtype=dtype)
+    return Problem((y,), (_block_tower(s, 1, device, dtype),))
+
+
+CBn = {"C": 108, "B": 64, "n": 16}
+OPERATORS: dict[str, Operator] = {
+    "prompt_decoder": Operator({**CBn, "D": 1024, "H": 512, "heads": 8}, _decoder_problem, by_impl(_decode)),
+    "spcl": Operator({**CBn, **TOWER}, _spcl_problem, by_impl(_spcl, tidy=_repaired_spcl), _spcl_parts),
+    "text_tower": Operator(
+        {"C": 108, "n": 16, **TOWER}, _text_problem, by_impl(_single_features, tidy=_repaired_features), _text_parts
+    ),
+    "pair_loss": Operator({"C": 108, "B": 64, "D": 1024}, _pair_problem, by_impl(called(pair_loss), exact=True)),
+    "asymmetric_loss": Operator({"C": 108, "B": 64}, _asl_problem, by_impl(called(asymmetric_loss), exact=True)),
+    "suffix_attention": Operator(
+        {**BLOCK, "heads": 8},
+        _attention_problem,
+        block_operation(lambda operations, p: operations.attention(p.fixed[1], *p.leaves, p.fixed[0])),
+    ),
+    "add_norm": Operator(
+        BLOCK,
+        _norm_problem,
+        block_operation(
+            lambda operations, p: operations.add_norm(
+                p.fixed[0], *p.leaves, p.fixed[0].ln_final_weight, p.fixed[0].ln_final_bias
             )
-
-        there = seconds_of(forward, self.device)
-        grad_outputs = cotangents(kept["outputs"])
-        back = seconds_of(backward, self.device)
-        outputs = [output.detach() for output in kept["outputs"]]
-        return {"forward": there, "backward": back, "both": there + back}, [*outputs, *kept["gradients"]]
-
-    def _check(self) -> dict[str, float]:
-        """The first repetition, on what the gate knows the outcome of; times of the whole problem only."""
-        times: dict[str, float] = {}
-        self.found = []
-        for number, part in enumerate(self.parts):
-            found, tensors = self._timed(part.problem)
-            times = times if number else found
-            self.found.append([tensor.clone() for tensor in part.view(tensors)])
-        return times
-
-    def _compile(self) -> None:
-        compiler = os.environ.get("CXX", "g++")
-        if self.device.type == "cpu":
-            if shutil.which(compiler) is None:
-                raise Unavailable(f"torch.compile needs a C++ compiler, {compiler} is not there")
-            if self.job.rank or self.job.operator in SLOW_TO_COMPILE:
-                raise Unavailable("left out on a CPU: compiling takes longer than the rest of the job", NOT_RUN)
-        torch._dynamo.reset()
-        mode = "reduce-overhead" if self.device.type == "cuda" else None
-        self.form = torch.compile(self.form, mode=mode)
-        try:
-            seconds = seconds_of(lambda: self._both(self.problems[0]), self.device)
-        except Exception as error:  # whatever the compiler raises, it cannot compile this
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise Unavailable(f"torch.compile: {reason}"[:200]) from None
-        self.detail = f"compiled in {seconds:.0f} s"
-
-    def _recorded(self) -> Callable[[int], dict[str, float]]:
-        """Forward, and forward with backward, as CUDA graphs: how the engine runs them; backward is the difference.
-
-        Before each replay the cache is swept and the outcome poisoned.
-        """
-        problem = self.problems[0]
-        try:
-            forward, _ = _graph(lambda: list(self._forward(problem)[0]))
-            both, tensors = _graph(lambda: self._both(problem))
-        except RuntimeError as error:
-            if "memory" in str(error):
-                raise
-            self.detail = f"no CUDA graph: {(str(error).splitlines() or [''])[0]}"[:200]
-            return self._direct
-        sweep = torch.empty(2 * cache_bytes(self.device), dtype=torch.int8, device=self.device)
-
-        def call(turn: int) -> dict[str, float]:
-            if turn == 0:
-                for tensor in tensors:
-                    tensor.fill_(torch.nan)
-                both()
-                self.found = [[tensor.clone() for tensor in self.parts[0].view(tensors)]]
-                self.found += [part.view(self._both(part.problem)) for part in self.parts[1:]]
-            sweep.zero_()
-            there = seconds_of(forward, self.device)
-            sweep.zero_()
-            whole = seconds_of(both, self.device)
-            return {"forward": there, "backward": max(whole - there, 0.0), "both": whole}
-
-        return call
-
-
-def gated(row: Row, error: float | None) -> Row:
-    """The row with its error; without numbers if it is wrong."""
-    if row.status != OK or error is None:
-        return row
-    if error <= 1:
-        return replace(row, error=error)
-    return replace(without_numbers(row, FAILED, f"error is {error:.3g} times what is allowed"), error=error)
-
-
-def jobs(device: str) -> list[OperatorJob]:
-    """Operators at the shapes of a device, the largest vocabulary that people train first."""
-    if device == "cpu":
-        shapes = [Shape(14, 16), Shape(28, 8)]
-        return [OperatorJob(name, shape, "fp32", rank) for rank, shape in enumerate(shapes) for name in OPERATORS]
-    found = [OperatorJob(name, Shape(108, 64), "bf16", 0) for name in OPERATORS]
-    for classes in (28, 14, 193):
-        found += [OperatorJob(name, Shape(classes, 64), "bf16", 20) for name in OPERATORS]
-    for batch in (16, 256):
-        for classes in (108, 28, 14, 193):
-            found += [
-                OperatorJob(name, Shape(classes, batch), "bf16", 40)
-                for name, operator in OPERATORS.items()
-                if operator.by_batch
-            ]
-    return found + [OperatorJob(name, Shape(108, 64), "fp32", 60) for name in OPERATORS]
-
-
-def worst_ratios(runs: Mapping[str, Run], parts: list[Part]) -> dict[str, float]:
-    """Form → its worst ratio of the gate over the parts; the first form is the baseline."""
-    worst = dict.fromkeys(runs, 0.0)
-    for number, part in enumerate(parts):
-        found = {name: run.found[number] for name, run in runs.items()}
-        dtype = next(iter(runs.values())).dtype if runs else torch.float32
-        for name, ratio in ratios(found, part.expected, dtype).items():
-            worst[name] = max(worst[name], ratio)
-    return worst
-
-
-def _copies(problem: Problem, device: torch.device) -> list[Problem]:
-    """Sets of inputs that together are twice the cache, so that no repetition finds its own there."""
-    if device.type == "cuda":  # graphs read one set; the cache is swept instead
-        return [problem]
-    size = sum(leaf.nbytes for leaf in problem.leaves)
-    count = min(max(2 * cache_bytes(device) // max(size, 1), 1), MOST)
-    return [problem, *(replace(problem, leaves=tuple(t.clone() for t in problem.leaves)) for _ in range(count))]
-
-
-def _graph(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        tensors = function()
-    return graph.replay, tensors
+        ),
+    ),
+    "mlp": Operator(
+        BLOCK,
+        _mlp_problem,
+        block_operation(lambda operations, p: operations.mlp(p.fixed[0], p.fixed[0].layers[0], *p.leaves)),
+    ),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import statistics
@@ -10,23 +9,26 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.data.batch import Batch
-from pspg.engine.distributed.deepspeed import Engine, barrier, start
+from pspg.engine.distributed.collectives import barrier
+from pspg.engine.distributed.deepspeed import Engine
+from pspg.engine.distributed.world import start
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.global_batch import GlobalPromptTask, SharedBatches
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.tasks import PromptTask
 from pspg.engine.training.trainer import make_optimizer
 from pspg.engine.utils.device import autocast_dtype
 from pspg.engine.utils.errors import UserError
 
+from .child import Child
 from .machine import peak_bytes, timed
 from .traffic import Traffic, group_sizes, step_payload
 
@@ -40,9 +42,17 @@ PATIENCE = 600
 """seconds for the ranks of one measurement"""
 
 
-def measure(
-    count: int, batch: int, *, classes: int, device: str, zero_stage: int, scope: str, repeat: int
-) -> dict[str, Any]:
+class Settings(NamedTuple):
+    """What all ranks of a measurement share."""
+
+    classes: int
+    device: str
+    zero_stage: int
+    scope: str
+    repeat: int
+
+
+def measure(count: int, batch: int, settings: Settings) -> dict[str, Any]:
     """A step of `batch` images on `count` ranks: what the slowest of them took, and what the first sent.
 
     Raises:
@@ -51,48 +61,29 @@ def measure(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for rank in range(count):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_work,
-            args=(theirs, rank, count, port, batch, classes, device, zero_stage, scope, repeat),
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
+    children = [Child(_work, rank, count, port, batch, settings) for rank in range(count)]
+    found: list[dict[str, Any]] = []
     try:
-        found = []
-        for pipe in pipes:
-            if not pipe.poll(PATIENCE):
+        for child in children:
+            if not child.pipe.poll(PATIENCE):
                 raise UserError(f"{count} ranks did not answer within {PATIENCE} s")
-            found.append(pipe.recv())
+            found.append(child.pipe.recv())
     except EOFError:
         raise UserError(f"one of {count} ranks ended before its work was done") from None
     finally:
-        for process in processes:
-            process.join(10 if len(found) == count else 0)
-            process.kill()
+        for child in children:
+            child.close(10 if len(found) == count else 0)
     seconds = [max(times) for times in zip(*(part["seconds"] for part in found), strict=True)]
+    first = found[0]
+    sizes = {"scope": settings.scope, "classes": settings.classes, "batch": batch, "width": first["width"]}
     return {
         "seconds": statistics.median(seconds),
         "repeat": len(seconds),
         "peak_bytes": max(part["peak_bytes"] for part in found),
-        "payload": found[0]["payload"],
-        "calls": found[0]["calls"],
-        "formula": step_payload(
-            found[0]["groups"],
-            count,
-            zero_stage,
-            scope=scope,
-            classes=classes,
-            batch=batch,
-            width=found[0]["width"],
-        ),
-        "parameters": sum(found[0]["groups"]),
+        "payload": first["payload"],
+        "calls": first["calls"],
+        "formula": step_payload(first["groups"], count, settings.zero_stage, **sizes),
+        "parameters": sum(first["groups"]),
     }
 
 
@@ -108,19 +99,9 @@ class _One:
         yield self.batch
 
 
-def _work(
-    pipe: Connection,
-    rank: int,
-    count: int,
-    port: int,
-    batch: int,
-    classes: int,
-    device: str,
-    zero_stage: int,
-    scope: str,
-    repeat: int,
-) -> None:
+def _work(pipe: Any, rank: int, count: int, port: int, batch: int, settings: Settings) -> None:
     """One rank: steps under the engine, their seconds, and what the ranks sent in one more."""
+    classes, device, zero_stage, scope, repeat = settings
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -136,7 +117,7 @@ def _work(
     model.to(world.device).freeze(autocast)
     shared = scope == "global" and count > 1
     task = (GlobalPromptTask if shared else PromptTask)(
-        model, LossConfig().resolved(), world, None, bank=None, precision="auto"
+        model, PromptLoss(LossConfig()), world, None, bank=None, precision="auto"
     )
     optimizer = make_optimizer(task.module, OptimConfig())
     groups = group_sizes(optimizer)

@@ -11,25 +11,24 @@ from pspg.kernels.text_tower import PromptTemplate, TextTower, pair_prompts, sin
 from pspg.kernels.text_tower.reference import layer_norm, mlp
 
 
-def single_features(tower: TextTower, frame: PromptTemplate, prompts: Tensor) -> Tensor:
+def single_features(tower: TextTower, template: PromptTemplate, prompts: Tensor) -> Tensor:
     """(G,C,D) features of the single prompts (G,C,n,W)."""
-    return torch.stack([_encode(tower, *single_prompts(s, frame, tokens=tower.context_length)) for s in prompts])
+    return torch.stack([_encode(tower, *single_prompts(s, template, tokens=tower.context_length)) for s in prompts])
 
 
 def spcl(
     tower: TextTower,
-    frame: PromptTemplate,
+    template: PromptTemplate,
     prompts: Tensor,
     image_vectors: Tensor,
     logit_scale: Tensor,
     labels: Tensor,
     pairs: tuple[Tensor, Tensor],
-    weights: Tensor | None = None,
 ) -> Tensor:
     """SPCL of the given pairs of `prompts` (C,n,W), arguments as `kernels.spcl.spcl`."""
-    embeddings, pooled = pair_prompts(prompts, frame, *pairs, tokens=tower.context_length)
+    embeddings, pooled = pair_prompts(prompts, template, *pairs, tokens=tower.context_length)
     features = _encode(tower, embeddings, pooled)
-    return pair_loss(features, image_vectors, logit_scale, labels, pairs=pairs, weights=weights, impl="reference")
+    return pair_loss(features, image_vectors, logit_scale, labels, pairs=pairs, impl="reference")
 
 
 def _encode(tower: TextTower, embeddings: Tensor, pooled: Tensor) -> Tensor:

@@ -27,10 +27,12 @@ from pspg.engine.training.trainer import make_optimizer
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
 
-from .machine import commit, describe_machine, versions
-from .ranks import measure
+from .machine import environment
+from .model import exact_flops, make_setup
+from .ranks import Settings, measure
+from .rows import read_results, write_results
+from .step import positive
 from .traffic import Network, group_sizes, step_payload
-from .training_step import exact_flops, make_setup
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -39,9 +41,10 @@ def main() -> int:
     """Measure, model, print, write JSON and a figure; returns the exit status."""
     arguments = _arguments()
     try:
-        for path in (arguments.json, arguments.plot):
-            if path:
-                check_output(path, folder=False)
+        for path in filter(None, (arguments.json, arguments.plot)):
+            check_output(path, folder=False)
+        if arguments.results:
+            read_results(Path(arguments.results))
         model = {"model": _model(arguments)} if arguments.step else {}
         found = {"environment": _environment(arguments), "measured": _measure(arguments), **model}
     except UserError as error:
@@ -51,11 +54,14 @@ def main() -> int:
     if arguments.json:
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(arguments.json), json.dumps(found, indent=2) + "\n")
+    if arguments.results:
+        path = Path(arguments.results)
+        write_results(path, {**read_results(path), "scaling": found})
     if arguments.plot:
-        from .scaling_plot import draw
+        from .plots import draw_scaling
 
         Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.plot).write_bytes(draw(found))
+        Path(arguments.plot).write_bytes(draw_scaling(found))
     return 0
 
 
@@ -64,9 +70,9 @@ def _arguments() -> argparse.Namespace:
         prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--ranks", type=_positive, nargs="*", help="numbers of ranks to measure (default: 1, 2, 4 … as cores or GPUs)")
-    add("--classes", type=_positive, default=40, metavar="C", help="classes (default 40)")
-    add("--batch", type=_positive, default=16, metavar="B", help="images a step, weak scaling: a rank (default 16)")
+    add("--ranks", type=positive, nargs="*", help="numbers of ranks to measure (default: 1, 2, 4 … as cores or GPUs)")
+    add("--classes", type=positive, default=40, metavar="C", help="classes (default 40)")
+    add("--batch", type=positive, default=16, metavar="B", help="images a step, weak scaling: a rank (default 16)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--zero_stage", type=int, choices=(0, 1, 2), default=0)
     add(
@@ -75,13 +81,14 @@ def _arguments() -> argparse.Namespace:
         default="global",
         help="whose images a rank's loss sees (default global)",
     )
-    add("--repeat", type=_positive, default=5, help="timed steps after two warm-ups (default 5)")
+    add("--repeat", type=positive, default=5, help="timed steps after two warm-ups (default 5)")
     add("--step", metavar="FILE", help="JSON of benchmarks.step on one device: adds the model")
     add("--latency_us", type=float, default=10, help="model: α, a round of a collective (default 10 µs, assumed)")
     add("--node_gbs", type=float, default=200, help="model: β within a node, GB/s a GPU (default 200, assumed)")
     add("--network_gbs", type=float, default=25, help="model: β between nodes, GB/s a GPU (default 25, assumed)")
     add("--json", metavar="OUT", help="write all numbers")
     add("--plot", metavar="OUT", help="draw them, as PNG")
+    add("--results", metavar="FILE", help="also keep them in this results file of benchmarks.run")
     arguments = parser.parse_args()
     places = torch.cuda.device_count() if arguments.device == "cuda" else len(os.sched_getaffinity(0))
     if not arguments.ranks:
@@ -94,38 +101,28 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
 def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": "narrow" if arguments.device == "cpu" else "RN50",
         "classes": arguments.classes,
         "batch": arguments.batch,
-        "device": arguments.device,
         "zero_stage": arguments.zero_stage,
         "scope": arguments.scope,
         "cores": len(os.sched_getaffinity(0)),
-        "machine": describe_machine(torch.device(arguments.device)),
-        "versions": versions(),
-        "commit": commit(),
+        **environment(torch.device(arguments.device)),
     }
 
 
 def _measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a number of ranks and kind of scaling."""
     rows: list[dict[str, Any]] = []
-    same = {key: vars(arguments)[key] for key in ("classes", "device", "zero_stage", "scope", "repeat")}
+    same = Settings(*(vars(arguments)[key] for key in Settings._fields))
     for count in tqdm(arguments.ranks, "ranks", disable=None, leave=False):
         for scaling, batch in (("strong", arguments.batch), ("weak", arguments.batch * count)):
             if scaling == "weak" and count == 1:
                 rows.append({**rows[-1], "scaling": "weak"})
                 continue
-            rows.append({"scaling": scaling, "ranks": count, "batch": batch, **measure(count, batch, **same)})
+            rows.append({"scaling": scaling, "ranks": count, "batch": batch, **measure(count, batch, same)})
     return rows
 
 

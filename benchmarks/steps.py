@@ -1,12 +1,12 @@
-"""Whole training steps of both phases, image tower to optimizer.
+"""Whole steps of phase 2 behind the gate, and their text side alone.
 
-Without dropout: the forms draw their masks in other orders, and could not be compared.
+Without dropout: implementations draw their masks in other orders, and could not be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,147 +14,175 @@ import torch
 from torch import Tensor, nn
 
 from pspg.engine.config import ModelConfig
-from pspg.engine.models.clip import build_clip, clip_config
+from pspg.engine.models.clip import clip_config
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.cuda_graph import WARM_UP, Recorder, StepGraph
-from pspg.engine.training.losses import contrastive_loss
-from pspg.engine.training.tasks import ContrastiveModel
 from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.prompt_decoder.op import MOST_IMAGES
+from pspg.kernels.spcl import sample_pairs
 
-from .counting import flop_counter
-from .gated import GradientStep, Oracle, Outcome, Provider, measure, outcome_of
-from .harness import seconds_of, take_turns
-from .rows import TOO_LARGE, Row, without_numbers
-from .runs import DemoEpoch, Evaluation
-from .suite import Job, Started
-from .training_step import Setup, make_setup, repaired_loss
+from .gate import Outcome, excess
+from .harness import Call, Counts, Sizes, Verdict, flop_counter, seconds_of
+from .jobs import Entry
+from .machine import DTYPES
+from .model import Setup, loss_of, make_setup, repaired_loss
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-
-
-def jobs(device: str) -> list[Job]:
-    """Phase 2, evaluation, a demo epoch, phase 1."""
-    providers: tuple[str, ...] = ("reference", "repaired", "eager")
-    if device == "cuda":
-        cases = [(108, 64), (14, 64), (28, 64), (193, 64), (108, 16), (108, 256)]
-        providers = (*providers, "triton")
-    else:
-        cases = [(14, 16), (28, 8)]
-    steps = [Phase2Step(rank=10 + k, C=c, B=b, providers=providers) for k, (c, b) in enumerate(cases)]
-    forms, batch = (("eager", "triton"), 64) if device == "cuda" else (("eager",), 16)
-    return [
-        *steps,
-        Evaluation(rank=20, B=batch, providers=forms),
-        DemoEpoch(rank=21),
-        Phase1Step(rank=22, B=64 if device == "cuda" else 8),
-    ]
+LABELS = 3
+"""of an image of `text_side`, whatever the number of classes: else the pairs that are there grow with C², too"""
+SAMPLES = 8
+"""pairs a class of `sampled`, as `loss.pair_samples`"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase2Step:
-    """One step of phase 2 in several forms, each against the literal reference in float32 or, where that does not fit,
-    against the exact algebra in float32."""
-
-    rank: int
-    C: int
-    B: int
-    providers: tuple[str, ...]
-    backbone: str = "RN50"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """of the head; its dropout is left out"""
-
-    @property
-    def key(self) -> str:
-        return f"steps/phase2_step/C{self.C}-B{self.B}"
-
-    def run(self, device: torch.device, without: Mapping[str, str], started: Started) -> list[Row]:
-        dtype = low_precision(device)
-        row = Row(
-            job=self.key,
-            suite="steps",
-            operator="phase2_step",
-            provider="",
-            C=self.C,
-            B=self.B,
-            n=self._settings().prompt_length,
-            device=device.type,
-            dtype=NAMES[dtype],
-            flops=self.flops(),
-        )
-        prepare = {name: partial(self.provider, name, device, dtype) for name in self.providers}
-        return measure(row, prepare, partial(self.oracles, device, dtype), device, without, started, dtype=dtype)
-
-    def provider(self, name: str, device: torch.device, dtype: torch.dtype) -> Provider:
-        """The step of one form."""
-        setup = self.setup(name, device, dtype)
-        optimizer = make_optimizer(setup.head, OptimConfig())
-        loss: Callable[[], Tensor] = partial(loss_of, setup, name, dtype)
-        if device.type != "cuda":
-            return GradientStep(loss, setup.head, device, optimizer=optimizer)
-        detail: Callable[[], str] = str
-        if name in ("eager", "triton"):
-            loss = graph = GraphedLoss(setup, name, dtype)
-            detail = graph.detail
-        elif name == "repaired":
-            torch._dynamo.reset()  # else the shapes of the case before make it compile for any shape
-            loss = partial(loss_of, setup, name, dtype, torch.compile(repaired_loss, mode="reduce-overhead"))
-        # The first repetition is a replay already, whose outcome is compared.
-        return GradientStep(loss, setup.head, device, optimizer=optimizer, warm_up=WARM_UP + 1, detail=detail)
-
-    def oracles(self, device: torch.device, dtype: torch.dtype, outcomes: Mapping[str, Outcome]) -> dict[str, Oracle]:
-        """The same for every provider."""
-        form = "reference" if "reference" in outcomes else "eager"
-        if dtype == torch.float32 and form in outcomes:
-            outcome = outcomes[form]
-        else:
-            setup = self.setup(form, device, torch.float32)
-            loss = loss_of(setup, form, torch.float32)
-            loss.backward()
-            outcome = outcome_of(loss, setup.head)
-        return dict.fromkeys(outcomes, Oracle(f"{form} (fp32)", outcome))
-
-    def setup(self, form: str, device: torch.device, dtype: torch.dtype) -> Setup:
-        """Weights and batch, the same for every form."""
-        clip = clip_config(self.backbone)
-        setup = make_setup(self.C, self.B, device, form, dtype, clip_settings=clip, model=self._settings())
-        setup.head.impl = form_of(setup.head.impl, self.B)
-        return setup
-
-    def flops(self) -> int:
-        """Of the exact algebra, nothing computed twice, counted on tensors without storage."""
-        meta = torch.device("meta")
-        with meta:
-            setup = self.setup("eager", meta, torch.float32)
-        setup.head.text_memory = 2**62
-        with flop_counter() as counter:
-            setup.loss().backward()
-        return int(counter.get_total_flops())
-
-    def _settings(self) -> ModelConfig:
-        return replace(self.model, dropout=0.0)
-
-
-def low_precision(device: torch.device) -> torch.dtype:
-    """Dtype of the frozen towers and of autocast, as the engine's `precision: auto`."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def form_of(impl: str, images: int) -> str:
-    """What the head is told: with more images than the decoder's kernels take, auto keeps all other kernels."""
-    return "auto" if impl == "triton" and images > MOST_IMAGES else impl
-
-
-def loss_of(
-    setup: Setup, provider: str, dtype: torch.dtype, repaired: Callable[[Setup], Tensor] | None = None
-) -> Tensor:
-    """Loss of a step, its towers in `dtype`.
+class GradientStep:
+    """Loss, backward and, if there is one, the optimizer, as a call of the harness; the first outcome is kept.
 
     Args:
-        repaired: the repaired form, where it is compiled.
+        loss: differentiable scalar.
+        module: what trains.
+        optimizer: over the module's parameters; None: the step ends with the gradients.
+        warm_up: passes before the first repetition, with the weights as they are.
     """
-    with torch.autocast(setup.images.device.type, dtype, enabled=dtype != torch.float32):
-        return (repaired or repaired_loss)(setup) if provider == "repaired" else setup.loss()
+
+    def __init__(
+        self,
+        loss: Callable[[], Tensor],
+        module: nn.Module,
+        device: torch.device,
+        optimizer: torch.optim.Optimizer | None = None,
+        warm_up: int = 0,
+    ) -> None:
+        self.loss, self._module, self._device = loss, module, device
+        self._optimizer, self._warm_up = optimizer, warm_up
+        self.outcome: Outcome = {}
+
+    def __call__(self, turn: int) -> dict[str, float]:
+        for _ in range(0 if turn else self._warm_up):
+            self._backward()
+        torch.manual_seed(turn)
+        seconds = seconds_of(self._backward, self._device)
+        if turn == 0:
+            self.outcome = _outcome(self._value, self._module)
+        if self._optimizer is not None:
+            seconds += seconds_of(self._optimizer.step, self._device)
+        return {"both": seconds}
+
+    def first(self) -> Outcome:
+        """Loss and gradients of the first repetition, without the optimizer."""
+        torch.manual_seed(0)
+        self._backward()
+        return _outcome(self._value, self._module)
+
+    def _backward(self) -> None:
+        self._module.zero_grad(set_to_none=True)
+        value = self.loss()
+        value.backward()
+        self._value = value.detach()
+
+
+def _outcome(loss: Tensor, module: nn.Module) -> Outcome:
+    """Copies of a loss and of the gradients that its backward left in a module."""
+    gradients = {name: p.grad.detach().clone() for name, p in module.named_parameters() if p.grad is not None}
+    return {"loss": {"loss": loss.detach().clone()}, "gradients": gradients}
+
+
+class Phase2:
+    """See `harness.Case`. A step of phase 2, or its text side and loss alone: image features given, no optimizer.
+
+    Args:
+        clip: CLIP in open_clip's format.
+        model: of the head; its dropout is left out.
+        literal: classes up to which the literal equations are the oracle even if they are not measured.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        dtype: torch.dtype,
+        device: torch.device,
+        clip: Mapping[str, Any],
+        model: ModelConfig,
+        *,
+        text_side: bool = False,
+        literal: int = 14,
+    ) -> None:
+        self.sizes, self.dtype, self.device = sizes, dtype, device
+        self._text_side, self._literal, self._clip = text_side, literal >= sizes.C, clip
+        self._model = replace(model, prompt_length=sizes.n, dropout=0.0)
+        self.steps: dict[str, GradientStep] = {}
+
+    def prepare(self, impl: str) -> Call:
+        self.steps[impl] = self.make(impl, self.dtype, self.device)
+        return self.steps[impl]
+
+    def verdicts(self, ran: Sequence[str]) -> dict[str, Verdict]:
+        """Compare with the literal equations in float32 or, where they are too dear, with the exact algebra.
+
+        The literal equations in float32 are compared with the exact algebra, too. In float32 its oracle is in float64.
+        """
+        affordable = self._literal and "reference" not in self.steps
+        literal = "reference" if "reference" in ran or affordable else "eager"
+        outcomes: dict[tuple[str, bool], Outcome] = {}
+        found = {}
+        for impl in ran:
+            exact = self.dtype == torch.float32
+            oracle, sampled = "eager" if exact and impl == "reference" else literal, impl == "sampled"
+            wide = torch.float64 if exact and oracle == "eager" else torch.float32
+            if (oracle, sampled) not in outcomes:
+                known = oracle in ran and wide == self.dtype and not sampled
+                outcomes[oracle, sampled] = self.steps[oracle].outcome if known else self.outcome(oracle, wide, sampled)
+            error, what = excess(self.steps[impl].outcome, outcomes[oracle, sampled], self.dtype)
+            graph = getattr(self.steps[impl].loss, "detail", "")
+            detail = [what if error > 1 else "", f"against {oracle}, {str(wide)[6:]}", graph]
+            found[impl] = Verdict(error, "; ".join(filter(None, detail)))
+        return found
+
+    def counts(self) -> Counts:
+        meta = torch.device("meta")
+        with meta:
+            setup = self.setup("eager", torch.float32, meta)
+        with flop_counter() as counter:
+            setup.loss().backward()
+        return {"both": (int(counter.get_total_flops()), None)}
+
+    def make(self, impl: str, dtype: torch.dtype, device: torch.device) -> GradientStep:
+        """A step as the trainer runs it: on a GPU a CUDA graph, the tuned baseline compiled."""
+        cuda, setup = device.type == "cuda", self.setup(impl, dtype, device)
+        loss = self.loss(impl, setup, dtype)
+        if self._text_side:
+            return GradientStep(loss, setup.head, device, warm_up=int(cuda))
+        if cuda and impl in ("eager", "triton"):
+            loss = GraphedLoss(setup, impl, dtype)
+        elif cuda and impl == "repaired":
+            torch._dynamo.reset()  # else the shapes of the case before make it compile for any shape
+            loss = partial(loss_of, setup, impl, dtype, torch.compile(repaired_loss, mode="reduce-overhead"))
+        optimizer = make_optimizer(setup.head, OptimConfig())
+        # With the warm-up the first repetition is a replay already, whose outcome is compared.
+        return GradientStep(loss, setup.head, device, optimizer, warm_up=WARM_UP + 1 if cuda else 0)
+
+    def loss(self, impl: str, setup: Setup, dtype: torch.dtype) -> Callable[[], Tensor]:
+        """Loss of an implementation; that of `sampled` draws its pairs anew."""
+        if impl != "sampled":
+            return partial(loss_of, setup, impl, dtype)
+        count = SAMPLES * self.sizes.C
+        return lambda: loss_of(setup, impl, dtype, sample=sample_pairs(setup.labels.cpu(), count))
+
+    def outcome(self, impl: str, dtype: torch.dtype, sampled: bool) -> Outcome:
+        """Loss and gradients of an ordinary step, `sampled` of the pairs that the first repetition draws."""
+        setup = self.setup(impl, dtype, self.device)
+        loss = self.loss("sampled" if sampled else impl, setup, dtype)
+        return GradientStep(loss, setup.head, self.device).first()
+
+    def setup(self, impl: str, dtype: torch.dtype, device: torch.device) -> Setup:
+        """Weights and batch; with more images than the decoder's kernels take, auto keeps all other kernels."""
+        s = self.sizes
+        setup = make_setup(s.C, s.B, device, impl, dtype, clip_settings=self._clip, model=self._model)
+        if impl == "triton" and s.B > MOST_IMAGES:
+            setup.head.impl = "auto"
+        if self._text_side:
+            features = setup.features()
+            setup.image_tower = lambda images: features
+            setup.labels = (torch.rand(s.B, s.C).argsort(dim=1) < min(LABELS, s.C)).float().to(device)
+        return setup
 
 
 class GraphedLoss:
@@ -164,86 +192,47 @@ class GraphedLoss:
         record: as of `StepGraph`.
     """
 
-    def __init__(self, setup: Setup, provider: str, dtype: torch.dtype, record: Recorder | None = None) -> None:
+    def __init__(self, setup: Setup, impl: str, dtype: torch.dtype, record: Recorder | None = None) -> None:
         self.module: nn.Module = setup.head
-        self._setup, self._provider, self._dtype = setup, provider, dtype
+        self._setup, self._impl, self._dtype = setup, impl, dtype
         self._graph = StepGraph(self, setup.images.device, record)
 
     def __call__(self) -> Tensor:
         found = self._graph(None)
-        return loss_of(self._setup, self._provider, self._dtype) if found is None else found[0]
+        return loss_of(self._setup, self._impl, self._dtype) if found is None else found[0]
 
     def tensors(self, batch: None) -> dict[str, Tensor]:
         return {"images": self._setup.images, "labels": self._setup.labels}
 
     def step(self, batch: None, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         setup = replace(self._setup, images=tensors["images"], labels=tensors["labels"])
-        return loss_of(setup, self._provider, self._dtype), {}
+        return loss_of(setup, self._impl, self._dtype), {}
 
+    @property
     def detail(self) -> str:
         """Whether it is a replay that is measured."""
         return f"no graph: {self._graph.refusal}" if self._graph.refusal else "CUDA graph"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase1Step:
-    """One contrastive step: both towers, forward and backward, and AdamW. There is one form of it, so no gate."""
+def _phase2(sizes: Sizes, dtype: str, device: torch.device) -> Phase2:
+    return Phase2(sizes, DTYPES[dtype], device, clip_config("RN50"), ModelConfig())
 
-    rank: int
-    B: int
-    backbone: str = "RN50"
 
-    @property
-    def key(self) -> str:
-        return f"steps/phase1_step/B{self.B}"
+def _text_side(s: Sizes, dtype: str, device: torch.device) -> Phase2:
+    """The image tower runs once, so a small one serves; no token embedding is looked up."""
+    clip = {
+        "embed_dim": s.D,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 32},
+        "text_cfg": {"context_length": 77, "vocab_size": 64, "width": s.W, "heads": s.heads, "layers": s.layers},
+    }
+    model = ModelConfig(hidden_size=s.H)
+    return Phase2(s, DTYPES[dtype], device, clip, model, text_side=True, literal=32)
 
-    def run(self, device: torch.device, without: Mapping[str, str], started: Started) -> list[Row]:
-        dtype = low_precision(device)
-        row = Row(
-            job=self.key,
-            suite="steps",
-            operator="phase1_step",
-            provider="eager",
-            B=self.B,
-            device=device.type,
-            dtype=NAMES[dtype],
-            detail="one form: nothing to compare with",
-            flops=self.flops(),
-        )
-        if "eager" in without:
-            return [without_numbers(row, TOO_LARGE, without["eager"])]
-        found = take_turns({"eager": partial(self.provider, device, dtype)}, device, started)
-        return found["eager"].rows(row, ("both",))
 
-    def provider(self, device: torch.device, dtype: torch.dtype) -> Callable[[int], dict[str, float]]:
-        """Batch and model on the device; then one step a call."""
-        torch.manual_seed(0)
-        model, images, tokens = self._inputs(device)
-        optimizer = make_optimizer(model, OptimConfig(name="adamw"))
-
-        def step() -> None:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                output = model(images, tokens)
-            contrastive_loss(*output).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return lambda turn: {"both": seconds_of(step, device)}
-
-    def flops(self) -> int:
-        """Counted on tensors without storage."""
-        meta = torch.device("meta")
-        with meta:
-            model, images, tokens = self._inputs(meta)
-        with flop_counter() as counter:
-            contrastive_loss(*model(images, tokens)).backward()
-        return int(counter.get_total_flops())
-
-    def _inputs(self, device: torch.device) -> tuple[ContrastiveModel, Tensor, Tensor]:
-        """A model, images (B,3,h,w), and texts that fill the context."""
-        config: dict[str, Any] = clip_config(self.backbone)
-        side, text = config["vision_cfg"]["image_size"], config["text_cfg"]
-        tokens = torch.randint(1, text["vocab_size"] - 2, (self.B, text["context_length"]))
-        tokens[:, 0], tokens[:, -1] = text["vocab_size"] - 2, text["vocab_size"] - 1  # SOS, EOS
-        model = ContrastiveModel(build_clip({**config, "quick_gelu": True})).to(device).train()
-        return model, torch.randn(self.B, 3, side, side).to(device), tokens.to(device)
+def entries() -> dict[str, Entry]:
+    """Entries of the registry."""
+    step, widths = {"C": 108, "B": 64, "n": 16}, {"W": 512, "layers": 12, "heads": 8, "D": 1024, "H": 512}
+    return {
+        "phase2_step": Entry("steps", step, ("reference", "repaired", "eager", "triton"), _phase2),
+        "text_side": Entry("steps", {**step, **widths}, ("reference", "eager", "sampled", "triton"), _text_side),
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,145 +11,130 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness, registry
-from benchmarks.gate import poisoned, ratios
-from benchmarks.operators import DIRECTIONS, OperatorJob, jobs
-from benchmarks.registry import OPERATORS, Problem, Shape, outcome
-from benchmarks.rows import FAILED, OK, TOO_LARGE, UNAVAILABLE
-from pspg.kernels.pairs import PairSample, PairSelection
-from pspg.kernels.spcl import ImageBatch, spcl
-from pspg.kernels.text_tower import Prompts
+from benchmarks import bench
+from benchmarks.harness import Sizes
+from benchmarks.operator_case import OperatorCase
+from benchmarks.operators import OPERATORS, Problem, outcome
+from benchmarks.rows import FAILED, OK, UNAVAILABLE, Row
+from pspg.kernels.spcl import PairSample, spcl
 
 CPU = torch.device("cpu")
-UNCOMPILED = {"compiled": "left out"}
-"""the compiler takes longer than all tests here"""
+SMALL = {"C": 4, "B": 3, "n": 2, "D": 8, "H": 16, "W": 16, "layers": 2, "heads": 2}
+FORMS = ("reference", "repaired", "eager")
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A narrow tower of one layer, and no more repetitions than must be."""
-    monkeypatch.setattr(harness, "SECONDS", 0.0)
-    monkeypatch.setattr(harness, "FEWEST", 2)
-    for name, size in {"D": 8, "H": 16, "W": 16, "LAYERS": 1, "HEADS": 2}.items():
-        monkeypatch.setattr(registry, name, size)
+def run(operator: str, **options: Any) -> dict[tuple[str, str], Row]:
+    shape = {letter: size for letter, size in SMALL.items() if letter in OPERATORS[operator].letters}
+    return {(row.impl, row.direction): row for row in bench(operator, device="cpu", **shape, **options)}
 
 
-def run(job: OperatorJob) -> dict[tuple[str, str], Any]:
-    return {(row.provider, row.direction): row for row in job.run(CPU, UNCOMPILED, lambda name: None)}
+def spoil(monkeypatch: pytest.MonkeyPatch, operator: str, function: Callable[[Problem], Any]) -> None:
+    """Replace the eager implementation."""
+    right = OPERATORS[operator]
+    monkeypatch.setitem(OPERATORS, operator, replace(right, impls={**right.impls, "eager": function}))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_operator_passes_its_gate(small: None, operator: str) -> None:
-    rows = run(OperatorJob(operator, Shape(4, 3, 2), "fp32"))
-    assert len(rows) == 5 * len(DIRECTIONS)
-    for (provider, direction), row in rows.items():
-        if provider in ("reference", "repaired", "eager"):
-            assert row.status == OK, row
-            assert 0 <= row.error <= 1
-            assert 0 < row.p20 <= row.p50 <= row.p80
-        else:
-            assert row.status == (TOO_LARGE if provider == "compiled" else UNAVAILABLE)
-            assert row.p50 is None
-        assert row.direction == direction
+def test_every_operator_passes_its_gate(quick: None, operator: str) -> None:
+    rows = run(operator)
+    assert len(rows) == 12
+    for (impl, _), row in rows.items():
+        if impl == "triton":
+            assert (row.status, row.p50) == (UNAVAILABLE, None)
+            continue
+        assert row.status == OK, row
+        assert row.error is not None
+        assert 0 <= row.error <= 1
+        assert row.p20 is not None
+        assert row.p50 is not None
+        assert 0 < row.p20 <= row.p50
     both, forward, backward = (rows["eager", direction] for direction in ("both", "forward", "backward"))
-    assert both.bytes > 0
-    assert both.flops > 0 or operator in ("asymmetric_loss", "add_norm")
-    # The eager form of SPCL computes its gradients in its forward.
-    assert (forward.flops is None) == (operator == "spcl")
-    assert forward.flops is None or both.flops == forward.flops + backward.flops
+    assert both.bytes
+    assert both.flops or operator in ("asymmetric_loss", "add_norm")
+    assert both.flops == (forward.flops or 0) + (backward.flops or 0)
 
 
 @pytest.mark.parametrize("operator", ["prompt_decoder", "spcl", "asymmetric_loss"])
 @pytest.mark.parametrize("wrong", ["value", "gradient"])
-def test_a_broken_form_fails_and_shows_no_number(
-    small: None, monkeypatch: pytest.MonkeyPatch, operator: str, wrong: str
+@pytest.mark.parametrize("asked", [FORMS, ("eager",)])
+def test_a_broken_implementation_shows_no_number(
+    quick: None, monkeypatch: pytest.MonkeyPatch, operator: str, wrong: str, asked: tuple[str, ...]
 ) -> None:
-    """Off by a thousandth: in the outputs, or in the gradients only."""
-    right = OPERATORS[operator]
+    """Off by a thousandth, in the outputs or in the gradients only; also where it is measured alone."""
+    right = OPERATORS[operator].impls["eager"]
 
     def broken(problem: Problem) -> Tensor:
-        out = right.forms["eager"](problem)
+        out = right(problem)
         assert isinstance(out, Tensor)
         return out * 1.001 if wrong == "value" else 1.001 * out - 0.001 * out.detach()
 
-    monkeypatch.setitem(OPERATORS, operator, replace(right, forms={**right.forms, "eager": broken}))
-    rows = run(OperatorJob(operator, Shape(4, 3, 2), "fp32"))
-    for direction in DIRECTIONS:
-        row = rows["eager", direction]
-        assert row.status == FAILED
-        assert row.error > 1
-        assert row.p20 is row.p50 is row.p80 is row.peak_bytes is None
-        assert rows["repaired", direction].status == OK
+    spoil(monkeypatch, operator, broken)
+    rows = run(operator, impl=asked)
+    for (impl, _), row in rows.items():
+        assert row.status == (FAILED if impl == "eager" else OK)
+        assert (row.p50 is None) == (impl == "eager")
+    assert (rows["eager", "both"].error or 0) > 1
 
 
-def test_what_is_known_of_a_part_is_true(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a budget for one class, and on one for everything, the literal form agrees with what is expected."""
-    for name in ("spcl", "text_tower"):
-        operator = OPERATORS[name]
-        torch.manual_seed(0)
-        exact = operator.make(Shape(6, 3, 2), CPU, torch.float32).to(torch.float64)
-        literal = operator.forms["reference"]
-        for budget, count in ((1, 2 if name == "spcl" else 1), (10**15, 1)):
-            parts = operator.parts(literal, exact, exact, budget)
-            assert len(parts) == count
-            for part in parts:
-                for got, right in zip(part.view(outcome(literal, part.problem)), part.expected, strict=True):
-                    torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
+def test_bytes_are_those_of_what_is_read(quick: None) -> None:
+    """Two inputs, weight and bias; two outputs; gradients of the inputs: no other weights of the tower."""
+    row = run("add_norm", impl="eager")["eager", "both"]
+    elements = 6 * 3 * 16  # pairs, tokens, width
+    assert row.bytes == 4 * (2 * elements + 2 * 16 + 2 * elements + 2 * elements)
 
 
-def test_a_pair_that_is_left_out_shows(small: None) -> None:
+def exact_problem(name: str) -> tuple[Problem, Problem]:
+    torch.manual_seed(0)
+    problem = OPERATORS[name].make(Sizes({**SMALL, "C": 6}), CPU, torch.float32)
+    return problem, problem.to(torch.float64)
+
+
+@pytest.mark.parametrize(("name", "sampled"), [("spcl", 2), ("text_tower", 1)])
+def test_what_is_known_of_a_part_is_true(name: str, sampled: int) -> None:
+    """On a budget for one class, and on one for everything, the literal implementation gives what is expected."""
+    operator, (_, exact) = OPERATORS[name], exact_problem(name)
+    literal = operator.impls["reference"]
+    for budget, count in ((1, sampled), (10**15, 1)):
+        parts = operator.parts(literal, exact, exact, budget)
+        assert len(parts) == count
+        for part in parts:
+            for got, right in zip(part.view(outcome(literal, part.problem)), part.expected, strict=True):
+                torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
+
+
+def test_a_pair_that_is_left_out_shows(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where only a sample of the classes is checked: each class has a pair with every other one."""
-    operator = OPERATORS["spcl"]
-    torch.manual_seed(0)
-    problem = operator.make(Shape(6, 3, 2), CPU, torch.float32)
-    parts = operator.parts(operator.forms["reference"], problem, problem.to(torch.float64), 1)
 
-    def without_last_row(impl: str, problem: Problem) -> Tensor:
-        tower, frame, labels, pairs = problem.fixed
-        prompts, vectors, scale = problem.leaves
-        first, second = torch.triu_indices(6, 6, offset=1) if pairs is None else pairs
-        kept = first < 3
+    def without_last_rows(problem: Problem) -> Tensor:
+        tower, template, labels, pairs = problem.fixed
+        first, second = torch.triu_indices(4, 4, offset=1) if pairs is None else pairs
+        kept = first < 2
         sample = PairSample(first[kept], second[kept], torch.ones(int(kept.sum())))
-        selection, images = PairSelection(len(labels.T), sample), ImageBatch(vectors, scale, labels)
-        return spcl(tower, Prompts(prompts, frame), images, pairs=selection, impl=impl)
+        return spcl(tower, template, *problem.leaves, labels, sample=sample, impl="eager")
 
-    right = [part.view(outcome(operator.forms["eager"], part.problem)) for part in parts]
-    wrong = [part.view(outcome(partial(without_last_row, "eager"), part.problem)) for part in parts]
-    found = [
-        ratios({"right": a, "wrong": b}, part.expected, torch.float32)
-        for a, b, part in zip(right, wrong, parts, strict=True)
-    ]
-    assert all(ratio["right"] <= 1 for ratio in found)
-    assert max(ratio["wrong"] for ratio in found) > 1
+    monkeypatch.setattr("benchmarks.operator_case.ORACLE_FLOPS", {"cpu": 1})
+    assert run("spcl")["eager", "both"].status == OK
+    spoil(monkeypatch, "spcl", without_last_rows)
+    rows = run("spcl")
+    assert (rows["eager", "both"].status, rows["repaired", "both"].status) == (FAILED, OK)
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda t: t.index_fill(0, torch.tensor([3]), torch.nan),
-        lambda t: t.index_fill(0, torch.tensor([3]), 0.0),
-        lambda t: t[:-1],
-        lambda t: t.flip(0),
-    ],
-)
-def test_one_wrong_element_is_enough(spoil: Callable[[Tensor], Tensor]) -> None:
-    torch.manual_seed(0)
-    exact = torch.randn(1000, dtype=torch.float64)
-    honest = exact.float()
-    assert ratios({"baseline": [honest], "same": [honest.clone()]}, [exact], torch.float32)["same"] <= 1
-    assert ratios({"baseline": [honest], "spoilt": [spoil(honest)]}, [exact], torch.float32)["spoilt"] > 1
-    assert ratios({"baseline": [spoil(honest)]}, [exact], torch.float32)["baseline"] > 1
+def test_repetitions_read_inputs_of_their_own() -> None:
+    """Together twice the cache, so that none finds its inputs there."""
+    case = OperatorCase(OPERATORS["pair_loss"], Sizes(C=14, B=3, D=1024), torch.float32, CPU)
+    pointers = {problem.leaves[0].data_ptr() for problem in case.problems}
+    assert len(pointers) == len(case.problems) > 2
+    zeros = tuple(torch.zeros_like(leaf) for leaf in case.problem.leaves)
+    case.problems = [case.problem, replace(case.problem, leaves=zeros)]
+    seen: list[float] = []
+    right = case.operator.impls["reference"]
+    case.operator = replace(case.operator, impls={"eager": partial(_record, seen, right)})
+    call = case.prepare("eager")
+    call(1)
+    call(2)
+    assert seen[0] == 0 != seen[1]
 
 
-def test_what_nobody_writes_is_nan() -> None:
-    with poisoned():
-        assert torch.empty(5).isnan().all()
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_jobs_are_distinct_and_can_be_sent(device: str) -> None:
-    found = jobs(device)
-    assert len({job.key for job in found}) == len(found)
-    assert pickle.loads(pickle.dumps(found)) == found
-    assert {job.operator for job in found} == set(OPERATORS)
+def _record(seen: list[float], function: Callable[[Problem], Any], problem: Problem) -> Any:
+    seen.append(float(problem.leaves[0].detach().abs().sum()))
+    return function(problem)

@@ -1,110 +1,81 @@
-"""Tables of measured rows, and their place in a README."""
+"""Tables, growth and pictures of measured rows, and their place in a README."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks import report
-from benchmarks.rows import Row
+from benchmarks.rows import write_results
+from benchmarks.tables import fits, lines_of
 
-WriteResults = Callable[..., Path]
-README = (
-    "# Speed\n\n<!-- results: {name} -->\nold\n<!-- end -->\n\nBelow.\n\n<!-- results: other -->\nkept\n<!-- end -->\n"
-)
+from .conftest import ENVIRONMENT, row, rows
 
-
-@pytest.fixture
-def results(rows: list[Row], write_results: WriteResults) -> Path:
-    return write_results("mine", [row for row in rows if row.suite != "growth"])
+README = "# Speed\n\n<!-- results: mine -->\nold\n<!-- end -->\n\n<!-- results: other -->\nkept\n<!-- end -->\n"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture
-def readme(tmp_path: Path) -> Path:
-    path = tmp_path / "README.md"
-    path.write_text(README.format(name="mine"))
-    return path
+def results(tmp_path: Path) -> Path:
+    odd = {**ENVIRONMENT, "machine": {"processor": "<b>a|b</b> * $`", "threads": 2}}
+    write_results(tmp_path / "mine" / "results.json", {"environment": odd, "rows": rows()})
+    return tmp_path / "mine"
 
 
-def line(text: str, *cells: str) -> list[str]:
-    """Cells of the one line of a table that begins with these."""
-    (found,) = [one for one in text.splitlines() if one.startswith(f"| {' | '.join(cells)} |")]
-    return [cell.strip() for cell in found.split("|")[1:-1]]
-
-
-def test_tables_hold_the_numbers(results: Path, tmp_path: Path) -> None:
-    text = report.markdown(results, tmp_path)
-    head, cells = line(text, "", "case", "reference"), line(text, "pair_loss", "C14 B8 n16 fp32")
-    found = dict(zip(head[2:], cells[2:], strict=True))
-    assert found == {
-        "reference": "8 ms (7.2–9.6)",
-        "repaired": "4 ms (3.6–4.8)",
-        "eager": "1 ms (0.9–1.2)",
-        "compiled": "FAILED",
-        "triton": "unavailable",
-        "fastest": "eager",
-        "against repaired": "4×",
-        "of roofline": "50 %",
-        "peak memory": "1 MiB (repaired 1 MiB)",
-    }
-    assert line(text, "pair_loss", "C193 B8 n16 fp32")[2] == "does not fit"
-    assert line(text, "phase2_step", "C14 B8 n16 fp32")[2] == "1 ms (0.9–1.2)"
-
-
-def test_says_where_numbers_come_from_and_why_some_are_missing(results: Path, tmp_path: Path) -> None:
-    text = report.markdown(results, tmp_path)
-    assert "- on: Abacus 3, 2 threads; python 3.11.7; torch 2.11.0; commit 0123456789ab\n" in text
-    assert "- measured peaks: fp32 1 TFLOP/s, memory 100 GB/s\n" in text
-    assert f"`python -m benchmarks.suite --device cpu --output {results}`" in text
-    assert "- FAILED (gradient of V: 3 times what is allowed): pair_loss compiled (C14 B8 n16 fp32)\n" in text
-
-
-def test_growth(monkeypatch: pytest.MonkeyPatch, results: Path, tmp_path: Path) -> None:
-    monkeypatch.setattr(report, "fits_of", lambda rows: [("text_side", "sampled", "C", 1.04, (32, 500))])
-    assert line(report.markdown(results, tmp_path), "text_side")[1:] == ["sampled", "C^1.04", "C = 32 … 500"]
-
-
-def test_readme_is_rewritten_between_its_markers(results: Path, readme: Path) -> None:
-    (results / "plots").mkdir()
-    (results / "plots" / "steps-memory.png").touch()
+def test_a_readme_is_rewritten_between_its_markers(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
     assert report.main([str(results), "--readme", str(readme)]) == 0
     first = readme.read_text()
-    before, _, rest = first.partition("<!-- results: mine -->\n")
-    inside, _, after = rest.partition("<!-- end -->")
-    assert before + "<!-- results: mine -->\nold\n<!-- end -->" + after == README.format(name="mine")
-    assert "old" not in inside
-    assert "| pair_loss |" in inside
-    assert "![steps-memory](mine/plots/steps-memory.png)" in inside
+    before, rest = first.split("<!-- results: mine -->\n")
+    inside, after = rest.split("<!-- end -->", 1)
+    assert before + "<!-- results: mine -->\nold\n<!-- end -->" + after == README
+    assert "| pair_loss | C14 B8 fp32 | 8 ms | 4 ms | 1 ms | FAILED | eager | 4× | 50 % | 1 MiB |" in inside
+    assert r"\<b\>a\|b\</b\> \* $\`" in inside
+    assert "text_side eager: time ~ C^2.00 for 8 ≤ C ≤ 16" not in inside  # two points are no curve
+    assert "![growth](mine/growth.png)" in inside
+    pictures = {path.name: path.read_bytes() for path in results.glob("*.png")}
+    assert pictures.keys() == {"growth.png"}
     assert report.main([str(results), "--readme", str(readme)]) == 0
     assert readme.read_text() == first
+    assert {path.name: path.read_bytes() for path in results.glob("*.png")} == pictures
 
 
-def test_what_a_cell_cannot_hold_is_escaped(write_results: WriteResults, rows: list[Row], tmp_path: Path) -> None:
-    machine = {"processor": "<b>a|b</b> * $`", "threads": 2}
-    text = report.markdown(write_results("odd", rows[:1], machine=machine), tmp_path)
-    assert r"\<b\>a\|b\</b\> \* $\`" in text
-
-
-@pytest.mark.parametrize(
-    "text", ["no markers", "<!-- results: mine -->\n", README.format(name="mine") + README.format(name="mine")]
-)
+@pytest.mark.parametrize("text", ["no markers", "<!-- results: mine -->\n", README + README])
 def test_a_readme_without_its_markers_is_left_alone(
-    text: str, results: Path, readme: Path, capsys: pytest.CaptureFixture[str]
+    text: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme.write_text(text)
-    assert report.main([str(results), "--readme", str(readme)]) == 2
+    (tmp_path / "README.md").write_text(text)
+    assert report.main([str(results), "--readme", str(tmp_path / "README.md")]) == 2
     assert "<!-- results: mine -->" in capsys.readouterr().err
-    assert readme.read_text() == text
+    assert (tmp_path / "README.md").read_text() == text
 
 
-def test_without_a_readme_it_is_printed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(results)]) == 0
-    assert "### Operators" in capsys.readouterr().out
+def test_no_results_end_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_missing_files_end_in_a_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path / "nothing")]) == 2
-    assert report.main([str(results), "--readme", str(tmp_path / "none.md")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 2
+def test_exponents_are_those_of_the_upper_part() -> None:
+    """Constant up to 16, then quadratic; the largest point failed."""
+    curve = [row(milliseconds=max(C, 16) ** 2, job="growth/a/C", sizes={"C": C}) for C in (2, 4, 8, 16, 32, 64, 128)]
+    failed = row(job="growth/a/C", sizes={"C": 500}).without_numbers("FAILED", "wrong")
+    (fit,) = fits([*curve, failed])
+    assert (fit.low, fit.high) == (16, 128)
+    assert fit.exponent == pytest.approx(2)
+
+
+def test_a_difference_of_two_times_may_be_zero() -> None:
+    """As that of a backward which is measured as the whole less the forward."""
+    assert lines_of([row(milliseconds=0.0)])[0][4] == "no time"
+
+
+@pytest.mark.parametrize("name", [path.name for path in RESULTS.iterdir()])
+def test_what_the_guide_shows_comes_from_the_committed_results(name: str) -> None:
+    folder = RESULTS / name
+    assert len(list(folder.iterdir())) <= 4
+    guide = RESULTS.parent / "README.md"
+    pictures = [folder / f"{picture}.png" for picture in ("growth", "scaling")]
+    content = report.read_results(folder / "results.json")
+    assert report.markdown(content, [path for path in pictures if path.is_file()], guide.parent) in guide.read_text()

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ranks import measure
+from benchmarks.plots import draw_scaling
+from benchmarks.ranks import Settings, measure
 from benchmarks.scaling import COUNTS, _model
-from benchmarks.scaling_plot import draw
 from benchmarks.traffic import ALL_GATHER, ALL_REDUCE, Network
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "scope", "ranks"), [(0, "local", 2), (0, "global", 2), (2, "global", 3)])
 def test_counted_traffic_is_the_formula(stage: int, scope: str, ranks: int) -> None:
-    found = measure(ranks, 6, classes=5, device="cpu", zero_stage=stage, scope=scope, repeat=1)
+    found = measure(ranks, 6, Settings(classes=5, device="cpu", zero_stage=stage, scope=scope, repeat=1))
     assert found["payload"] == found["formula"]
     assert found["parameters"] > 50_000
 
@@ -49,4 +49,4 @@ def test_model_starts_at_the_measured_step_and_is_labelled(tmp_path: Path) -> No
         for ranks in (1, 2)
     ]
     about = {"model": "narrow", "classes": 3, "device": "cpu", "cores": 2, "batch": 8}
-    assert draw({"environment": about, "measured": measured, "model": model}).startswith(b"\x89PNG")
+    assert draw_scaling({"environment": about, "measured": measured, "model": model}).startswith(b"\x89PNG")

@@ -1,131 +1,75 @@
-"""Whole steps: what is measured is what was compared, and what is wrong has no numbers."""
+"""Whole steps and loaders: what is measured is what was compared, and what is wrong has no numbers."""
 
 from __future__ import annotations
 
-import gc
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import growth, steps
-from benchmarks.gated import GradientStep, Oracle, excess, measure, outcome_of
-from benchmarks.harness import take_turns
-from benchmarks.rows import FAILED, OK, TOO_LARGE, Row
-from benchmarks.runs import DemoEpoch, Evaluation
-from benchmarks.steps import GraphedLoss, Phase1Step, Phase2Step, loss_of
+from benchmarks import bench, loaders, steps
+from benchmarks.gate import excess
+from benchmarks.harness import Sizes, measure
+from benchmarks.rows import FAILED, OK, Row
+from benchmarks.steps import GradientStep, GraphedLoss, Phase2
 from pspg.engine.config import ModelConfig
+from pspg.engine.models.clip import clip_config
 from pspg.engine.training.cuda_graph import WARM_UP, Outcome
 
 CPU = torch.device("cpu")
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo_clip.json")
-SMALL = ModelConfig(prompt_length=4, hidden_size=32)
 FORMS = ("reference", "repaired", "eager")
+NARROW = {"W": 64, "layers": 2, "heads": 2, "D": 128, "H": 64}
+FILMS = {"B": 4, "batches": 3, "films": 4, "size": 64, "image_size": 32, "workers": 0}
 
 
-def phase2(providers: tuple[str, ...] = FORMS) -> Phase2Step:
-    return Phase2Step(rank=0, C=4, B=2, providers=providers, backbone=DEMO, model=SMALL)
+def phase2(dtype: torch.dtype = torch.float32, **options: Any) -> Phase2:
+    return Phase2(Sizes(C=4, B=2, n=4), dtype, CPU, clip_config(DEMO), ModelConfig(hidden_size=32), **options)
 
 
-def quiet(name: str) -> None:
-    pass
+def run(case: Phase2, impls: tuple[str, ...] = FORMS, dtype: str = "fp32") -> list[Row]:
+    row = Row(job="steps/a/b", operator="a", impl="", sizes={"C": 4}, dtype=dtype)
+    return measure(row, case, impls, ("both",), peaks={}, without={}, seconds=0.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _frozen() -> Iterator[None]:
-    """As the suite's process does: what is imported is not searched before every repetition."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def test_implementations_of_a_step_agree_and_are_measured() -> None:
+    rows = run(phase2())
+    assert [(row.impl, row.status) for row in rows] == [(impl, OK) for impl in FORMS]
+    assert all(row.p50 and row.flops for row in rows)
+    assert all(0 < (row.error or 0) < 0.1 for row in rows)
+    assert ["against eager, float64", *["against reference, float32"] * 2] == [row.detail for row in rows]
 
 
-@pytest.fixture(autouse=True)
-def _few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least the harness takes."""
-    monkeypatch.setattr(steps, "take_turns", lambda *a, **k: take_turns(*a, **k, seconds=0.0))
-    monkeypatch.setattr("benchmarks.runs.take_turns", lambda *a, **k: take_turns(*a, **k, seconds=0.0))
-    monkeypatch.setattr("benchmarks.gated.take_turns", lambda *a, **k: take_turns(*a, **{**k, "seconds": 0.0}))
+def test_a_step_alone_is_compared_too() -> None:
+    """With the literal equations where they are cheap, else with itself in float64; bf16 with float32."""
+    (row,) = run(phase2(), ("eager",))
+    assert "against reference, float32" in row.detail
+    (row,) = run(phase2(literal=0), ("eager",))
+    assert "against eager, float64" in row.detail
+    assert 0 < (row.error or 0) < 1
+    (row,) = run(phase2(torch.bfloat16, literal=0), ("eager",), "bf16")
+    assert "against eager, float32" in row.detail
+    assert 1e-3 < (row.error or 0) < 1
 
 
-def has_numbers(row: Row) -> bool:
-    return row.p50 is not None or row.repeats > 0 or row.peak_bytes is not None
+def test_a_broken_step_has_no_numbers_and_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = steps.loss_of
 
+    def wrong(setup: Any, impl: str, *arguments: Any, **options: Any) -> Any:
+        return right(setup, impl, *arguments, **options) * (1.001 if impl == "repaired" else 1)
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_keys_are_unique_and_jobs_pickle(device: str) -> None:
-    jobs = [*steps.jobs(device), *growth.jobs(device)]
-    assert len({job.key for job in jobs}) == len(jobs)
-    assert pickle.loads(pickle.dumps(jobs)) == jobs
-    assert {job.key.split("/")[0] for job in jobs} == {"steps", "growth"}
+    def fail(setup: Any, impl: str, *arguments: Any, **options: Any) -> Any:
+        if impl == "repaired":
+            raise RuntimeError("an illegal memory access was encountered\nmore")
+        return right(setup, impl, *arguments, **options)
 
-
-def test_phase2_forms_agree_and_are_measured() -> None:
-    heard: list[str] = []
-    rows = phase2().run(CPU, {}, heard.append)
-    assert [row.provider for row in rows] == list(FORMS)
-    assert heard[:3] == list(FORMS)
-    for row in rows:
-        assert row.status == OK
-        assert row.p50 is not None
-        assert 0 < row.p20 <= row.p50 <= row.p80  # type: ignore[operator]
-        assert row.flops == rows[0].flops
-    assert rows[0].error is None
-    assert "not compared" in rows[0].detail
-    assert all(0 < row.error < 0.1 for row in rows[1:])  # type: ignore[operator]
-
-
-def test_a_broken_provider_has_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    repaired = steps.repaired_loss
-    monkeypatch.setattr(steps, "repaired_loss", lambda setup: 1.001 * repaired(setup))
-    _, broken, eager = phase2().run(CPU, {}, quiet)
-    assert broken.status == FAILED
-    assert not has_numbers(broken)
-    assert broken.error is not None
-    assert broken.error > 1
-    assert "against reference (fp32)" in broken.detail
-    assert eager.status == OK
-
-
-def test_a_provider_that_raises_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(setup: object) -> None:
-        raise RuntimeError("an illegal memory access was encountered\nmore")
-
-    monkeypatch.setattr(steps, "repaired_loss", fail)
-    _, broken, eager = phase2().run(CPU, {}, quiet)
-    assert broken.status == FAILED
-    assert not has_numbers(broken)
-    assert broken.detail == "RuntimeError: an illegal memory access was encountered"
-    assert eager.status == OK
-
-
-def test_what_does_not_fit_says_so_and_is_not_compared_with() -> None:
-    rows = phase2().run(CPU, {"reference": "killed"}, quiet)
-    assert (rows[0].status, rows[0].detail) == (TOO_LARGE, "killed")
-    assert not has_numbers(rows[0])
-    assert "eager (fp32)" in rows[1].detail
-    for job in (Phase1Step(rank=0, B=1, backbone=DEMO), Evaluation(rank=0, C=2, B=1, providers=("eager",))):
-        (row,) = job.run(CPU, {"eager": "killed"}, quiet)
-        assert (row.status, has_numbers(row)) == (TOO_LARGE, False)
-
-
-def test_low_precision_is_compared_with_float32() -> None:
-    """As on a GPU: the provider's own outcome is no oracle, the same weights in float32 are."""
-    job, dtype = phase2(("eager",)), torch.bfloat16
-    (row,) = measure(
-        Row(job=job.key, suite="steps", operator="phase2_step", provider=""),
-        {"eager": lambda: job.provider("eager", CPU, dtype)},
-        lambda found: job.oracles(CPU, dtype, found),
-        CPU,
-        {},
-        quiet,
-        dtype=dtype,
-    )
-    assert row.status == OK
-    assert row.detail == "against eager (fp32)"
-    assert 1e-3 < row.error < 1  # type: ignore[operator]
+    for function, said in ((wrong, "against reference"), (fail, "RuntimeError: an illegal memory access")):
+        monkeypatch.setattr(steps, "loss_of", function)
+        _, broken, eager = run(phase2())
+        assert (broken.status, broken.p50, broken.peak_bytes, eager.status) == (FAILED, None, None, OK)
+        assert said in broken.detail
 
 
 def record(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
@@ -148,67 +92,40 @@ def refuse(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome
 
 @pytest.mark.parametrize(("recorder", "said"), [(record, "CUDA graph"), (refuse, "no graph: operation not permitted")])
 def test_a_recorded_step_is_the_ordinary_one(recorder: Any, said: str) -> None:
-    job = phase2()
-    setup = job.setup("eager", CPU, torch.float32)
+    case = phase2()
+    setup = case.setup("eager", torch.float32, CPU)
     graph = GraphedLoss(setup, "eager", torch.float32, recorder)
-    step = GradientStep(graph, setup.head, CPU, warm_up=WARM_UP + 1, detail=graph.detail)
+    step = GradientStep(graph, setup.head, CPU, warm_up=WARM_UP + 1)
     step(0)
-    assert step.detail.startswith(said)
-    assert step.outcome is not None
-    plain = job.setup("eager", CPU, torch.float32)
-    loss = loss_of(plain, "eager", torch.float32)
-    loss.backward()
-    assert excess(step.outcome, outcome_of(loss, plain.head), torch.float32)[0] < 0.01
+    assert graph.detail.startswith(said)
+    assert excess(step.outcome, case.make("eager", torch.float32, CPU).first(), torch.float32)[0] < 0.01
 
 
-def test_the_gate_sees_small_parts_and_what_is_missing() -> None:
-    large, small = torch.ones(1000), torch.full((3,), 1e-3)
-    right = {"gradients": {"large": large, "small": small}}
-    assert excess(right, right, torch.float32)[0] == 0
-    assert excess({"gradients": {"large": large, "small": 1.01 * small}}, right, torch.float32)[1] == "gradients small"
-    assert excess({"gradients": {"large": large}}, right, torch.float32)[0] == float("inf")
-    nan = {"gradients": {"large": large * float("nan"), "small": small}}
-    assert excess(nan, right, torch.float32)[0] == float("inf")
-    allowed = torch.finfo(torch.float32).eps ** 0.5
-    wrong = {"gradients": {"large": (1 + 2 * allowed) * large, "small": small}}
-    assert excess(wrong, right, torch.float32)[0] == pytest.approx(2, rel=0.01)
+def test_growth_of_the_text_side_and_the_estimate_on_its_sample(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One other pair a class of many: the sample is not all pairs, and agrees all the same."""
+    monkeypatch.setattr(steps, "SAMPLES", 1)
+    rows = bench("text_side", impl=("eager", "sampled"), device="cpu", C=(2, 12), B=2, n=2, **NARROW)
+    assert [(row.sizes["C"], row.impl, row.status) for row in rows] == [
+        (C, impl, OK) for C in (2, 12) for impl in ("eager", "sampled")
+    ]
+    case = steps.entries()["text_side"].make(Sizes(C=12, B=2, n=2, **NARROW), "fp32", CPU)
+    assert isinstance(case, Phase2)
+    losses = [float(case.outcome("eager", torch.float32, sampled)["loss"]["loss"]) for sampled in (False, True)]
+    assert losses[0] != losses[1]
 
 
-def test_nothing_to_compare_with_is_a_failure() -> None:
-    weight = torch.nn.Linear(1, 1)
-    (row,) = measure(
-        Row(job="a/b", suite="a", operator="b", provider=""),
-        {"eager": lambda: GradientStep(lambda: weight.weight.sum(), weight, CPU)},
-        lambda found: dict[str, Oracle](),
-        CPU,
-        {},
-        quiet,
-        dtype=torch.float32,
-    )
-    assert (row.status, has_numbers(row)) == (FAILED, False)
+def test_loaders_are_measured_behind_pillows_pixels(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = bench("load_png", impl="torch", device="cpu", **FILMS)
+    assert (row.status, row.error) == (OK, 0)
+    assert row.p50
+    monkeypatch.setattr(loaders, "grey_levels", lambda dataset, batch: 9.0)
+    (row,) = bench("load_cache", impl="torch", device="cpu", **FILMS)
+    assert (row.status, row.p50) == (FAILED, None)
 
 
-def test_phase1_step_is_measured() -> None:
-    (row,) = Phase1Step(rank=0, B=2, backbone=DEMO).run(CPU, {}, quiet)
-    assert row.status == OK
-    assert row.p50 is not None
-    assert row.flops is not None
-    assert row.flops > 1e8
-
-
-def test_evaluation_is_measured_and_compared() -> None:
-    job = Evaluation(rank=0, C=3, B=2, providers=("eager",), backbone=DEMO, model=SMALL)
-    (row,) = job.run(CPU, {}, quiet)
-    assert (row.status, row.direction) == (OK, "forward")
-    assert row.p50 is not None
-    assert row.error is not None
-    assert "3.1 GiB" in row.detail
-
-
-@pytest.mark.slow
-def test_demo_epoch_trains() -> None:
-    job = DemoEpoch(rank=0, train=128, val=24)
-    (row,) = job.run(CPU, {}, quiet)
-    assert row.status == OK
-    assert (row.C, row.B, row.n) == (35, 128, 8)
-    assert "128 phantoms" in row.detail
+def test_the_distance_of_pixels_sees_a_flip(tmp_path: Path) -> None:
+    dataset = loaders._dataset("jpeg", Sizes(FILMS), tmp_path)
+    batch = next(iter(loaders.make_train_loader(dataset, batch_size=2).batches(0)))
+    assert loaders.grey_levels(dataset, batch) == 0
+    batch.pixels = batch.pixels.flip(-1)
+    assert loaders.grey_levels(dataset, batch) > loaders.GREY

@@ -1,4 +1,4 @@
-"""One phase-2 training step of the full-size RN50 model, in several forms.
+"""A phase-2 training step with random weights, by default of the full-size RN50 model, in several implementations.
 
 reference  the literal equations: 77 tokens a prompt, keys and values projected anew at every step, image tower as
            open_clip has it
@@ -11,6 +11,7 @@ triton     the exact algebra with Triton kernels, the engine's default on a GPU
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,10 +21,11 @@ from torch import Tensor
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.clip import ImageFeatures, build_clip, clip_config, image_features, text_tower
 from pspg.engine.models.frozen_image import FrozenImageTower
+from pspg.engine.models.fusions._spatial import SpatialFusion
 from pspg.engine.models.prompts import Vocabulary
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.losses import prompt_loss
+from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pairs import PairSample, pair_indices
@@ -31,7 +33,7 @@ from pspg.kernels.similarity import similarity_logits
 from pspg.kernels.text_tower import TextTower
 
 from . import repaired
-from .counting import flop_counter
+from .harness import flop_counter
 
 IMPLS = ("reference", "repaired", "eager", "triton")
 
@@ -50,19 +52,17 @@ class Setup:
     """(B,C)"""
 
     def loss(self, sample: PairSample | None = None, pair: Literal["spcl", "none"] = "spcl") -> Tensor:
-        """ASL + SPCL (preset `paper`) of the batch, in the form that the head is set to.
+        """ASL + SPCL (preset `paper`) of the batch, in the implementation that the head is set to.
 
         Args:
             sample: pairs that SPCL is estimated from; None: all.
             pair: none leaves SPCL out.
         """
         output = self.head(self.features(), self.vocabulary, self.tower)
-        return prompt_loss(
+        return PromptLoss(LossConfig(pair=pair))(
             output,
             self.labels,
             self.tower,
-            self.vocabulary,
-            LossConfig(pair=pair),
             sample=sample,
             memory=self.head.text_memory,
             impl=self.head.impl,
@@ -83,7 +83,7 @@ def make_setup(
     clip_settings: Mapping[str, Any] | None = None,
     model: ModelConfig | None = None,
 ) -> Setup:
-    """Random weights and a random batch, the same for every form, and `classes` classes of random embeddings.
+    """Random weights and a random batch, the same for every implementation, and `classes` classes of random embeddings.
 
     Args:
         dtype: of the frozen towers.
@@ -105,7 +105,9 @@ def make_setup(
         table[2:],
         [0] * classes,
     )
-    head.impl = impl if impl in ("eager", "triton") else "reference"
+    head.impl = {"repaired": "reference", "sampled": "eager"}.get(impl, impl)
+    if device.type == "meta":
+        head.text_memory = 2**62  # counted, nothing may run twice
     side = config["vision_cfg"]["image_size"]
     images, labels = torch.randn(batch, 3, side, side), (torch.rand(batch, classes) < 0.1).float()
     clip.to(device)
@@ -117,32 +119,18 @@ def make_setup(
         tower = text_tower(clip).to(dtype)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    return Setup(visual, tower, head.to(device).train(), vocabulary.to(device), images.to(device), labels.to(device))
-
-
-def make_step(setup: Setup, impl: str, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    """One step, image tower to optimizer, as a call without arguments."""
-    loss: Callable[[], Tensor] = (lambda: repaired_loss(setup)) if impl == "repaired" else setup.loss
-    if impl == "repaired" and device.type == "cuda":
-        loss = torch.compile(loss, mode="reduce-overhead")
-    optimizer = make_optimizer(setup.head, OptimConfig())
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    kept = torch.float64 if dtype == torch.float64 else torch.float32  # master weights
+    head, vocabulary = head.to(device, kept).train(), vocabulary.to(device, kept)
+    return Setup(visual, tower, head, vocabulary, images.to(device, kept), labels.to(device))
 
 
 def repaired_loss(setup: Setup) -> Tensor:
-    """The reference's loss in the form of `repaired`."""
+    """The reference's loss as `repaired` computes it."""
     features, head, frame, tower = setup.features(), setup.head, setup.vocabulary.frame, setup.tower
     prompts = head.prompt_learner(setup.vocabulary.class_features, features.global_, impl="reference")
-    assert head.channel_attention is not None
-    vectors, scale = head.channel_attention(features.tokens), head.logit_scale
+    fusion, scale = head.channel_attention, head.logit_scale
+    assert isinstance(fusion, SpatialFusion)
+    vectors = fusion(features.tokens)
     sides = repaired.single_features(tower, frame, prompts)
     logits = torch.stack([similarity_logits(vectors, side, scale) for side in sides], dim=1)
     pairs = pair_indices(len(setup.vocabulary), vectors.device)
@@ -151,11 +139,42 @@ def repaired_loss(setup: Setup) -> Tensor:
     )
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to a half precision; nothing for others."""
+    return torch.autocast(device.type, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext()
+
+
+def loss_of(
+    setup: Setup,
+    impl: str,
+    dtype: torch.dtype,
+    repaired: Callable[[Setup], Tensor] = repaired_loss,
+    sample: PairSample | None = None,
+) -> Tensor:
+    """Loss of an implementation, its towers in `dtype`; `repaired` is the tuned baseline, perhaps compiled."""
+    with autocast(setup.images.device, dtype):
+        return repaired(setup) if impl == "repaired" else setup.loss(sample)
+
+
+def make_step(setup: Setup, impl: str, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    """One step, image tower to optimizer, as a call without arguments."""
+    compiled = impl == "repaired" and device.type == "cuda"
+    repaired = torch.compile(repaired_loss, mode="reduce-overhead") if compiled else repaired_loss
+    optimizer = make_optimizer(setup.head, OptimConfig())
+
+    def step() -> None:
+        loss_of(setup, impl, dtype, repaired).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 def exact_flops(classes: int, batch: int, pair: Literal["spcl", "none"] = "spcl") -> int:
     """FLOPs of a step in the exact algebra with nothing computed twice, counted by torch on tensors without storage."""
-    with torch.device("meta"):
-        setup = make_setup(classes, batch, torch.device("meta"), "eager", torch.float32)
-    setup.head.text_memory = 2**62
+    meta = torch.device("meta")
+    with meta:
+        setup = make_setup(classes, batch, meta, "eager", torch.float32)
     with flop_counter() as counter:
         setup.loss(pair=pair).backward()
     return counter.get_total_flops()
