@@ -71,7 +71,7 @@ Step = Crop | Warp | Jitter
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is done to one image: the steps in order, then a horizontal flip or none."""
+    """Changes to one image: the steps in order, then a horizontal flip or none."""
 
     steps: tuple[Step, ...] = ()
     flip: bool = False
@@ -98,7 +98,7 @@ def draw(rng: torch.Generator, side: int, *, augment: bool, flip: float) -> Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """What training does to its images; what becomes of one depends on the seed, the epoch and its id alone."""
+    """Changes that training makes to its images; those of one depend on the seed, the epoch and its id alone."""
 
     augment: bool = True
     """two of four random steps, see `draw`"""

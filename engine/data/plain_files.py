@@ -82,7 +82,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _turned(segment: bytes) -> bool:
-    """Whether a JPEG's APP1 segment may ask to turn the image."""
+    """The APP1 segment of a JPEG may ask to turn the image."""
     if segment.startswith(b"Exif\0\0"):
         exif = Image.Exif()
         try:

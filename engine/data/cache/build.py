@@ -130,7 +130,7 @@ def _start(folder: Path, size: int, resize: Resize) -> Header:
 
 
 def _again(entry: Entry, path: Path) -> bool:
-    """Whether an image must be decoded again; unreadable ones may have lacked a decoder only."""
+    """The image must be decoded again: it has changed, or was unreadable, perhaps for want of a decoder only."""
     return entry.bad is not None or is_stale(entry, path)
 
 

@@ -175,7 +175,7 @@ def source_state(path: str | Path) -> tuple[int | None, int | None]:
 
 
 def is_stale(entry: Entry, path: Path) -> bool:
-    """Whether the source is there and another than the one cached. A cache outlives sources that are taken away."""
+    """The source has changed since it was cached. One that is gone has not: a cache outlives its sources."""
     state = source_state(path)
     return state != (None, None) and state != (entry.bytes, entry.mtime_ns)
 

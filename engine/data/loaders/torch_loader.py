@@ -21,7 +21,7 @@ class TorchBatches:
     """Batches loaded by Pillow in DataLoader's processes.
 
     Args:
-        dataset: the samples.
+        dataset: N samples.
         keys: the batches of an epoch.
         workers: processes, kept for all epochs; 0: load in this process.
     """
@@ -83,7 +83,7 @@ def data_loader(dataset: Any, keys: Keys, workers: int, *, pin: bool = True, for
 
 
 def results(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What the workers of a `data_loader` make.
+    """Batches that the workers of a `data_loader` make.
 
     Raises:
         UserError: that of a worker, or a worker was killed.

@@ -27,7 +27,7 @@ LUNG = 0.64  # attenuation that air takes away
 
 @dataclass
 class Anatomy:
-    """What the findings change about the body before anything is drawn on it."""
+    """The body as the findings change it, before anything is drawn."""
 
     heart: float = 1.0
     base: dict[str, float] = field(default_factory=lambda: {"right": 0.50, "left": 0.56})

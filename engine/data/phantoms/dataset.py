@@ -99,7 +99,7 @@ def write_phantoms(config: PhantomConfig, folder: str | Path, *, workers: int | 
 
 
 def _holds(target: Path, config: PhantomConfig) -> bool:
-    """Whether `target` holds these phantoms; refuses anything else but nothing or an empty folder."""
+    """True if `target` holds these phantoms, False if it is empty or not there; anything else is refused."""
     if not target.exists():
         return False
     if not target.is_dir():

@@ -128,7 +128,7 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """As a class name: 'large left effusion', 'nodule in the right upper zone'."""
+        """The class name: 'large left effusion', 'nodule in the right upper zone'."""
         if self.zone is None:
             return " ".join(filter(None, (self.size, self.side, self.kind)))
         place = " ".join(filter(None, (self.side, self.zone)))

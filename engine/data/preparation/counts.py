@@ -37,7 +37,7 @@ def count(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
 
 
 def digest(rows: Sequence[Row]) -> str:
-    """Of ids and labels, whatever the order of the rows: who has the same has the same split."""
+    """Digest of ids and labels in any order: whoever has the same digest has the same split."""
     lines = sorted(json.dumps([row.id, row.labels]) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

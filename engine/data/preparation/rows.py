@@ -1,4 +1,4 @@
-"""What a preparer collects: rows of a manifest, and a journal of what it left out."""
+"""Rows of a manifest, and a journal of what was left out of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass
 class Journal:
-    """What was left out and why, and what a person should know."""
+    """Notes on what was left out and why, and on what a person should know."""
 
     dropped: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     """reason → (place, image or class)"""

@@ -520,7 +520,7 @@ def test_the_pipeline_for_a_gpu_can_be_written_down(head):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("settings", [{"augment": False, "flip": 0.0}, {}, {"resize": "pad"}])
 def test_on_a_gpu(samples, tmp_path, settings):
-    """As on the CPU, JPEG decoding to one more grey level, from files and from the cache."""
+    """The CPU's pixels, JPEG decoding to one more grey level, from files and from the cache."""
     gpu = partial(dali_batches, device=torch.device("cuda", 0))
     for extra in ({}, {"cache": cached(tmp_path, samples)} if "resize" not in settings else {}):
         settings = settings | extra

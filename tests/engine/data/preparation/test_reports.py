@@ -1,4 +1,4 @@
-"""What is left of a report, on made-up reports and on OpenI's real ones."""
+"""Texts of reports, on made-up reports and on OpenI's real ones."""
 
 from __future__ import annotations
 
