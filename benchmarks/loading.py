@@ -24,12 +24,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from pspg.engine.data.augment import Augmentation
+from pspg.engine.data.batch import Batch
 from pspg.engine.data.cache.build import build_cache
 from pspg.engine.data.cache.pixel_cache import PixelCache
+from pspg.engine.data.dataset import ImageDataset
 from pspg.engine.data.loaders.choose import load_with, pick_loader
-from pspg.engine.data.loaders.torch_loader import Batch, ImageDataset, make_train_loader
+from pspg.engine.data.loaders.training import make_train_loader
 from pspg.engine.data.manifest import Sample
 from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
+from pspg.engine.data.pixels import Pixels
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
 
@@ -133,17 +137,14 @@ def _cache(folder: Path, samples: list[Sample], arguments: argparse.Namespace) -
 def _repeated(samples: list[Sample], cache: PixelCache | None, arguments: argparse.Namespace) -> ImageDataset:
     """The films as often as an epoch needs them, each time with another id and so another augmentation."""
     times = -(-arguments.batch * arguments.batches // len(samples))
-    if cache is not None:
-        cache = PixelCache(cache.folder, cache.header, np.tile(cache.rows, times), {})
-    return ImageDataset(
+    dataset = ImageDataset(
         [Sample(f"{sample.id}/{number}", sample.path) for number in range(times) for sample in samples],
-        image_size=arguments.image_size,
-        mean=0.5,
-        std=0.25,
-        augment=True,
-        flip=0.5,
-        cache=cache,
+        Pixels(size=arguments.image_size, resize="stretch", mean=0.5, std=0.25),
+        augmentation=Augmentation(flip=0.5),
     )
+    if cache is not None:
+        dataset.cache = PixelCache(cache.folder, cache.header, np.tile(cache.rows, times), {})
+    return dataset
 
 
 def _epoch(batches: Iterator[Batch], device: torch.device) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pspg.engine.config import LossConfig, ModelConfig
-from pspg.engine.data.loaders.torch_loader import Batch
+from pspg.engine.data.batch import Batch
 from pspg.engine.distributed.deepspeed import Engine, barrier, start
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG

@@ -14,9 +14,9 @@ import torch
 from pspg.engine.cli import parse
 from pspg.engine.commands.train import _build_prompt
 from pspg.engine.config import ModelConfig
-from pspg.engine.data.loaders.torch_loader import Batch
+from pspg.engine.data.batch import Batch
 from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
-from pspg.engine.distributed.deepspeed import World, start
+from pspg.engine.distributed.world import World, start
 from pspg.engine.evaluation.scoring import score
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.pspg import PsPG

@@ -1,12 +1,20 @@
-"""`python -m pspg.engine`: the command `pspg-engine`."""
+"""`python -m pspg.engine`: the command `pspg-engine`, and the form of it that launchers start as a rank."""
 
 import atexit
 import os
 import sys
+from collections.abc import Callable
 
 from .cli import main
 
-status = main()
+run: Callable[[], int | None] = main
+if "TORCHELASTIC_ERROR_FILE" in os.environ:
+    # Under torchrun: its report of the failed ranks then has the traceback of an error that nothing caught.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in `main`, but before torch is imported here
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    run = record(main)
+status = run() or 0
 if os.environ.get("WORLD_SIZE", "1") != "1":
     # Under load a rank that had finished was seen to abort while the interpreter was torn down under threads of the
     # process group: everything that is to be closed is closed here, and the rest is left to the system.

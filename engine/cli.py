@@ -12,13 +12,15 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from .config import plain_range
+from .data.datasets import all_datasets
+from .data.preparation.build import build
 from .utils.errors import UserError
 from .utils.logging import show_messages
 from .utils.workers import loader_deaths
@@ -30,23 +32,27 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: where its settings and its function are, so that --help imports no torch."""
+    """A subcommand: its settings and its function, or where they are, so that --help imports no torch."""
 
-    settings: str
-    function: str
+    settings: str | type
+    function: str | Callable[[Any], Any]
     help: str
     takes_file: bool = False
     """whether its YAML file may be given without --config"""
 
-    def load(self, what: str) -> Any:
+    def load(self, what: str | Callable[[Any], Any]) -> Any:
+        if not isinstance(what, str):
+            return what
         module, _, name = what.partition(":")
         return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
-def prepare(settings: str, help: str) -> Command:
-    """The command of a module of `data/datasets/`."""
-    module, _, _ = settings.partition(":")
-    return Command(f"data.datasets.{settings}", f"data.datasets.{module}:prepare", help)
+def prepare_commands() -> dict[str, Command]:
+    """A command for each data set of `data/datasets/`."""
+    return {
+        f"prepare {dataset.name}": Command(dataset.settings, partial(build, dataset), dataset.help)
+        for dataset in all_datasets()
+    }
 
 
 COMMANDS = {
@@ -64,16 +70,9 @@ COMMANDS = {
         "run and write a paper's table",
         takes_file=True,
     ),
-    "prepare chexpert": prepare("chexpert:CheXpertConfig", "manifests from CheXpert"),
-    "prepare mimic-cxr": prepare("mimic_cxr:MimicConfig", "manifests from MIMIC-CXR-JPG and its reports"),
-    "prepare padchest": prepare("padchest:PadChestConfig", "manifests from PadChest"),
-    "prepare vindr-cxr": prepare("vindr_cxr:VinDrConfig", "manifests from VinDr-CXR or VinBigData"),
-    "prepare chestxray14": prepare("chestxray14:ChestXray14Config", "manifests from the NIH's ChestX-ray14"),
-    "prepare folder": prepare("folder:FolderConfig", "manifests from images and a table of your own"),
+    **prepare_commands(),
     "prepare check": Command("config:CheckConfig", "commands.prepare:check_images", "find unreadable images"),
-    "prepare cache": Command(
-        "commands.prepare:CacheConfig", "commands.prepare:make_cache", "decode and resize images once"
-    ),
+    "prepare cache": Command("config:CacheConfig", "commands.prepare:make_cache", "decode and resize images once"),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
 GROUPS = {

@@ -205,6 +205,12 @@ def test_what_the_check_refuses() -> None:
     assert "does not compile: why" in check(error="why")[0]
 
 
+def test_every_operator_with_kernels_has_cases() -> None:
+    folders = {path.parent for path in (ROOT / "kernels").glob("*/triton*")}
+    assert len(folders) >= 4
+    assert [folder.name for folder in folders if not (folder / "cases.py").exists()] == []
+
+
 def test_the_interpreter_is_refused_in_one_line() -> None:
     done = python("-m", "tools.inspect_kernels", TRITON_INTERPRET="1")
     assert done.returncode == 2

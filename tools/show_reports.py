@@ -1,4 +1,4 @@
-"""Reports of a collection beside what `engine/data/datasets/reports.py` makes of them, for a person to read.
+"""Reports of a collection beside what `engine/data/preparation/reports.py` makes of them, for a person to read.
 
     python -m tools.show_reports --reports ecgen-radiology.tgz --changed --count 60
 
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pspg.engine.data.datasets.reports import impression
+from pspg.engine.data.preparation.reports import impression
 
 SUSPECTS = {
     "physician": r"\b(?:Dr|MD|physician|radiologist|resident|attending)\b",

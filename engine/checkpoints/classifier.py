@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.images import normalize, square_image, to_uint8
 from ..data.labels import select_classes
+from ..data.pixels import Pixels
 from ..models.clip import ImageFeatures, build_clip, clip_config
 from ..models.frozen_image import FrozenImageTower
 from ..models.fusions import FUSIONS, Fusion
@@ -28,7 +28,7 @@ from ..models.pspg import probabilities
 from ..models.weights import check_fit, load_strictly
 from ..utils.errors import UserError
 from ..utils.files import new_folder
-from .model_folder import CLASSIFIER_JSON, LoadedModel, Pixels, require_true
+from .model_folder import CLASSIFIER_JSON, LoadedModel, require_true
 from .run import load_tensors, read_json, write_json, write_tensors
 
 FORMAT = "pspg-classifier/1"
@@ -90,8 +90,7 @@ class Classifier(nn.Module):
         Raises:
             UserError: it cannot be read.
         """
-        image = square_image(path, self.pixels.size, self.pixels.resize)
-        return normalize(to_uint8(image), self.pixels.mean, self.pixels.std)
+        return self.pixels.read(path)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> ImageFeatures:

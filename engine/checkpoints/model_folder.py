@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig, check_values
 from ..data.manifest import load_label_names
+from ..data.pixels import Pixels
 from ..models.clip import build_clip, clip_config
 from ..models.pspg import PsPG, check_head
 from ..models.weights import load_strictly
@@ -27,16 +28,6 @@ from .run import best_checkpoint, load_tensors, read_json, write_json, write_ten
 FORMAT = "pspg-engine/1"
 CLASSIFIER_JSON = "open_clip_config.json"
 """What a classifier's folder has instead of model.json; see `classifier.py`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """How an image becomes the tower's input: side in pixels, resize rule, mean and deviation in [0, 1]."""
-
-    size: int
-    resize: Literal["stretch", "pad"]
-    mean: float
-    std: float
 
 
 @dataclass(kw_only=True)

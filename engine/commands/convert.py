@@ -13,7 +13,6 @@ from torch import Tensor
 from ..checkpoints.classifier import write_classifier
 from ..checkpoints.model_folder import (
     LoadedModel,
-    Pixels,
     describe,
     load_clip_folder,
     load_model,
@@ -24,6 +23,7 @@ from ..checkpoints.published import import_published, published_metadata, publis
 from ..checkpoints.run import load_tensors, write_json, write_tensors
 from ..config import ExportConfig, ImportConfig, require
 from ..data.manifest import load_label_names
+from ..data.pixels import Pixels
 from ..models.clip import clip_config
 from ..models.pspg import PsPG
 from ..models.weights import read_metadata

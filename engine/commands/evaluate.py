@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from ..config import EvaluateConfig, check_evaluation, check_workers, require
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import load_with, pick_loader
-from ..data.loaders.torch_loader import make_eval_loader
+from ..data.loaders.evaluation import make_eval_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
-from ..distributed.deepspeed import World, start
 from ..distributed.watch import watch
+from ..distributed.world import World, start
 from ..evaluation.bootstrap import bootstrap_groups
 from ..evaluation.metrics import evaluate_groups
 from ..evaluation.report.write import write_report

@@ -11,14 +11,14 @@ from ..utils.files import check_output
 
 @dataclass(kw_only=True)
 class DrawConfig(PhantomConfig):
-    """Draw phantom chest films with reports and labels: crude pictures to train and test on, no clinical data."""
+    """Draw phantom chest radiographs with reports and labels: crude pictures to train and test on, no clinical data."""
 
     output: str = ""
     """new folder; one that already holds the same phantoms is kept"""
 
 
 def draw(config: DrawConfig) -> None:
-    """Write the films, manifests and class lists to `config.output`.
+    """Write the images, manifests and class lists to `config.output`.
 
     Raises:
         UserError: impossible settings, or a folder that holds anything else.

@@ -16,12 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.classifier import CLASSIFIER, Classifier, freeze_classifier, load_classifier
-from ..checkpoints.model_folder import Pixels, is_classifier, load_model
+from ..checkpoints.model_folder import is_classifier, load_model
 from ..config import PredictConfig, check_workers, require
+from ..data.dataset import ImageDataset
 from ..data.labels import select_classes
 from ..data.loaders.choose import load_with, pick_loader
-from ..data.loaders.torch_loader import EvalLoader, ImageDataset, make_eval_loader
+from ..data.loaders.evaluation import EvalLoader, make_eval_loader
 from ..data.manifest import Sample, load_manifest
+from ..data.pixels import Pixels, Reading
 from ..evaluation.report.write import write_csv
 from ..evaluation.similarity_maps import MapWriter, similarity_maps
 from ..models.clip import ImageFeatures
@@ -72,16 +74,8 @@ def predict(config: PredictConfig) -> Predictions:
     autocast = autocast_dtype(config.precision, device)
     scorer = open_scorer(config, device, autocast)
     drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
-    pixels = scorer.pixels
-    dataset = ImageDataset(
-        samples,
-        image_size=pixels.size,
-        resize=pixels.resize,
-        mean=pixels.mean,
-        std=pixels.std,
-        on_bad_image=config.on_bad_image,
-        max_megapixels=config.max_megapixels,
-    )
+    reading = Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels)
+    dataset = ImageDataset(samples, scorer.pixels, reading)
     load = load_with(pick_loader("loader", config.loader, device), device)
     loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)
     output = Path(config.output)

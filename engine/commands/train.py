@@ -18,22 +18,20 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..checkpoints.model_folder import Pixels, describe, load_bank, load_clip_folder, load_head, write_model
+from ..checkpoints.model_folder import describe, load_bank, load_clip_folder, load_head, write_model
 from ..checkpoints.run import last_checkpoint
-from ..config import DataConfig
-from ..data.cache.pixel_cache import open_cache
+from ..data.augment import Augmentation
+from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
-from ..data.loaders.choose import load_with, pick_loader
-from ..data.loaders.torch_loader import (
-    EvalLoader,
-    ImageDataset,
-    make_eval_loader,
-    make_train_loader,
-    pixel_statistics,
-)
+from ..data.loaders.choose import load_with, pick_loader, pixel_source
+from ..data.loaders.evaluation import EvalLoader, make_eval_loader
+from ..data.loaders.training import make_train_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
-from ..distributed.deepspeed import World, barrier, start
+from ..data.pixels import Pixels
+from ..data.statistics import reading_of, training_pixels
+from ..distributed.collectives import barrier
 from ..distributed.watch import watch
+from ..distributed.world import World, start
 from ..models.clip import load_clip, tokenize
 from ..models.fusions import FUSIONS
 from ..models.pspg import PsPG, check_head
@@ -279,30 +277,13 @@ def _backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, 
         return clip, carried
     if pretrained and (Path(pretrained) / "model.json").is_file():
         clip, carried = load_clip_folder(Path(pretrained))
-        if carried.size != data.image_size:
-            raise UserError(
-                f"data.image_size: {data.image_size}, but the backbone in {pretrained} was trained at {carried.size}"
-            )
-        if carried.resize != data.resize:
-            raise UserError(
-                f"data.resize: {data.resize}, but the backbone in {pretrained} was trained with {carried.resize}"
-            )
     elif pretrained and Path(pretrained).is_dir():
         raise UserError(f"model.pretrained: {pretrained} is a folder without model.json; give a run folder or a file")
     else:
         clip = load_clip(
             config.model.backbone, pretrained, quick_gelu=config.model.quick_gelu, image_size=data.image_size
         )
-    if data.mean is not None and data.std is not None:
-        mean, std = data.mean, data.std
-    elif carried is not None:
-        mean, std = carried.mean, carried.std
-    else:
-        cache = open_cache(data.cache, manifest, data.image_size, data.resize)
-        mean, std = pixel_statistics(
-            manifest.samples, data.image_size, data.resize, cache=cache, max_megapixels=data.max_megapixels
-        )
-    return clip, Pixels(size=data.image_size, resize=data.resize, mean=mean, std=std)
+    return clip, training_pixels(data, manifest.samples, carried, pretrained)
 
 
 def _dataset(
@@ -316,20 +297,9 @@ def _dataset(
 ) -> ImageDataset:
     """`augment=False` is the plain view of validation; True means what the configuration says."""
     data = config.data
+    augmentation = Augmentation(augment=data.augment, flip=data.flip, seed=config.seed) if augment else None
     return ImageDataset(
-        manifest.samples,
-        labels=labels,
-        tokenize=tokenize,
-        image_size=pixels.size,
-        resize=pixels.resize,
-        mean=pixels.mean,
-        std=pixels.std,
-        augment=augment and data.augment,
-        flip=data.flip if augment else 0.0,
-        seed=config.seed,
-        on_bad_image=data.on_bad_image,
-        max_megapixels=data.max_megapixels,
-        cache=open_cache(data.cache, manifest, pixels.size, pixels.resize),
+        manifest.samples, pixels, reading_of(data), labels=labels, tokenize=tokenize, augmentation=augmentation
     )
 
 
@@ -398,11 +368,6 @@ def _contract(config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
     for key, value in asdict(config).items():
         entries = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
         flat.update({name: entry for name, entry in entries.items() if name not in FREE})
-    return {**flat, "data.loader": _pixel_source(config.data), **extra}
-
-
-def _pixel_source(data: DataConfig) -> str:
-    """Which loader's pixels a run sees: those of DALI differ by their rounding."""
-    if data.loader == "dali" and data.cache is not None:
-        return "dali, from a cache" if data.augment or data.flip else "torch"
-    return data.loader
+    data = config.data
+    source = pixel_source(data.loader, cached=data.cache is not None, augmented=data.augment or data.flip > 0)
+    return {**flat, "data.loader": source, **extra}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageEnhance
 
+from .seeding import generator
+
 DEGREES = 10.0
 TRANSLATE = 0.0625
 SCALE = (0.9, 1.1)
@@ -92,6 +94,26 @@ def draw(rng: torch.Generator, side: int, *, augment: bool, flip: float) -> Plan
     chosen = torch.randperm(len(OPERATIONS), generator=rng)[:2].tolist() if augment else []
     steps = tuple([OPERATIONS[number](rng, side) for number in chosen])
     return Plan(steps, _uniform(rng)[0] < flip)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """What training does to its images; what becomes of one depends on the seed, the epoch and its id alone."""
+
+    augment: bool = True
+    """two of four random steps, see `draw`"""
+    flip: float = 0.0
+    """probability of a horizontal flip, also without `augment`"""
+    seed: int = 0
+
+    def __bool__(self) -> bool:
+        """Does it change anything?"""
+        return self.augment or self.flip > 0
+
+    def plan(self, epoch: int, identifier: str, side: int) -> Plan:
+        """The plan of one sample in one epoch; `side` of its square image, pixels."""
+        rng = generator(self.seed, epoch, identifier)
+        return draw(rng, side, augment=self.augment, flip=self.flip)
 
 
 def apply(image: Image.Image, plan: Plan) -> Image.Image:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from ..utils.workers import die_with_parent
-from .images import BadImage
+from .bad_image import BadImage
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ GDCM must be loaded after Pillow (it is, here): loaded first, its own zlib takes
 and the next PNG corrupts the heap. A corrupt JPEG stream can make GDCM end the process; a loader process is
 reported dead.
 
-Damage within compressed pixels mostly decodes to wrong ones: of 16 random bytes in a film, JPEG-LS notices 40 of 40,
+Damage within compressed pixels mostly decodes to wrong ones: of 16 random bytes in an image, JPEG-LS notices 40 of 40,
 RLE 11, JPEG Lossless 2, JPEG 2000 none.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..utils.errors import UserError
-from .images import MAX_MEGAPIXELS, BadImage, check_extent
+from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
 
 if TYPE_CHECKING:
     from pydicom import Dataset

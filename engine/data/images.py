@@ -15,7 +15,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from ..utils.errors import UserError
+from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
+from .dicom import read_dicom
 
 Resize = Literal["stretch", "pad"]
 
@@ -23,19 +24,6 @@ BIT_DEPTHS = (8, 10, 12, 14, 16)
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 PLUGINS = {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile}
-MAX_MEGAPIXELS = 100.0
-"""Largest image, million pixels; the largest chest films have about 20."""
-
-
-class BadImage(UserError):
-    """An image file that cannot be used; the message names the file and the reason."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> tuple[type[BadImage], tuple[Path, str]]:
-        return type(self), (self.path, self.reason)
 
 
 def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
@@ -56,10 +44,8 @@ def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: f
     path = Path(path)
     data = read_bytes(path) if data is None else data
     if data[128:132] == b"DICM" or path.suffix.lower() == ".dcm":
-        from .dicom import read_dicom  # pydicom is an extra
-
         return Image.fromarray(read_dicom(path, data, max_megapixels=max_megapixels))
-    # Pillow keeps the high byte only of these: a 12-bit film would be left with 16 levels.
+    # Pillow keeps the high byte only of these: a 12-bit radiograph would be left with 16 levels.
     if data.startswith(PNG_MAGIC) and data[24:25] == b"\x10" and data[25:26] != b"\x00":
         raise BadImage(path, "a 16-bit PNG with colour or transparency; save it as 16-bit grey or 8-bit")
     plugin = next((plugin for magic, plugin in PLUGINS.items() if data.startswith(magic)), None)
@@ -80,24 +66,13 @@ def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: f
         raise BadImage(path, f"cannot be decoded: {_first_line(error)}") from None
 
 
-def check_extent(path: Path, width: int, height: int, max_megapixels: float) -> None:
-    """Refuse, before it is decoded, an image that would need too much memory.
-
-    Raises:
-        BadImage: more than `max_megapixels` million pixels.
-    """
-    if width * height > max_megapixels * 1e6:
-        size, limit = f"{width} × {height} pixels", f"max_megapixels {max_megapixels:g}"
-        raise BadImage(path, f"{size}, more than {limit} million; raise the limit or shrink the image")
-
-
 def window16(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Window 16-bit pixels (h,w) to 8 bits by their true bit depth; uint8 (h,w).
 
     Radiographs of 10, 12 or 14 bits are stored in 16-bit PNGs as they are, so dividing by 257 leaves a
-    12-bit film with 16 grey levels (black), and clipping at 255 saturates it (white). PNG does not tell the
+    12-bit radiograph with 16 grey levels (black), and clipping at 255 saturates it (white). PNG does not tell the
     true depth, so it is taken from the largest value: the smallest of 8, 10, 12, 14, 16 bits that holds it.
-    Then `round(255 · v / (2^bits - 1))`: one scale for each depth, not one for each film, so that exposure
+    Then `round(255 · v / (2^bits - 1))`: one scale for each depth, not one for each image, so that exposure
     within a depth stays comparable; for 16 bits this is the division by 257.
     """
     values = np.clip(pixels, 0, 65535).astype(np.uint16, copy=False)

@@ -1,7 +1,7 @@
 """Reading that finds damage which decodes: what `prepare check` and `prepare cache` do to every file once.
 
 libjpeg warns of impossible codes and markers and goes on. Pillow does not pass its warnings on, simplejpeg does. Share
-of 300 random corruptions each, 1, 16 and 256 bytes long, within the scan of a 1024² chest film (quality 90):
+of 300 random corruptions each, 1, 16 and 256 bytes long, within the scan of a 1024² chest radiograph (quality 90):
 
                Pillow          read_strictly
   grey         0, 5, 60 %      42, 81, 99 %
@@ -18,7 +18,8 @@ from pathlib import Path
 import simplejpeg
 from PIL import Image
 
-from .images import JPEG_MAGIC, MAX_MEGAPIXELS, BadImage, read_bytes, read_image
+from .bad_image import MAX_MEGAPIXELS, BadImage
+from .images import JPEG_MAGIC, read_bytes, read_image
 
 # How libjpeg's warnings about the pixels begin; others concern an unknown version or colour profile.
 DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")

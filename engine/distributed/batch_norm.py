@@ -10,12 +10,12 @@ from torch.autograd.function import once_differentiable
 
 from pspg.kernels.precision import at_least_fp32
 
-from .collectives import gather_rows, ranks, total
+from .collectives import all_gather_rows, all_reduce_sum, world_size
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def synchronise(module: M, device: torch.device) -> M:
+def convert_sync_batch_norm(module: M, device: torch.device) -> M:
     """`module` with every `BatchNorm2d` replaced by one whose training statistics are those of all ranks together.
 
     Parameters, buffers and their names stay. torch's own form runs on a GPU only.
@@ -25,11 +25,11 @@ def synchronise(module: M, device: torch.device) -> M:
         return converted
     for layer in module.modules():
         if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = SharedBatchNorm2d
+            layer.__class__ = SyncBatchNorm2d
     return module
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over all ranks, on any device; ranks may have different numbers of images, also none."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _Normalise(torch.autograd.Function):
         own_mean = x.sum(dims) / counted.clamp(min=1)
         own_square = (x - _channels(own_mean)).square().sum(dims)
         own = torch.stack([counted, own_mean, own_square])
-        counts, means, squares = gather_rows(own[None], [1] * ranks()).unbind(dim=1)
+        counts, means, squares = all_gather_rows(own[None], [1] * world_size()).unbind(dim=1)
         count = counts.sum(0)
         mean = (counts * means).sum(0) / count
         variance = (squares + counts * (means - mean).square()).sum(0) / count
@@ -72,7 +72,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         normal, inverse, weight, count = ctx.saved_tensors
         own = torch.stack([gradient.sum([0, 2, 3]), (gradient * normal).sum([0, 2, 3])])
-        constant, slope = total(own) / count
+        constant, slope = all_reduce_sum(own) / count
         x = _channels(weight * inverse) * (gradient - _channels(constant) - normal * _channels(slope))
         return x, own[1], own[0], None
 

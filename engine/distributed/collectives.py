@@ -1,18 +1,30 @@
-"""What the ranks of a step tell one another, with gradients where something trains. One process needs none of it.
+"""Collectives of the ranks, with gradients where something trains.
 
-Every rank calls these in the same order. A rank's loss is taken to be its part of the whole loss times the number of
-ranks, so that the mean over ranks, of the loss and of every gradient, is the whole one.
+Every rank calls them in the same order. The gradients assume that a rank's loss is its part of the whole loss times the
+number of ranks: then the mean over ranks, of the loss and of every gradient, is that of the whole loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Number of this rank, from 0."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size()
 
 
 def split(count: int, pieces: int) -> list[tuple[int, int]]:
@@ -20,29 +32,55 @@ def split(count: int, pieces: int) -> list[tuple[int, int]]:
     return [(count * number // pieces, count * (number + 1) // pieces) for number in range(pieces)]
 
 
-def own_rank() -> int:
-    """Number of this rank, from 0."""
-    return dist.get_rank()
-
-
-def ranks() -> int:
-    """How many there are."""
-    return dist.get_world_size()
-
-
-def own_part(count: int) -> tuple[int, int]:
+def local_slice(count: int) -> tuple[int, int]:
     """Start and stop of this rank's piece of `count` things."""
     return split(count, dist.get_world_size())[dist.get_rank()]
 
 
-def exchange(values: Tensor) -> list[Tensor]:
+def in_order(of_ranks: Iterable[Iterable[tuple[int, T]]]) -> list[T]:
+    """Results of all ranks, sorted by their places in the data set: the same for any number of ranks.
+
+    Args:
+        of_ranks: (place, result) of every rank's batches; no place twice.
+    """
+    return [part for _, part in sorted((pair for own in of_ranks for pair in own), key=lambda pair: pair[0])]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    dist.barrier()
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every rank rank 0's buffers (running means of batch normalisation drift apart)."""
+    for buffer in module.buffers():
+        dist.broadcast(buffer, 0)
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on every rank. It is pickled: for small Python values."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_object(value: Any) -> list[Any] | None:
+    """`value` of every rank, in rank order, on rank 0; None on the others."""
+    if dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
+def all_gather_host(values: Tensor) -> list[Tensor]:
     """`values` of every rank, in rank order; the same shape everywhere, on the CPU, so that no device is waited for."""
     found = [torch.empty_like(values) for _ in range(dist.get_world_size())]
     dist.all_gather(found, values, group=_host_group())
     return found
 
 
-def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+def all_gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all ranks, one rank after the other; gradients flow back to the rows' own ranks and are summed there.
 
     Args:
@@ -51,29 +89,32 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
     Returns:
         (sum of counts,…).
+
+    Raises:
+        ValueError: `rows` are not as many as `counts` says.
     """
     if len(rows) != counts[dist.get_rank()]:
-        raise ValueError(f"gather_rows: {len(rows)} rows on rank {dist.get_rank()}, counts are {list(counts)}")
-    found: Tensor = _GatherRows.apply(rows, tuple(counts))
+        raise ValueError(f"all_gather_rows: {len(rows)} rows on rank {dist.get_rank()}, counts are {list(counts)}")
+    found: Tensor = _AllGatherRows.apply(rows, tuple(counts))
     return found
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum of `values` over the ranks, without gradients."""
     found = values.clone()
     dist.all_reduce(found)
     return found
 
 
-def mean_gradient(value: Tensor) -> Tensor:
+def average_gradient(value: Tensor) -> Tensor:
     """`value`, the same on all ranks; its gradient becomes the mean over the ranks, which is that of the whole loss."""
-    found: Tensor = _MeanGradient.apply(value)
+    found: Tensor = _AverageGradient.apply(value)
     return found
 
 
 @cache
 def _host_group() -> Any:
-    """A group for tensors on the CPU; None: the default one, which takes them."""
+    """Process group for tensors on the CPU; None: the default group, where that takes them."""
     default: Any = dist.group.WORLD
     try:
         default._get_backend(torch.device("cpu"))
@@ -82,7 +123,7 @@ def _host_group() -> Any:
     return None
 
 
-class _GatherRows(torch.autograd.Function):
+class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         ctx.counts = counts
@@ -99,18 +140,18 @@ class _GatherRows(torch.autograd.Function):
         return own[: ctx.counts[dist.get_rank()]], None
 
 
-class _MeanGradient(torch.autograd.Function):
+class _AverageGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return total(gradient) / dist.get_world_size()
+        return all_reduce_sum(gradient) / dist.get_world_size()
 
 
 def _pad(rows: Tensor, length: int) -> Tensor:
-    """Ranks may differ in their rows, but not in how much they send."""
+    """Rows with zeros after them: ranks may differ in their rows, but not in how much they send."""
     if len(rows) == length:
         return rows.contiguous()
     padded = rows.new_zeros(length, *rows.shape[1:])

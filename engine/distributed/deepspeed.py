@@ -1,16 +1,12 @@
-"""Processes, DeepSpeed, and optimizer state gathered to whole tensors. The one file that imports deepspeed."""
+"""The DeepSpeed engine, its state gathered to whole tensors. The one file that imports deepspeed."""
 
 from __future__ import annotations
 
-import atexit
 import inspect
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
-from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -19,80 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..utils.device import pick_device
 from ..utils.errors import UserError
-from .launcher import Place, announced, meet
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all processes of the run."""
-
-    rank: int
-    size: int
-    device: torch.device
-    local_rank: int = 0
-    """among the processes of this machine"""
-    store: dist.Store | None = None
-    """that the ranks share; None: one process without a launcher"""
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-_store: dist.Store | None = None
-
-
-def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> World:
-    """Join the process group that a launcher announced, or make a group of one.
-
-    Args:
-        device: auto, cpu or cuda.
-        timeout: seconds that ranks wait for each other.
-        hosts_only: what ranks tell each other never lies on a GPU.
-
-    Raises:
-        UserError: what the launcher announced does not fit, no GPU for a rank that was asked to use one, the port is
-            taken, or ranks are missing.
-    """
-    global _store
-    place = announced()
-    torch_device = _pick_device(device, place)
-    os.environ["DS_ACCELERATOR"] = torch_device.type
-    if torch_device.type == "cuda":
-        torch.cuda.set_device(torch_device)
-    if not dist.is_initialized():
-        # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
-        over_hosts = torch_device.type == "cpu" or (hosts_only and place is not None)
-        _store = _join("gloo" if over_hosts else "nccl", place, timeout)
-    return World(dist.get_rank(), dist.get_world_size(), torch_device, place.local_rank if place else 0, _store)
-
-
-def _pick_device(device: str, place: Place | None) -> torch.device:
-    """Like `pick_device`, but refused by all processes of a machine that has too few GPUs for them."""
-    try:
-        pick_device(device, place.local_size - 1 if place else 0)
-    except UserError as error:
-        error.local = place is not None and place.local_rank == 0
-        raise
-    return pick_device(device, place.local_rank if place else 0)
-
-
-def _join(backend: str, place: Place | None, timeout: float) -> dist.Store | None:
-    if place is None:
-        # No launcher. A group of one needs no port, and with these set DeepSpeed does not look for MPI.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        store = None
-    else:
-        store = meet(place, timeout)
-        # Later than the watch, which names the rank that is missing.
-        limit = timedelta(seconds=timeout + 30)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
-    atexit.register(dist.destroy_process_group)
-    return store
-
+from .world import World
 
 SHARDED = {
     # By default weights stay whole up to 10^5 elements, and all of a model of under 10^9 from forward to backward.
@@ -348,30 +272,3 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
-
-
-def broadcast_buffers(module: nn.Module) -> None:
-    """Give every rank rank 0's buffers (running means of batch normalisation drift apart)."""
-    for buffer in module.buffers():
-        dist.broadcast(buffer, 0)
-
-
-def gather(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order, on every rank."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def gather_on_first(value: Any) -> list[Any] | None:
-    """`value` of every rank, in rank order, on the first; None on the others."""
-    if dist.get_world_size() == 1:
-        return [value]
-    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, values)
-    return values
-
-
-def barrier() -> None:
-    """Wait for every rank."""
-    dist.barrier()

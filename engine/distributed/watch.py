@@ -1,4 +1,8 @@
-"""Ends the ranks of a run that has lost one of them, with one line that names it."""
+"""Watch over the ranks of a run: when one is lost or stuck, the others end in time, with one line that names it.
+
+torch has no such thing (README.md compares): torchrun sees only processes that end, a group's timeout names nobody, and
+`monitored_barrier` runs where the main thread comes by, on gloo alone, and names a lost rank to rank 0 only.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from typing import Any, Self
 import torch.distributed as dist
 
 from ..utils.errors import UserError
-from .deepspeed import World
+from .world import World
 
 INTERVAL = 0.5
 """seconds between two signs of life"""
@@ -32,60 +36,72 @@ _FAILED, _STOP = b"\x00", b"\x01"  # beside them, the signal numbers that Python
 
 
 @dataclass
-class _Heard:
-    """What is known of another rank."""
+class _Peer:
+    """What this rank knows of another."""
 
-    value: str
+    beat: str
+    """last sign of life"""
     since: float
+    """when that changed, on this process's monotonic clock"""
     progress: int = 0
     host: str = ""
     left: str | None = None
-    """why it has ended; empty: its work was done"""
+    """why it has ended; empty: its work was done; None: it has not"""
 
 
 def advance() -> None:
-    """Say that this rank has come further, a batch for instance; others may be waiting for it."""
+    """Tell the others that this rank has come further, a batch for instance; they may be waiting for it."""
     if _watch is not None:
         _watch.progress += 1
 
 
-def watch(world: World, timeout: float, say: Callable[[str], None]) -> AbstractContextManager[Any]:
+def watch(world: World, timeout: float, report: Callable[[str], None]) -> AbstractContextManager[Any]:
     """A `Watch` over what the ranks do together; nothing for one process."""
     if world.store is None or world.size == 1:
         return nullcontext()
     alone = world.rank == 1 or world.local_rank == 0
-    return Watch(world.store, world.rank, world.size, speaks_alone=alone, timeout=timeout, say=say)
+    return Watch(world.store, world.rank, world.size, speaks_alone=alone, timeout=timeout, report=report)
 
 
 class Watch:
     """Context of the work of one rank among several.
 
-    A thread tells the others every half second that this process lives and how far it is (`advance`), and reads what
-    they say. Another judges: a rank that has said nothing for `timeout` seconds, or has stayed behind the others
-    while none of them moved, is lost; after a failed collective or SIGTERM (what launchers send to the rest once a rank
-    has died) a few seconds do. The first to find it prints the line; then all processes leave at once, with status 1,
-    as their main threads may never return from a collective.
+    - The beats thread writes to the store every half second that this process lives and how far it is (`advance`), and
+      reads what the others wrote. It names a rank that was killed or stopped, whatever the main threads wait for.
+    - The judge thread decides. A rank is lost that has been silent for `timeout` seconds; it is stuck if it has stayed
+      behind the others for so long while none of them moved. After a failed collective, or SIGTERM (what launchers
+      send to the rest once a rank has died), a few seconds of silence do.
+    - The verdict is a key of the store: the first rank to write it prints the line, and no other does.
+    - All processes then leave at once, with status 1: their main threads may never return from a collective.
+    - SIGTERM is read from a wakeup descriptor, as Python runs no handler while the main thread is in a collective.
 
-    Where a rank fails by itself it prints its own error, and the others leave without a word, even where each has met a
+    A rank that fails by itself prints its own error, and the others leave without a word, even where each has met a
     mistake of its own. A mistake that all ranks meet is left to rank 0 to tell; where it turns out that only others
     have met it, those that go on tell it.
 
     Args:
-        store: shared by all ranks, from `rendezvous.meet`.
+        store: shared by all ranks, from `launcher.rendezvous`.
         rank, size: this process and how many there are.
         speaks_alone: whether to speak where the store is gone, so that nobody knows who else does.
         timeout: seconds.
-        say: prints a line about what happened.
+        report: prints a line about what happened.
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, size: int, *, speaks_alone: bool, timeout: float, say: Callable[[str], None]
+        self,
+        store: dist.Store,
+        rank: int,
+        size: int,
+        *,
+        speaks_alone: bool,
+        timeout: float,
+        report: Callable[[str], None],
     ) -> None:
-        self._rank, self._timeout, self._say, self._speaks_alone = rank, timeout, say, speaks_alone
+        self._rank, self._timeout, self._report, self._speaks_alone = rank, timeout, report, speaks_alone
         # A connection a thread: one that waits for an answer holds up all that share it.
         self._store, self._for_beats, self._for_verdicts = store, store.clone(), store.clone()
         now = time.monotonic()
-        self._others = {other: _Heard("", now) for other in range(size) if other != rank}
+        self._others = {other: _Peer("", now) for other in range(size) if other != rank}
         self.progress = 0
         self._moved = self._answered = now
         self._verdict = ""
@@ -155,19 +171,19 @@ class Watch:
                 return
             now = time.monotonic()
             self._answered, self._verdict = now, verdict
-            for heard, beat in zip(self._others.values(), beats, strict=True):
-                if beat != heard.value:
-                    self._hear(heard, beat, now)
+            for peer, beat in zip(self._others.values(), beats, strict=True):
+                if beat != peer.beat:
+                    self._read_beat(peer, beat, now)
             self._closing.wait(INTERVAL)
 
-    def _hear(self, heard: _Heard, beat: str, now: float) -> None:
-        heard.value, heard.since = beat, now
+    def _read_beat(self, peer: _Peer, beat: str, now: float) -> None:
+        peer.beat, peer.since = beat, now
         if beat.startswith("left "):
-            heard.left = beat.removeprefix("left ")
+            peer.left = beat.removeprefix("left ")
             return
-        _, progress, heard.host = beat.split(" ", 2)
-        if int(progress) != heard.progress:
-            heard.progress, self._moved = int(progress), now
+        _, progress, peer.host = beat.split(" ", 2)
+        if int(progress) != peer.progress:
+            peer.progress, self._moved = int(progress), now
 
     def _judge(self) -> None:
         failed: float | None = None
@@ -184,8 +200,8 @@ class Watch:
             if now - last > PATIENCE:
                 # This process itself stood still: the others may have spoken meanwhile.
                 self._answered = self._moved = now
-                for heard in self._others.values():
-                    heard.since = now
+                for peer in self._others.values():
+                    peer.since = now
             last = now
             if own != self.progress:
                 own, self._moved = self.progress, now
@@ -203,8 +219,8 @@ class Watch:
                 self._cleared.set()
 
     def _lost(self, now: float, limit: float) -> str | None:
-        """What to say of ranks that are lost; None: all are well."""
-        silent = [other for other, heard in self._others.items() if heard.left != "" and now - heard.since > limit]
+        """Line about ranks that are lost or stuck; None: all are well."""
+        silent = [other for other, peer in self._others.items() if peer.left != "" and now - peer.since > limit]
         if silent and now - self._answered > PATIENCE / 2:
             return f"rank 0 or its launcher is lost: no answer for {now - self._answered:.0f} s"
         for other in silent:
@@ -213,8 +229,8 @@ class Watch:
         if silent:
             quiet = now - max(self._others[other].since for other in silent)
             return f"{self._names(silent)} lost: no sign of life for {quiet:.0f} s"
-        furthest = max(self.progress, *(heard.progress for heard in self._others.values()))
-        behind = [other for other, heard in self._others.items() if heard.left is None and heard.progress < furthest]
+        furthest = max(self.progress, *(peer.progress for peer in self._others.values()))
+        behind = [other for other, peer in self._others.items() if peer.left is None and peer.progress < furthest]
         if behind and now - self._moved > self._timeout:
             return f"{self._names(behind)} stuck: no progress for over {self._timeout:g} s while the others wait"
         return None
@@ -235,7 +251,7 @@ class Watch:
             except RuntimeError:
                 first = self._speaks_alone
         if first:
-            self._say(line)
+            self._report(line)
             time.sleep(LINGER)
         self._end()
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.loaders.torch_loader import Batch, EvalLoader
-from ..distributed.collectives import own_rank
-from ..distributed.deepspeed import gather_on_first
+from ..data.batch import Batch
+from ..data.loaders.evaluation import EvalLoader
+from ..distributed.collectives import gather_object, rank
 from ..distributed.watch import advance
 from ..models.features import FeatureBatch, frozen_features
 from ..models.prompts import Vocabulary
@@ -113,7 +113,7 @@ def score_batches(
 
 def place(batch: Batch | FeatureBatch) -> int:
     """Where a batch stands among those of all ranks: its first row."""
-    return int(batch.index[0])
+    return batch.place
 
 
 def in_order(of_ranks: Iterable[Iterable[tuple[int, T]]]) -> list[T]:
@@ -134,7 +134,7 @@ def score_together(
     Raises:
         UserError: an image that this rank cannot read, if it may not be left out; or none could be read.
     """
-    silent = None if own_rank() == 0 else True
+    silent = None if rank() == 0 else True
     places: list[int] = []
 
     def batches() -> Iterator[Batch]:
@@ -148,7 +148,7 @@ def score_together(
         error.local = True
         raise
     advance()  # a rank that has not come so far keeps the others waiting
-    of_ranks = gather_on_first((list(zip(places, scored, strict=True)), loader.bad))
+    of_ranks = gather_object((list(zip(places, scored, strict=True)), loader.bad))
     if of_ranks is None:
         return None
     parts = in_order(parts for parts, _ in of_ranks)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..data.loaders.torch_loader import Batch
+from ..data.batch import Batch
 from .clip import ImageFeatures
 
 
@@ -29,6 +29,11 @@ class FeatureBatch:
     """float32 (B,C) in {1, 0, -1}, -1 masked"""
     index: Tensor
     """int64 (B,): rows of the data set"""
+
+    @property
+    def place(self) -> int:
+        """The first row of the data set in it."""
+        return int(self.index[0])
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.loaders.torch_loader import EpochSampler, EvalLoader
+from ..data.loaders.evaluation import EvalLoader
+from ..data.sampler import EpochSampler
 from ..models.clip import ImageFeatures
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PsPG

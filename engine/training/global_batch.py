@@ -13,10 +13,10 @@ from torch import Tensor
 from pspg.kernels.pairs import number_of_pairs
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower
 
-from ..distributed.batch_norm import synchronise
-from ..distributed.collectives import exchange, gather_rows, own_part, split
-from ..distributed.deepspeed import World
+from ..distributed.batch_norm import convert_sync_batch_norm
+from ..distributed.collectives import all_gather_host, all_gather_rows, local_slice, split
 from ..distributed.watch import advance
+from ..distributed.world import World
 from ..models.pspg import PsPGOutput
 from .losses import GlobalBatch, contrastive_loss
 from .tasks import ContrastiveTask, PromptTask, temperature
@@ -58,10 +58,10 @@ class SharedBatches:
         """Images of every rank, and the labels of all: one message of (1 + share·C) floats, by way of the hosts."""
         labels = torch.empty(len(batch.ids), 0) if batch.labels is None else batch.labels
         message = torch.zeros(1 + self._share * labels.shape[1])
-        message[0] = 0 if getattr(batch, "stand_in", False) else len(batch.ids)
+        message[0] = 0 if getattr(batch, "dummy", False) else len(batch.ids)
         message[1 : 1 + labels.numel()] = labels.flatten()
         advance()  # where a rank's loader stands still, the others are ahead
-        found = exchange(message)
+        found = all_gather_host(message)
         counts = [int(part[0]) for part in found]
         if not any(counts):
             counts[-1] = 1  # the image that stands in for the whole batch of one process
@@ -78,7 +78,7 @@ class GlobalContrastiveTask(ContrastiveTask):
     """
 
     def __init__(self, clip: open_clip.CLIP, world: World, *arguments: Any, **settings: Any) -> None:
-        super().__init__(synchronise(clip, world.device), world, *arguments, **settings)
+        super().__init__(convert_sync_batch_norm(clip, world.device), world, *arguments, **settings)
 
     def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
         # Batches of validation are whole, each on one rank.
@@ -98,7 +98,7 @@ class GlobalPromptTask(PromptTask):
 
     def inputs(self, batch: SharedBatch) -> tuple[Any, ...]:
         features, vocabulary, tower = super().inputs(batch.own)
-        context = gather_rows(features.global_[: batch.count], batch.counts)
+        context = all_gather_rows(features.global_[: batch.count], batch.counts)
         return features, vocabulary, tower, context, self._encode
 
     def _encode(self, prompts: Tensor, template: PromptTemplate, tower: TextTower) -> tuple[Tensor, Prompts]:
@@ -111,9 +111,9 @@ class GlobalPromptTask(PromptTask):
         if classes < ranks:
             return self.module.encode(prompts, template, tower)
         counts = [stop - start for start, stop in split(classes, ranks)]
-        start, stop = own_part(classes)
+        start, stop = local_slice(classes)
         sides, _ = self.module.encode(prompts[:, start:stop], template.rows(start, stop), tower, keep_cache=False)
-        return gather_rows(sides.transpose(0, 1), counts).transpose(0, 1), Prompts(prompts[0], template)
+        return all_gather_rows(sides.transpose(0, 1), counts).transpose(0, 1), Prompts(prompts[0], template)
 
     def loss(self, output: PsPGOutput, batch: SharedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
@@ -123,9 +123,9 @@ class GlobalPromptTask(PromptTask):
         if vectors is not None:
             vectors = vectors[: batch.count]
             if self._loss.needs_pairs:
-                vectors = gather_rows(vectors, batch.counts)
+                vectors = all_gather_rows(vectors, batch.counts)
         output = replace(output, logits=output.logits[: batch.count], image_vectors=vectors)
-        share = GlobalBatch(batch.labels.to(self._world.device, non_blocking=True), own_part(pairs))
+        share = GlobalBatch(batch.labels.to(self._world.device, non_blocking=True), local_slice(pairs))
         loss, parts = self._prompt_loss(output, batch.own.labels[: batch.count], sample, share)
         return loss * self._world.size, {name: part * self._world.size for name, part in parts.items()}
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pspg.kernels.pairs import PairSample
 from pspg.kernels.spcl import sample_pairs
 
-from ..data.loaders.torch_loader import Batch
-from ..distributed.deepspeed import World, gather
+from ..data.batch import Batch
+from ..distributed.collectives import all_gather_object
+from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
 from ..evaluation.scoring import Scores, in_order, place, score_batches
 from ..models.clip import encode_tokens
@@ -100,7 +101,7 @@ class ContrastiveTask:
                 output = module(*self.inputs(batch))
             mine.append((place(batch), contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
         # Summed in the order of the batches, whichever ranks they were on: the same bits for any number of ranks.
-        parts = in_order(gather([(number, (loss.item(), images)) for number, loss, images in mine]))
+        parts = in_order(all_gather_object([(number, (loss.item(), images)) for number, loss, images in mine]))
         if not parts:
             raise UserError("data.val: no image could be read")
         loss = sum(total for total, _ in parts) / sum(images for _, images in parts)
@@ -199,7 +200,7 @@ class PromptTask:
             self._autocast,
             context=self._bank,
         )
-        parts: list[Scores] = in_order(gather(mine))
+        parts: list[Scores] = in_order(all_gather_object(mine))
         if not parts:
             raise UserError("data.val: no image could be read")
         scores = Scores.join(parts)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoints.run import last_checkpoint, load_tensors, read_json, save_checkpoint
-from ..distributed.deepspeed import Engine, World, barrier, broadcast_buffers, gather
+from ..distributed.collectives import all_gather_object, barrier, broadcast_buffers
+from ..distributed.deepspeed import Engine
 from ..distributed.watch import advance
+from ..distributed.world import World
 from ..models.weights import check_fit
 from ..utils.device import autocast_dtype, peak_bytes
 from ..utils.errors import UserError
@@ -195,7 +197,11 @@ class Trainer:
 
     def bad(self) -> dict[str, str]:
         """id → reason of the samples left out, in training and validation, on every rank."""
-        return {name: why for part in gather({**self.loader.bad, **self.task.bad()}) for name, why in part.items()}
+        return {
+            name: why
+            for part in all_gather_object({**self.loader.bad, **self.task.bad()})
+            for name, why in part.items()
+        }
 
     @property
     def evaluated(self) -> Any:
@@ -250,7 +256,7 @@ class Trainer:
         clock = time.perf_counter()
         own = values.tolist()
         device_wait = time.perf_counter() - clock
-        means = torch.tensor(gather(own), dtype=torch.float64).mean(0).tolist()
+        means = torch.tensor(all_gather_object(own), dtype=torch.float64).mean(0).tolist()
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": lr}
         row.update(zip(sums, means, strict=True))
         row["images_per_s"] = self.telemetry.images_per_second()
@@ -270,7 +276,7 @@ class Trainer:
         score, best = self.task.score(metrics), self.best["best_score"]
         if score is not None and math.isfinite(score) and (best is None or score > best):
             self.best = {"best_step": self.step, "best_score": score}
-        peaks = gather(peak_bytes(self.world.device))
+        peaks = all_gather_object(peak_bytes(self.world.device))
         self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks})
         if self.world.is_main:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())

@@ -1,4 +1,8 @@
-"""Child processes: they do not outlive this one, and their deaths are told in one line."""
+"""Child processes: they do not outlive this one, and their deaths are told in one line.
+
+The standard library and torch cover neither: workers of a process pool wait for ever once their parent is killed, and
+torch's loader watches the fork server, which lives as long as its children.
+"""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ def decode(
     )
 
 
-def forward_steps(weights: StepWeights, n: int, heads: int, keep: bool) -> tuple[Tensor, SavedActivations | None]:
-    """Outputs (G,n,C,F), and what every step leaves for backward."""
+def forward_steps(weights: StepWeights, n: int, heads: int, save: bool) -> tuple[Tensor, SavedActivations | None]:
+    """Outputs (G,n,C,F), and the activations of every step, where they are saved for backward."""
     (count, classes, _), hidden = weights.start.shape, weights.out.shape[-1]
     dtype, state = weights.start.dtype, weights.scale.dtype
     outputs = empty_outputs(weights, n)
-    saved = empty_saved(weights, n, outputs) if keep else None
+    saved = empty_saved(weights, n, outputs) if save else None
     x, u = weights.start, weights.recurrent_bias[:, None].expand(-1, classes, -1)  # h_0 = 0
     h = weights.start.new_zeros(count, classes, hidden, dtype=state)
     for i in range(n):
@@ -69,7 +69,7 @@ def forward_steps(weights: StepWeights, n: int, heads: int, keep: bool) -> tuple
 def backward_steps(
     weights: StepWeights, saved: SavedActivations, recomputed: RecomputedActivations, gradient: Tensor, heads: int
 ) -> StepGradients:
-    """Back over the steps: what each needs of the one after."""
+    """Go back over the steps, each from the gradients of the one after."""
     count, n = saved.summed.shape[:2]
     hidden, dtype, state = saved.pre_norm_1.shape[-1], saved.qkv.dtype, weights.scale.dtype
     z = saved.gates[..., 2 * hidden : 3 * hidden]

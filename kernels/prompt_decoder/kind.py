@@ -1,4 +1,4 @@
-"""What `decode` has to know about a kind of prompt decoder."""
+"""A kind of prompt decoder, described for `decode`."""
 
 from __future__ import annotations
 

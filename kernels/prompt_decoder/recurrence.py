@@ -22,7 +22,7 @@ EPS = 1e-5
 
 
 class StepWeights(NamedTuple):
-    """What the steps read. Gates are u = W_hn·h + b_hn, r, z, n.
+    """Weights and constants that the steps read. Gates are u = W_hn·h + b_hn, r, z, n.
 
     F is H where W_ih·W_fc is one matrix, else D; M is heads·B where cross-attention is folded, else H.
     """
@@ -50,7 +50,7 @@ class StepWeights(NamedTuple):
 
 
 class SavedActivations(NamedTuple):
-    """What backward needs of every step, (G,n,C,…)."""
+    """Activations that backward needs of every step, (G,n,C,…)."""
 
     gates: Tensor  # u, r, z, n
     qkv: Tensor
@@ -61,7 +61,7 @@ class SavedActivations(NamedTuple):
 
 
 class RecomputedActivations(NamedTuple):
-    """What backward recomputes for all steps at once, in the dtype of the state."""
+    """Activations that backward recomputes for all steps at once, in the dtype of the state."""
 
     h: Tensor  # (G,n+1,C,H) h_0…h_n
     normed_1: Tensor  # (G,n,C,H) the first LayerNorm, without scale and shift
@@ -93,7 +93,7 @@ class StepImplementation(NamedTuple):
     """The n steps forward and backward."""
 
     forward: Callable[[StepWeights, int, int, bool], tuple[Tensor, SavedActivations | None]]
-    """(weights, n, heads, keep) → outputs (G,n,C,F), and activations where they are kept"""
+    """(weights, n, heads, save) → outputs (G,n,C,F), and activations where they are saved"""
     backward: Callable[[StepWeights, SavedActivations, RecomputedActivations, Tensor, int], StepGradients]
     """(weights, saved, recomputed, gradient of the outputs, heads)"""
     folded_only: bool
@@ -155,7 +155,7 @@ def empty_saved(weights: StepWeights, n: int, outputs: Tensor) -> SavedActivatio
 
 
 def mix(weights: StepWeights, scores: Tensor, heads: int) -> Tensor:
-    """What `value` multiplies, (G,R,M): softmax over the images, or the values it mixes where they are not folded."""
+    """Rows that `value` multiplies, (G,R,M): softmax over the images; where these are not folded, mixed values."""
     if weights.keys is None or weights.values is None:
         return torch.softmax(scores.unflatten(-1, (heads, -1)), dim=-1, dtype=weights.scale.dtype).flatten(2)
     return merge(F.scaled_dot_product_attention(split(scores, heads), weights.keys, weights.values, scale=1.0))

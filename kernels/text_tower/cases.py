@@ -1,4 +1,4 @@
-"""What the text tower's blocks launch in a step at production shapes."""
+"""Blocks of the text tower in a step at production shapes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _suffixes(dtype: torch.dtype, prefixes: int, tables: int, tokens: int, seque
 
 
 def _named_pairs(dtype: torch.dtype) -> None:
-    """What prefix mode changes: names lengthen prefixes and suffixes, and prefixes are padded."""
+    """Attention as prefix mode changes it: names lengthen prefixes and suffixes, and prefixes are padded."""
     for _ in range(LAYERS - 1):
         _attention(dtype, FIRST, 1 + N + NAME, PAIRS, N + NAME + 1, by_prefix=True, padded=True)
 

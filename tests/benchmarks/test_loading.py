@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 from benchmarks.loading import check_pixels, main
-from pspg.engine.data.loaders.torch_loader import ImageDataset, make_train_loader
+from pspg.engine.data.augment import Augmentation
+from pspg.engine.data.dataset import ImageDataset
+from pspg.engine.data.loaders.training import make_train_loader
 from pspg.engine.data.manifest import Sample
+from pspg.engine.data.pixels import Pixels
 from pspg.engine.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +30,11 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_wrong_pixels_are_not_timed(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
-    dataset = ImageDataset([Sample("a", tmp_path / "a.png")], image_size=32, mean=0.5, std=0.2, augment=True, flip=0.5)
+    dataset = ImageDataset(
+        [Sample("a", tmp_path / "a.png")],
+        Pixels(size=32, resize="stretch", mean=0.5, std=0.2),
+        augmentation=Augmentation(flip=0.5),
+    )
     batch = next(make_train_loader(dataset, batch_size=1).batches(0))
     check_pixels(dataset, batch)
     batch.pixels = batch.pixels.flip(-1)

@@ -178,8 +178,9 @@ def model_folder(make_clip: Callable[..., Any], names: list[str], tmp_path: Path
     scores differ from image to image."""
     import torch
 
-    from pspg.engine.checkpoints.model_folder import Pixels, describe, write_model
+    from pspg.engine.checkpoints.model_folder import describe, write_model
     from pspg.engine.config import ModelConfig
+    from pspg.engine.data.pixels import Pixels
     from pspg.engine.models.pspg import PsPG
 
     def make(vit: bool = False, resize: Any = "stretch", bank: bool = True, **head: Any) -> Path:

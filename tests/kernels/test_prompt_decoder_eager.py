@@ -113,7 +113,7 @@ def test_records_nothing_without_gradients() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("images", [1, 7])
 def test_autocast(dtype: torch.dtype, images: int) -> None:
-    """No further from float64 than the literal form under the same autocast; gradients in the inputs' own dtype."""
+    """No further from float64 than the reference under the same autocast; gradients in the inputs' own dtype."""
     decoders, features, context = make(5, images, 2)
     inputs = [features, context, *(tensor for one in decoders for tensor in one.values())]
     exact = outcome("reference", decoders, features, context, 4, inputs)

@@ -1,4 +1,4 @@
-"""LSTM, Transformer and MLP decoders: the literal forms against torch's modules, the exact algebra against those."""
+"""LSTM, Transformer and MLP decoders: the references against torch's modules, the exact algebra against those."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_dropped_branches(blocks: int) -> None:
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_gradcheck(kind: Kind) -> None:
-    inputs = Inputs(kind, count=1, classes=2)
+    inputs = Inputs(kind, count=1, classes=2, blocks=1)
     for impl in ("reference", "eager"):
         assert torch.autograd.gradcheck(lambda *leaves, impl=impl: inputs.decode(list(leaves), 2, impl), inputs.leaves)
 
@@ -154,7 +154,7 @@ def test_gradcheck(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", ["lstm", "transformer"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(kind: Kind, dtype: torch.dtype) -> None:
-    """No further from float64 than the literal form under the same autocast; gradients in the inputs' own dtype.
+    """No further from float64 than the reference under the same autocast; gradients in the inputs' own dtype.
 
     The median of several draws: a single one may amplify rounding.
     """

@@ -14,7 +14,7 @@ from pspg.kernels.prompt_decoder.gru import parameter_shapes
 
 host = pytest.importorskip("pspg.kernels.prompt_decoder.triton.host", reason="needs triton")
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 class Inputs:
@@ -66,7 +66,7 @@ SHAPES = [
     (35, 7, 48, 3, 1, 2),  # more classes than one program's
 ]
 LARGE = [
-    (70, 40, 96, 2, 2, 3),
+    (70, 40, 96, 2, 2, 2),
     (14, 128, 256, 2, 1, 2),  # as many images and as wide heads as go
 ]
 
@@ -74,7 +74,7 @@ LARGE = [
 @pytest.mark.parametrize(
     ("classes", "images", "hidden", "heads", "count", "n", "dtype"),
     [
-        *((*shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16)),
+        *((*shape, dtype) for shape in SHAPES for dtype in DTYPES),
         *((*shape, torch.float16) for shape in SHAPES[:2]),  # it goes the way of bfloat16
         *(pytest.param(*shape, dtype, marks=pytest.mark.slow) for shape in LARGE for dtype in DTYPES),
     ],
@@ -90,21 +90,21 @@ def test_outputs_and_gradients(
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for choice in ("cross_fold_is_cheaper", "feedback_fold_is_cheaper"):  # the eager form folds as the kernels do
+    for choice in ("cross_fold_is_cheaper", "feedback_fold_is_cheaper"):  # eager folds as the kernels do
         monkeypatch.setattr(folding, choice, lambda **_: True)
     inputs = Inputs(device, classes=classes, images=images, hidden=hidden, heads=heads, count=count)
     exact = inputs.outcome("reference", torch.float64, n)
     got, eager = (inputs.outcome(impl, dtype, n) for impl in ("triton", "eager"))
     assert [part.dtype for part in got] == [part.dtype for part in eager]
     assert all(part.isfinite().all() for part in got)
-    errors, others = ([(a.double() - b).abs() for a, b in zip(form, exact, strict=True)] for form in (got, eager))
+    errors, others = ([(a.double() - b).abs() for a, b in zip(found, exact, strict=True)] for found in (got, eager))
     for number, (error, other, right) in enumerate(zip(errors, others, exact, strict=True)):
         allowed = 2 * other.max() + 4 * torch.finfo(dtype).eps * right.abs().max()
         assert error.max() <= allowed, f"tensor {number}: {error.max()}, {other.max()} in torch"
     # What chance does to single tensors it does not do to all of them together.
     ours, torchs = (
-        sum((error.norm() / right.norm()).item() ** 2 for error, right in zip(form, exact, strict=True) if right.any())
-        for form in (errors, others)
+        sum((error.norm() / right.norm()).item() ** 2 for error, right in zip(found, exact, strict=True) if right.any())
+        for found in (errors, others)
     )
     assert ours <= 1.5 * torchs
 

@@ -1,4 +1,4 @@
-"""What `--check` refuses in a compiled kernel, and a model of its time."""
+"""Limits that `--check` holds compiled kernels to, and a model of their time."""
 
 from __future__ import annotations
 

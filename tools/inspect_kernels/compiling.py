@@ -46,7 +46,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses."""
+    """Resources that a compiled kernel uses."""
 
     registers: int = 0
     spill_bytes: int = 0
@@ -168,7 +168,7 @@ def machine_code(cubin: bytes) -> bytes:
 
 
 def disassemble(codes: Sequence[bytes], architecture: int) -> list[Counter[str]]:
-    """How often each instruction stands in each code: one run of nvdisasm, whose start takes longer than its work."""
+    """Counts of the instructions in each code: one run of nvdisasm, whose start takes longer than its work."""
     program = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     # Triton compiles for the variant of an architecture that has all its instructions.
     binary = f"SM{architecture}a" if architecture >= 90 else f"SM{architecture}"

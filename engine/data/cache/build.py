@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from ...utils.errors import UserError
 from ...utils.files import sync, write_text
+from ..bad_image import MAX_MEGAPIXELS, BadImage
 from ..decoding import DecoderPool
-from ..images import MAX_MEGAPIXELS, BadImage, Resize
+from ..images import Resize
 from ..images import resize as resize_image
 from ..manifest import Sample
 from ..strict import read_strictly

@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 from ...utils.errors import UserError
 from ...utils.files import write_text
-from ..images import BadImage, Resize
-from ..manifest import Manifest, Sample
+from ..bad_image import BadImage
+from ..images import Resize
+from ..manifest import Sample
 
 FORMAT = "pspg-engine pixel cache"
 VERSION = 1
@@ -281,8 +282,3 @@ class PixelCache:
         for place, row in enumerate(rows):
             pixels[place] = self[row]
         return pixels
-
-
-def open_cache(folder: str | None, manifest: Manifest, size: int, resize: Resize) -> PixelCache | None:
-    """`PixelCache.open` where a cache is configured."""
-    return None if folder is None else PixelCache.open(folder, manifest.samples, size=size, resize=resize)

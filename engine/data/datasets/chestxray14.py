@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...utils.errors import UserError
+from ..preparation.dataset import DataSet, SplitConfig
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import split_by_hash
 from ..tables import Line, Table, find_table
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import split_by_hash
 
 FOLDERS = ("images", "", *(f"images_{number:03d}/images" for number in range(1, 13)))
 
@@ -28,11 +28,6 @@ class ChestXray14Config(SplitConfig):
 
     split: Literal["official", "hash"] = "official"
     """official: test_list.txt is the test and test_fraction is not used; hash: no lists are needed"""
-
-
-def prepare(config: ChestXray14Config) -> None:
-    """Write the manifests of ChestX-ray14; see `build.build`."""
-    build("chestxray14", config, read)
 
 
 def read(config: ChestXray14Config, journal: Journal) -> tuple[list[str], list[Row]]:
@@ -85,3 +80,6 @@ def _official(config: ChestXray14Config) -> dict[str, str] | None:
         return found
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; download it again") from None
+
+
+DATASET = DataSet("chestxray14", "manifests from the NIH's ChestX-ray14", ChestXray14Config, read)

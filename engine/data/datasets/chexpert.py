@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..preparation.dataset import DataSet, PrepareConfig
+from ..preparation.rows import Journal, Row
 from ..tables import Table, find_table, find_tables
-from .build import PrepareConfig, build
-from .rows import Journal, Row
 
 ABOUT = {"Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"}
 # Where the images of a split may be; the first is where they are taken to be when nobody looks.
@@ -40,11 +40,6 @@ class CheXpertConfig(PrepareConfig):
 
     test_labels: str | None = None
     """table of the test labels; null: test_labels.csv or groundtruth.csv in the source, if there is one"""
-
-
-def prepare(config: CheXpertConfig) -> None:
-    """Write the manifests of CheXpert; see `build.build`."""
-    build("chexpert", config, read)
 
 
 def read(config: CheXpertConfig, journal: Journal) -> tuple[list[str], Iterator[Row]]:
@@ -95,3 +90,6 @@ def _rows(tables: dict[str, Table], classes: list[str], journal: Journal) -> Ite
                 labels=line.labels(classes),
                 patient=patient,
             )
+
+
+DATASET = DataSet("chexpert", "manifests from CheXpert", CheXpertConfig, read)

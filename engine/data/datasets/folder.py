@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..preparation.dataset import DataSet, SplitConfig
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import SPLITS, split_by_hash
 from ..tables import Line, Table
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import SPLITS, split_by_hash
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 
@@ -39,11 +39,6 @@ class FolderConfig(SplitConfig):
     """column of the texts for phase 1"""
     ignore_columns: list[str] = field(default_factory=list)
     """columns that are no classes"""
-
-
-def prepare(config: FolderConfig) -> None:
-    """Write the manifests of a folder; see `build.build`."""
-    build("folder", config, read)
 
 
 def read(config: FolderConfig, journal: Journal) -> tuple[list[str], Iterator[Row]]:
@@ -92,3 +87,6 @@ def _images(source: Path, journal: Journal) -> Iterator[Row]:
             yield Row(id=name, filepath=name, split="test", place=name)
         elif path.is_file():
             journal.drop("not an image (png, jpg, jpeg, dcm, dicom)", "", name)
+
+
+DATASET = DataSet("folder", "manifests from images and a table of your own", FolderConfig, read)

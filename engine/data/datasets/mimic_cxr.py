@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..preparation.dataset import DataSet, PrepareConfig
+from ..preparation.reports import impression
+from ..preparation.rows import Journal, Labels, Row
 from ..tables import Table, find_table
-from .build import PrepareConfig, build
-from .reports import impression
-from .rows import Journal, Labels, Row
 
 SPLITS = {"train": "train", "validate": "val", "test": "test"}
 
@@ -30,11 +30,6 @@ class MimicConfig(PrepareConfig):
 
     reports: str | None = None
     """folder that holds the reports' files/p10/…; null: no texts, for phase 2 only"""
-
-
-def prepare(config: MimicConfig) -> None:
-    """Write the manifests of MIMIC-CXR-JPG; see `build.build`."""
-    build("mimic-cxr", config, read)
 
 
 def read(config: MimicConfig, journal: Journal) -> tuple[list[str], Iterator[Row]]:
@@ -103,3 +98,6 @@ def _rows(
             patient=patient,
             text=text,
         )
+
+
+DATASET = DataSet("mimic-cxr", "manifests from MIMIC-CXR-JPG and its reports", MimicConfig, read)

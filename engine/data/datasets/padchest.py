@@ -15,10 +15,10 @@ import ast
 from collections import Counter
 from dataclasses import dataclass
 
+from ..preparation.dataset import DataSet, SplitConfig
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import split_by_hash
 from ..tables import Line, Table, find_table
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import split_by_hash
 
 FRONTAL = {"PA", "AP", "AP_horizontal"}
 COLUMNS = ("ImageID", "ImageDir", "PatientID", "Projection", "MethodLabel", "Labels")
@@ -30,11 +30,6 @@ class PadChestConfig(SplitConfig):
 
     min_positives: int = 51
     """labels with fewer positives are left out (the paper keeps those with more than 50: 108 of them)"""
-
-
-def prepare(config: PadChestConfig) -> None:
-    """Write the manifests of PadChest; see `build.build`."""
-    build("padchest", config, read)
 
 
 def read(config: PadChestConfig, journal: Journal) -> tuple[list[str], list[Row]]:
@@ -85,3 +80,6 @@ def parse_labels(cell: str) -> set[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     return {" ".join(name.split()) for name in names} - {""}
+
+
+DATASET = DataSet("padchest", "manifests from PadChest", PadChestConfig, read)

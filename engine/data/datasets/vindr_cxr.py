@@ -17,11 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
+
 from ...utils.errors import UserError
+from ..preparation.dataset import DataSet, SplitConfig
+from ..preparation.rows import Journal, Row
+from ..preparation.splits import split_by_hash
 from ..tables import Line, Table, find_table, find_tables
-from .build import SplitConfig, build
-from .rows import Journal, Row
-from .splits import split_by_hash
 
 # The two tables of PhysioNet do not agree on the number of this class.
 SAME = {"Other disease": "Other diseases"}
@@ -31,7 +33,7 @@ SAME = {"Other disease": "Other diseases"}
 class VinDrConfig(SplitConfig):
     """Manifests from VinDr-CXR (PhysioNet, 28 classes) or its Kaggle edition (15): consensus of the readers."""
 
-    min_readers: int = 2
+    min_readers: PositiveInt = 2
     """readers who must see a class, of the three of a training image"""
     suffix: str = ".dicom"
     """of the image files; .png or .jpg for copies that were converted"""
@@ -39,7 +41,7 @@ class VinDrConfig(SplitConfig):
 
 @dataclass
 class Votes:
-    """What was read of one image: reader → classes seen."""
+    """Readings of one image: reader → classes seen."""
 
     place: str
     readers: dict[str, set[str]]
@@ -49,15 +51,8 @@ class Votes:
         return [int(sum(name in seen for seen in self.readers.values()) >= min_readers) for name in classes]
 
 
-def prepare(config: VinDrConfig) -> None:
-    """Write the manifests of VinDr-CXR; see `build.build`."""
-    build("vindr-cxr", config, read)
-
-
 def read(config: VinDrConfig, journal: Journal) -> tuple[list[str], Iterator[Row]]:
     """Class names in the order of the training table (Kaggle: of the class numbers), and all images."""
-    if config.min_readers < 1:
-        raise UserError(f"min_readers: must be at least 1, got {config.min_readers}")
     journal.warn("there are no patient ids: images are split one by one, and one patient's may be in two splits")
     for folder in (Path(config.source, "annotations"), Path(config.source)):
         if find_tables(folder, "image_labels_train.csv"):
@@ -129,3 +124,6 @@ def _consensus(
 
 def _row(image: str, folder: str, split: str, place: str, labels: list[int | None], config: VinDrConfig) -> Row:
     return Row(id=image, filepath=f"{folder}/{image}{config.suffix}", split=split, place=place, labels=labels)
+
+
+DATASET = DataSet("vindr-cxr", "manifests from VinDr-CXR or VinBigData", VinDrConfig, read)

@@ -1,4 +1,4 @@
-"""Which loader a run uses."""
+"""The loader of a run, and whose pixels it sees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Loader = Literal["auto", "dali", "torch"]
 
 
 def pick_loader(key: str, loader: Loader, device: torch.device) -> Loader:
-    """What `auto` means: dali where pixels go to a GPU and DALI is installed, else torch.
+    """The loader of a run; `auto` means dali where pixels go to a GPU and DALI is installed, else torch.
 
     Raises:
         UserError: DALI was asked for and is not installed; names `key`.
@@ -32,7 +32,7 @@ def pick_loader(key: str, loader: Loader, device: torch.device) -> Loader:
 
 
 def load_with(loader: Loader, device: torch.device) -> Load:
-    """How a picked loader loads batches; DALI brings their pixels to `device`.
+    """The way in which a picked loader makes batches; DALI brings their pixels to `device`.
 
     Raises:
         UserError: DALI is installed and broken.
@@ -44,3 +44,16 @@ def load_with(loader: Loader, device: torch.device) -> Load:
     except (ImportError, OSError) as error:
         raise UserError(f"loader: dali cannot be loaded ({error}); reinstall it, or use torch") from None
     return partial(dali_batches, device=device)
+
+
+def pixel_source(loader: Loader, *, cached: bool, augmented: bool) -> str:
+    """The loader whose pixels a run sees: those of DALI differ by their rounding, and a cache holds Pillow's.
+
+    Args:
+        loader: picked.
+        cached: pixels come from a cache.
+        augmented: training changes them.
+    """
+    if loader == "dali" and cached:
+        return "dali, from a cache" if augmented else "torch"
+    return loader

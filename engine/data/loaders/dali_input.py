@@ -1,4 +1,4 @@
-"""What the DALI pipeline is given for a batch, prepared by loader processes that know nothing of DALI."""
+"""Inputs of the DALI pipeline, prepared batch by batch in loader processes that know nothing of DALI."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..augment import Crop, Jitter, Plan, Warp
-from ..images import check_extent, read_bytes, read_image, resize
+from ..bad_image import check_extent
+from ..batch import Batch
+from ..dataset import ImageDataset
+from ..images import read_bytes, read_image, resize
 from ..plain_files import plain_size
-from .torch_loader import Batch, ImageDataset, Key
+from ..sampler import Key
 
 Parameters = dict[str, NDArray[Any]]
 """name → array (B,…)"""
@@ -63,7 +66,7 @@ class DaliInput(Dataset[Prepared]):
 
     def prepare(self, keys: Sequence[Key], *, decode: bool) -> Prepared:
         """The same; `decode`: take no file for plain."""
-        side, epochs = self.dataset.image_size, {row: epoch for epoch, row in keys}
+        side, epochs = self.dataset.rule.size, {row: epoch for epoch, row in keys}
         none = torch.empty(0, side, side, 1, dtype=torch.uint8)
         lengths, padding, cache = None, {}, self.dataset.cache
         if cache is not None:
@@ -73,7 +76,7 @@ class DaliInput(Dataset[Prepared]):
             rows, files, bad = self.dataset.readable(keys, lambda _, row: self.file(row, decode=decode))
             images = torch.frombuffer(bytearray().join(file for file, _ in files), dtype=torch.uint8) if files else none
             lengths = [len(file) for file, _ in files]
-            if self.dataset.resize == "pad":
+            if self.dataset.rule.resize == "pad":
                 padding = _padding([size for _, size in files], side)
         kept = [(epochs[row], row) for row in rows]
         batch = self.dataset.batch(rows, none.squeeze(-1), bad)
@@ -81,11 +84,13 @@ class DaliInput(Dataset[Prepared]):
 
     def augmentation(self, keys: Sequence[Key]) -> Parameters:
         """Parameters of what the settings ask for."""
-        data = self.dataset
-        plans = [data.plan(*key) for key in keys] if data.augment or data.flip else []
+        settings = self.dataset.augmentation
+        if settings is None:
+            return {}
+        plans = [self.dataset.plan(*key) for key in keys]
         return {
-            **(steps_of(plans, data.image_size) if data.augment else {}),
-            **({"flip": np.array([plan.flip for plan in plans], dtype=np.int32)} if data.flip else {}),
+            **(steps_of(plans, self.dataset.rule.size) if settings.augment else {}),
+            **({"flip": np.array([plan.flip for plan in plans], dtype=np.int32)} if settings.flip else {}),
         }
 
     def file(self, row: int, *, decode: bool) -> tuple[bytes, tuple[int, int]]:
@@ -94,13 +99,14 @@ class DaliInput(Dataset[Prepared]):
         Raises:
             BadImage: it cannot be read.
         """
-        path, limit = Path(self.dataset.paths[row]), self.dataset.max_megapixels
+        path, limit = Path(self.dataset.paths[row]), self.dataset.reading.max_megapixels
         content = read_bytes(path)
         size = None if decode or path.suffix.lower() == ".dcm" else plain_size(content)
         if size is not None:
             check_extent(path, *size, limit)
             return content, size
-        image = resize(read_image(path, content, max_megapixels=limit), self.dataset.image_size, self.dataset.resize)
+        rule = self.dataset.rule
+        image = resize(read_image(path, content, max_megapixels=limit), rule.size, rule.resize)
         return b"P5\n%d %d\n255\n" % image.size + image.tobytes(), image.size
 
 
@@ -139,7 +145,7 @@ def steps_of(plans: Sequence[Plan], side: int) -> Parameters:
 
 
 def _padding(sizes: Sequence[tuple[int, int]], side: int) -> Parameters:
-    """As `images.resize` with mode pad: height and width to resize to, and where the padded square starts (y,x)."""
+    """Parameters of `images.resize` with mode pad: height and width to resize to, and where the square starts (y,x)."""
     inner = [[max(1, round(length * (side / max(size)))) for length in reversed(size)] for size in sizes]
     shape = np.array(inner, dtype=np.float32).reshape(-1, 2)
     return {"shape": shape, "corner": -((side - shape) // 2).astype(np.int32)}

@@ -7,6 +7,7 @@ another. Pixels differ from the torch loader's by the rounding of resizing and, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,15 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 from torch import Tensor
 
-from ...training.telemetry import say
 from ...utils.errors import UserError
+from ..batch import Batch
+from ..dataset import ImageDataset
+from ..sampler import Keys
 from .dali_input import DaliInput, Prepared
 from .prefetch import prefetch
-from .torch_loader import Batch, ImageDataset, Keys, TorchBatches, data_loader, results
+from .torch_loader import TorchBatches, data_loader, results
+
+log = logging.getLogger(__name__)
 
 AHEAD = 2
 """finished batches that wait for the training step"""
@@ -29,7 +34,7 @@ AHEAD = 2
 
 def dali_batches(dataset: ImageDataset, keys: Keys, workers: int, *, device: torch.device) -> Iterable[Batch]:
     """Batches with pixels on `device`; torch's where pixels come from the cache as they are."""
-    if dataset.cache is not None and not dataset.augment and not dataset.flip:
+    if dataset.cache is not None and dataset.augmentation is None:
         return TorchBatches(dataset, keys, workers)
     return DaliBatches(dataset, keys, workers, device=device)
 
@@ -114,7 +119,9 @@ class _Runner:
                 rescued += len(single.keys)
                 if single.keys and not self.told:
                     self.told = True
-                    say(f"{data.paths[key[1]]}: DALI cannot decode this file, Pillow can; no other will be reported")
+                    log.warning(
+                        "%s: DALI cannot decode this file, Pillow can; no other will be reported", data.paths[key[1]]
+                    )
             rows += [row for _, row in single.keys]
             pixels.append(found)
             bad += single.batch.bad
@@ -126,7 +133,7 @@ class _Runner:
 
     def pixels(self, prepared: Prepared) -> Tensor | str:
         """uint8 (B,h,w) on the device, or why DALI failed."""
-        count, side = len(prepared.keys), self.source.dataset.image_size
+        count, side = len(prepared.keys), self.source.dataset.rule.size
         if not count:
             return prepared.batch.pixels.to(self.device)
         if self.pipeline is None or self.pipeline.max_batch_size < count:
@@ -153,7 +160,7 @@ class _Runner:
         with pipeline:
             layouts = {"pixels": "HWC"}
             inputs = {name: fn.external_source(name=name, layout=layouts.get(name)) for name in prepared.inputs()}
-            pipeline.set_outputs(graph(inputs, self.source.dataset.image_size, cuda))
+            pipeline.set_outputs(graph(inputs, self.source.dataset.rule.size, cuda))
         try:
             pipeline.build()
         except RuntimeError as error:

@@ -1,9 +1,9 @@
-"""Phantom data set: drawn chest films with reports and labels, so that the engine runs and is tested anywhere.
+"""Phantom data set: drawn chest radiographs with reports and labels, so that the engine runs and is tested anywhere.
 
 It never passes as clinical. Sides are the patient's: the patient's right is on the image's left, so a horizontal flip
 makes labels wrong; train with `data.flip: 0`.
 
-*Unseen* is said of class lists: `unseen.txt` and `unseen_types.txt` name classes that phase 2 never trains on. Films
+*Unseen* is said of class lists: `unseen.txt` and `unseen_types.txt` name classes that phase 2 never trains on. Images
 and reports show and mention everything in every split, as image–report pairs in the wild do.
 """
 
@@ -27,12 +27,12 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ...utils.errors import UserError
-from .drawing import draw_film
+from .drawing import draw_radiograph
 from .report import write_report
 from .vocabulary import Finding, draw_findings, label_row, make_vocabulary
 
 SPLITS = ("train", "val", "test")
-FORMAT = 1  # raise it whenever the same configuration gives other films, reports or labels
+FORMAT = 1  # raise it whenever the same configuration gives other images, reports or labels
 CONFIG_FILE = "phantoms.json"
 FINDINGS_FILE = "findings.jsonl"
 CHUNK = 64
@@ -40,18 +40,18 @@ CHUNK = 64
 
 @dataclass(kw_only=True)
 class PhantomConfig:
-    """A phantom data set. Films depend on the seed, the split and their index there (and on size and classes)."""
+    """A phantom data set. Images depend on the seed, the split and their index there (and on size and classes)."""
 
     train: int = 6000
-    """training films"""
+    """training images"""
     val: int = 600
-    """validation films"""
+    """validation images"""
     test: int = 1500
-    """test films"""
+    """test images"""
     size: int = 64
-    """side of a film, pixels"""
+    """side of an image, pixels"""
     classes: int = 52
-    """class names in all: seen ones, unseen compositions and unseen types; films show only kinds that they name"""
+    """class names in all: seen ones, unseen compositions and unseen types; images show only kinds that they name"""
     seed: int = 0
 
 
@@ -65,7 +65,7 @@ def check_phantoms(config: PhantomConfig) -> None:
         if getattr(config, key) < 0:
             raise UserError(f"{key}: must not be negative, got {getattr(config, key)}")
     if config.train + config.val + config.test == 0:
-        raise UserError("train: no films asked for; give train, val or test at least 1")
+        raise UserError("train: no images asked for; give train, val or test at least 1")
     if not 16 <= config.size <= 2048:
         raise UserError(f"size: must lie between 16 and 2048 pixels, got {config.size}")
     if config.seed < 0:
@@ -129,44 +129,48 @@ def _write(config: PhantomConfig, folder: Path, workers: int | None) -> None:
     }
     for stem, names in lists.items():
         (folder / f"{stem}.txt").write_text("".join(f"{name.name}\n" for name in names), encoding="utf-8")
-    films = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
+    places = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
     with ExitStack() as stack:
         files = {
             stem: stack.enter_context((folder / f"{stem}.jsonl").open("w", encoding="utf-8"))
             for stem in (*SPLITS, "findings")
         }
-        drawn = tqdm(_map(config, folder, films, workers), total=len(films), desc="phantoms", unit="film", disable=None)
-        for (split, _), (row, findings) in zip(films, drawn, strict=True):
+        drawn = tqdm(
+            _map(config, folder, places, workers), total=len(places), desc="phantoms", unit="img", disable=None
+        )
+        for (split, _), (row, findings) in zip(places, drawn, strict=True):
             files[split].write(json.dumps(row) + "\n")
             shown = {"id": row["id"], "findings": [asdict(finding) for finding in findings]}
             files["findings"].write(json.dumps(shown) + "\n")
     (folder / CONFIG_FILE).write_text(json.dumps(_stored(config), indent=2) + "\n", encoding="utf-8")
 
 
-Film = tuple[dict[str, Any], list[Finding]]
+Radiograph = tuple[dict[str, Any], list[Finding]]
 
 
-def _map(config: PhantomConfig, folder: Path, films: list[tuple[str, int]], workers: int | None) -> Iterator[Film]:
-    make = partial(_make_film, config, str(folder))
-    workers = min(workers or len(os.sched_getaffinity(0)), -(-len(films) // CHUNK))
+def _map(
+    config: PhantomConfig, folder: Path, places: list[tuple[str, int]], workers: int | None
+) -> Iterator[Radiograph]:
+    make = partial(_make_radiograph, config, str(folder))
+    workers = min(workers or len(os.sched_getaffinity(0)), -(-len(places) // CHUNK))
     if workers <= 1:
-        yield from map(make, films)
+        yield from map(make, places)
         return
     # Not fork: the caller may hold torch's threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(make, films, chunksize=CHUNK)
+        yield from pool.map(make, places, chunksize=CHUNK)
 
 
-def _make_film(config: PhantomConfig, folder: str, film: tuple[str, int]) -> Film:
-    """Draw and save one film; its manifest row and findings."""
-    split, index = film
-    # One stream each: neither the size of the film nor the wording of the report changes what it shows.
+def _make_radiograph(config: PhantomConfig, folder: str, place: tuple[str, int]) -> Radiograph:
+    """Draw and save one image; its manifest row and findings."""
+    split, index = place
+    # One stream each: neither the size of the image nor the wording of the report changes what it shows.
     streams = [np.random.default_rng([config.seed, SPLITS.index(split), index, part]) for part in range(3)]
     vocabulary = make_vocabulary(config.classes)
     findings = draw_findings(vocabulary.kinds, streams[0])
     identifier = f"{split}-{index:06d}"
     filepath = f"images/{identifier}.png"
-    pixels = draw_film(findings, config.size, streams[1])
+    pixels = draw_radiograph(findings, config.size, streams[1])
     Image.fromarray(pixels).save(Path(folder, filepath), compress_level=4)
     row = {
         "id": identifier,
@@ -178,26 +182,26 @@ def _make_film(config: PhantomConfig, folder: str, film: tuple[str, int]) -> Fil
 
 
 def read_findings(folder: str | Path) -> dict[str, list[Finding]]:
-    """What each film shows, by id."""
+    """Findings of each radiograph, by id."""
     with (Path(folder) / FINDINGS_FILE).open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return {row["id"]: [Finding(**finding) for finding in row["findings"]] for row in rows}
 
 
 def contact_sheet(
-    folder: str | Path, path: str | Path, *, split: str = "test", films: int = 12, columns: int = 4, cell: int = 256
+    folder: str | Path, path: str | Path, *, split: str = "test", count: int = 12, columns: int = 4, cell: int = 256
 ) -> None:
-    """Write a PNG of the split's first films with their findings below each, so that a person sees what is learned.
+    """Write a PNG of the split's first images with their findings below each, so that a person sees what is learned.
 
     Raises:
-        UserError: `folder` holds no phantoms, or the split has no films.
+        UserError: `folder` holds no phantoms, or the split has no images.
     """
     root = Path(folder)
     if not (root / FINDINGS_FILE).is_file():
         raise UserError(f"{root}: not a phantom data set (no {FINDINGS_FILE})")
-    shown = [(i, f) for i, f in read_findings(root).items() if i.startswith(f"{split}-")][:films]
+    shown = [(i, f) for i, f in read_findings(root).items() if i.startswith(f"{split}-")][:count]
     if not shown:
-        raise UserError(f"{root}: no films of split {split!r}")
+        raise UserError(f"{root}: no images of split {split!r}")
     captions = ["\n".join(finding.name for finding in findings) or "normal" for _, findings in shown]
     height = cell + 6 + 15 * max(caption.count("\n") + 1 for caption in captions)
     rows = -(-len(shown) // columns)
@@ -205,7 +209,7 @@ def contact_sheet(
     pen = ImageDraw.Draw(sheet)
     for number, ((identifier, _), caption) in enumerate(zip(shown, captions, strict=True)):
         x, y = 8 + (number % columns) * (cell + 8), 8 + (number // columns) * height
-        with Image.open(root / "images" / f"{identifier}.png") as film:
-            sheet.paste(film.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
+        with Image.open(root / "images" / f"{identifier}.png") as image:
+            sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
         pen.multiline_text((x, y + cell + 2), caption, fill=0, spacing=2)
     sheet.save(path, format="PNG")

@@ -1,4 +1,4 @@
-"""Words a radiologist's report for a phantom film."""
+"""Reports of phantom radiographs, worded as a radiologist might."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ AIRY |= {"prosthetic valve", "scoliosis", "rib fracture", "hiatal hernia"}  # th
 
 
 def write_report(findings: Sequence[Finding], kinds: Sequence[Kind], rng: np.random.Generator) -> str:
-    """A report of one film: every finding in random order and wording, attributes dropped at random, then some
-    kinds of `kinds` that the film does not show, negated."""
+    """A report of one radiograph: every finding in random order and wording, attributes dropped at random, then some
+    kinds of `kinds` that it does not show, negated."""
     if findings and rng.random() < TERSE:
         return ", ".join(_phrase(findings[i], rng) for i in rng.permutation(len(findings)))
     sentences = [str(rng.choice(SENTENCES)).format(_phrase(findings[i], rng)) for i in rng.permutation(len(findings))]

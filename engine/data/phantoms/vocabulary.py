@@ -1,6 +1,6 @@
-"""What a phantom film can show and what its classes are called: kind × side × zone × size.
+"""Findings of phantom radiographs and the names of their classes: kind × side × zone × size.
 
-Sides are the patient's: the patient's right is on the image's left, as on any chest film.
+Sides are the patient's: the patient's right is on the image's left, as on any chest radiograph.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ KINDS: tuple[Kind, ...] = (
 )
 KIND = {kind.noun: kind for kind in KINDS}
 
-# How much likelier the second kind becomes once the first is on the film, in both directions.
+# How much likelier the second kind becomes once the first is on the image, in both directions.
 AFFINITY: dict[frozenset[str], float] = {
     frozenset(pair): factor
     for *pair, factor in (
@@ -110,16 +110,16 @@ AFFINITY: dict[frozenset[str], float] = {
         ("granuloma", "hilar enlargement", 2.0),
     )
 }
-REPEAT = 0.5  # a kind that is already on the film comes again, elsewhere, with this much of its weight
+REPEAT = 0.5  # a kind that is already on the image comes again, elsewhere, with this much of its weight
 SAME_SIDE = 0.65  # probability that a finding lies on the side of a related one
-# Probabilities of 0, 1, 2, … findings on a film.
+# Probabilities of 0, 1, 2, … findings on an image.
 COUNTS_FEW_KINDS = (0.09, 0.16, 0.26, 0.27, 0.22)
 COUNTS_MANY_KINDS = (0.06, 0.10, 0.17, 0.22, 0.22, 0.14, 0.09)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding on a film, or a class name: then None leaves an attribute open."""
+    """A finding on an image, or a class name: then None leaves an attribute open."""
 
     kind: str
     side: str | None = None
@@ -140,7 +140,7 @@ class Finding:
         return set(filter(None, (self.kind, self.side, self.zone, self.size)))
 
     def matches(self, finding: Finding) -> bool:
-        """Whether a film with this finding is a positive of the class that `self` names."""
+        """A radiograph with this finding is a positive of the class that `self` names."""
         return self.kind == finding.kind and all(
             mine is None or mine == theirs
             for mine, theirs in zip(
@@ -177,7 +177,7 @@ class PhantomVocabulary:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds that the names speak of; films show no others."""
+        """The kinds that the names speak of; radiographs show no others."""
         used = {name.kind for name in self.names}
         return tuple(kind for kind in KINDS if kind.noun in used)
 
@@ -214,7 +214,7 @@ def make_vocabulary(classes: int) -> PhantomVocabulary:
 
 
 def draw_findings(kinds: Sequence[Kind], rng: np.random.Generator) -> list[Finding]:
-    """Findings of one film: related kinds come together (`AFFINITY`), often on one side, and never two at one place."""
+    """Findings of one image: related kinds come together (`AFFINITY`), often on one side, never two at one place."""
     counts = COUNTS_FEW_KINDS if len(kinds) <= 12 else COUNTS_MANY_KINDS
     findings: list[Finding] = []
     taken: set[tuple[str, str | None, str | None]] = set()
@@ -224,7 +224,7 @@ def draw_findings(kinds: Sequence[Kind], rng: np.random.Generator) -> list[Findi
         kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
         finding = _draw_attributes(kind, findings, rng)
         places = _places(finding)
-        if taken.isdisjoint(places):  # else the film simply has one finding fewer
+        if taken.isdisjoint(places):  # else the image simply has one finding fewer
             taken |= places
             findings.append(finding)
     return findings
@@ -259,5 +259,5 @@ def _places(finding: Finding) -> set[tuple[str, str | None, str | None]]:
 
 
 def label_row(names: Sequence[Finding], findings: Sequence[Finding]) -> NDArray[np.int8]:
-    """Labels (C,) of one film in the order of `names`: 1 where some finding matches the name, else 0."""
+    """Labels (C,) of one image in the order of `names`: 1 where some finding matches the name, else 0."""
     return np.array([any(name.matches(f) for f in findings) for name in names], dtype=np.int8)

@@ -30,9 +30,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...config import EvaluateConfig
+from ...data.batch import Batch
+from ...data.dataset import ImageDataset
 from ...data.images import read_image
-from ...data.loaders.torch_loader import Batch, ImageDataset, Key
 from ...data.manifest import Manifest
+from ...data.pixels import Pixels, Reading
+from ...data.sampler import Key
 from ...utils.errors import UserError
 from ..scoring import Scores
 from .method import ImageMethod
@@ -109,12 +112,9 @@ class AdapterImages(ImageDataset):
     ) -> None:
         super().__init__(
             manifest.samples,
+            Pixels(size=0, resize="stretch", mean=0.0, std=1.0),
+            Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels),
             labels=labels,
-            image_size=0,
-            mean=0.0,
-            std=1.0,
-            on_bad_image=config.on_bad_image,
-            max_megapixels=config.max_megapixels,
         )
         self.adapter = adapter
 
@@ -133,7 +133,7 @@ class AdapterImages(ImageDataset):
 
     def pixels(self, epoch: int, row: int) -> Tensor:
         """The input of one image."""
-        image = read_image(self.paths[row], max_megapixels=self.max_megapixels).convert("RGB")
+        image = read_image(self.paths[row], max_megapixels=self.reading.max_megapixels).convert("RGB")
         value = self.adapter.call("preprocess", image)
         if not isinstance(value, Tensor):
             raise self.adapter.refuse("preprocess", f"gave a {type(value).__name__}, not a torch.Tensor")

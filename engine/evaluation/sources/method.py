@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...config import EvaluateConfig
-from ...data.cache.pixel_cache import open_cache
+from ...data.batch import Batch
+from ...data.dataset import ImageDataset
 from ...data.images import Resize
-from ...data.loaders.torch_loader import Batch, ImageDataset
 from ...data.manifest import Manifest
+from ...data.pixels import Pixels, Reading
 from ..scoring import Scores
 
 
@@ -72,14 +73,5 @@ def square_images(
     std: float,
 ) -> ImageDataset:
     """The images of a manifest, resized to `size` and normalised, from the cache if there is one."""
-    return ImageDataset(
-        manifest.samples,
-        labels=labels,
-        image_size=size,
-        resize=resize,
-        mean=mean,
-        std=std,
-        on_bad_image=config.on_bad_image,
-        max_megapixels=config.max_megapixels,
-        cache=open_cache(config.cache, manifest, size, resize),
-    )
+    reading = Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, cache=config.cache)
+    return ImageDataset(manifest.samples, Pixels(size=size, resize=resize, mean=mean, std=std), reading, labels=labels)

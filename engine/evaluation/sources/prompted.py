@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ...checkpoints.model_folder import load_model
 from ...config import EvaluateConfig
-from ...data.loaders.torch_loader import Batch, ImageDataset
+from ...data.batch import Batch
+from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
 from ...models.decoders import DECODERS
 from ...models.pspg import method_name

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ...checkpoints.model_folder import load_clip_folder, read_description, weights_of
 from ...config import EvaluateConfig
-from ...data.loaders.torch_loader import Batch, ImageDataset
+from ...data.batch import Batch
+from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
 from ...models.any_clip import AnyClip, load_any_clip
 from ...models.clip import tokenize

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pspg.kernels.precision import at_least_fp32, no_autocast
 
-from ...distributed.collectives import gather_rows, mean_gradient, own_rank
+from ...distributed.collectives import all_gather_rows, average_gradient, rank
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -49,11 +49,11 @@ def contrastive_loss(
 def _own_rows(images: Tensor, texts: Tensor, scale: Tensor, counts: Sequence[int]) -> Tensor:
     """This rank's rows of both directions: B against all M, twice, in place of M against M."""
     # The cap judges the gradient of the whole loss, so ranks average it on the way there.
-    scale = mean_gradient(scale).exp()
-    first, total = sum(counts[: own_rank()]), sum(counts)
+    scale = average_gradient(scale).exp()
+    first, total = sum(counts[: rank()]), sum(counts)
     target = torch.arange(first, first + len(images), device=images.device)
-    image_rows = F.cross_entropy(scale * images @ gather_rows(texts, counts).T, target, reduction="sum")
-    text_rows = F.cross_entropy(scale * texts @ gather_rows(images, counts).T, target, reduction="sum")
+    image_rows = F.cross_entropy(scale * images @ all_gather_rows(texts, counts).T, target, reduction="sum")
+    text_rows = F.cross_entropy(scale * texts @ all_gather_rows(images, counts).T, target, reduction="sum")
     return (image_rows + text_rows) / (2 * total)
 
 

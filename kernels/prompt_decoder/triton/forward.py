@@ -36,12 +36,12 @@ def gru_kernel(
     classes,
     hidden,
     FIRST: tl.constexpr,
-    KEEP: tl.constexpr,
+    SAVE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The GRU cell: gates u, r, z, n where they are kept, and inner = n + z⊙(h − n)."""
+    """The GRU cell: gates u, r, z, n where they are saved, and inner = n + z⊙(h − n)."""
     g = tl.program_id(2).to(tl.int64)
     rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows_in = rows < classes
@@ -69,7 +69,7 @@ def gru_kernel(
     z = tl.sigmoid(z + load_vector(recurrent_bias + 2 * hidden, columns, hidden)[None, :])
     n = tanh(n + r * u)
     value = n - z * n if FIRST else n + z * (load_tile(state, hidden, rows, columns, inside) - n)
-    if KEEP:
+    if SAVE:
         gates += g * gates_batch
         store_tile(gates, 4 * hidden, rows, columns, inside, u)
         store_tile(gates + hidden, 4 * hidden, rows, columns, inside, r)
@@ -133,7 +133,7 @@ def self_attention_kernel(
     qkv,  # (A,C,3H)
     qkv_batch,
     attended,  # (A,C,H)
-    lse,  # (A,heads,C), logarithms of the sums that softmax divides by; or None
+    lse,  # (A,heads,C) log-sum-exp of the scores, or None
     classes,
     hidden,
     factor,
@@ -183,13 +183,13 @@ def cross_attention_kernel(
     classes,
     images,
     hidden,
-    KEEP: tl.constexpr,
+    SAVE: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """h_i = LayerNorm(pre_norm), its scores of the images in one head, where they are kept, and their softmax."""
+    """h_i = LayerNorm(pre_norm), its scores of the images in one head, where they are saved, and their softmax."""
     g, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     rows, columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK)
     rows_in, columns_in = rows < classes, columns < images
@@ -212,7 +212,7 @@ def cross_attention_kernel(
     sums += load_vector(query_bias + (g * heads + head) * images, columns, images)[None, :]
     sums = sums.to(scores.dtype.element_ty)  # backward has the rounded ones
     width = heads * images
-    if KEEP:
+    if SAVE:
         store_tile(scores + g * scores_batch + head * images, width, rows, columns, inside, sums)
     sums = tl.where(columns_in[None, :], sums.to(tl.float32), float("-inf"))
     weights = tl.exp(sums - tl.max(sums, 1)[:, None])

@@ -69,25 +69,25 @@ def decode(
     )
 
 
-def forward_steps(weights: StepWeights, n: int, heads: int, keep: bool) -> tuple[Tensor, SavedActivations | None]:
-    """Outputs (G,n,C,H), and what every step leaves for backward."""
+def forward_steps(weights: StepWeights, n: int, heads: int, save: bool) -> tuple[Tensor, SavedActivations | None]:
+    """Outputs (G,n,C,H), and the activations of every step, where they are saved for backward."""
     (count, classes, _), hidden = weights.start.shape, weights.out.shape[-1]
     images = weights.query.shape[1] // heads
     outputs = empty_outputs(weights, n)
-    saved = empty_saved(weights, n if keep else 1, outputs)
+    saved = empty_saved(weights, n if save else 1, outputs)
     attended, mixed = (weights.start.new_empty(count, classes, width) for width in (hidden, heads * images))
     inner, state = (weights.scale.new_empty(count, classes, hidden) for _ in range(2))
     options = _options("decoder_gru", weights.start)
     images_options = _options("decoder_images", weights.start)
     for i in range(n):
-        gates, qkv, pre_norm_1, pre_norm_2, scores = (part[:, i if keep else 0] for part in saved[:5])
+        gates, qkv, pre_norm_1, pre_norm_2, scores = (part[:, i if save else 0] for part in saved[:5])
         launch(
             gru_kernel,
             _grid(options, classes, hidden, count),
             *(Batched(weights.start if i == 0 else outputs[:, i - 1]), state, weights.feedback, weights.feedback_bias),
             *(weights.recurrent, weights.recurrent_bias, Batched(gates), inner, classes, hidden),
             FIRST=i == 0,
-            KEEP=keep,
+            SAVE=save,
             **options,
         )
         _linear(inner, weights.qkv, qkv, bias=weights.qkv_bias)
@@ -99,19 +99,19 @@ def forward_steps(weights: StepWeights, n: int, heads: int, keep: bool) -> tuple
             (triton.cdiv(classes, images_options["BLOCK_C"]), heads, count),
             *(Batched(pre_norm_2), weights.scale, weights.shift, weights.query, weights.query_bias, state),
             *(Batched(scores), mixed, classes, images, hidden),
-            KEEP=keep,
+            SAVE=save,
             EPS=EPS,
             BLOCK=_block(images),
             **images_options,
         )
         _linear(mixed, weights.value, outputs[:, i], residual=state, input_first=True)
-    return outputs, saved if keep else None
+    return outputs, saved if save else None
 
 
 def backward_steps(
     weights: StepWeights, saved: SavedActivations, recomputed: RecomputedActivations, gradient: Tensor, heads: int
 ) -> StepGradients:
-    """Back over the steps: what each needs of the one after."""
+    """Go back over the steps, each from the gradients of the one after."""
     (count, n, classes, hidden), dtype = saved.pre_norm_1.shape, saved.qkv.dtype
     images = weights.query.shape[1] // heads
     attended = saved.qkv.new_empty(count, n, classes, hidden)
@@ -220,7 +220,7 @@ def _linear(
 
 
 def _self_attention(qkv: Tensor, heads: int, attended: Tensor, lse: Tensor | None = None) -> None:
-    """Self-attention of (A,C,3H) into (A,C,H), and the logarithms of the sums that softmax divides by, (A,heads,C)."""
+    """Self-attention of (A,C,3H) into (A,C,H), and its log-sum-exp (A,heads,C)."""
     count, classes, hidden = attended.shape
     options = _attention_options(qkv, hidden // heads)
     launch(

@@ -41,9 +41,10 @@ def load_weight(weight, inputs, outputs, k, columns, INPUT_FIRST: tl.constexpr):
     """Tile (k, columns) of weightᵀ for a weight (outputs,inputs), of the weight itself for one (inputs,outputs)."""
     inside = (k < inputs)[:, None] & (columns < outputs)[None, :]
     if INPUT_FIRST:
-        return load_tile(weight, outputs, k, columns, inside)
-    else:  # noqa: RET505
-        return load_transposed(weight, inputs, columns, k, inside)
+        tile = load_tile(weight, outputs, k, columns, inside)
+    else:
+        tile = load_transposed(weight, inputs, columns, k, inside)
+    return tile
 
 
 @triton.jit

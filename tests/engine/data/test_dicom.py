@@ -16,8 +16,9 @@ from pydicom.sequence import Sequence  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless  # noqa: E402
 
 from pspg.engine.data import dicom as module  # noqa: E402
+from pspg.engine.data.bad_image import BadImage  # noqa: E402
 from pspg.engine.data.dicom import read_dicom  # noqa: E402
-from pspg.engine.data.images import BadImage, read_image  # noqa: E402
+from pspg.engine.data.images import read_image  # noqa: E402
 from pspg.engine.utils.errors import UserError  # noqa: E402
 
 SECRET = "Doe^Jane^19610214"

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from pspg.engine.data.augment import OPERATIONS
-from pspg.engine.data.images import BadImage, normalize, read_image, resize, square_image, to_uint8, window16
+from pspg.engine.data.bad_image import BadImage
+from pspg.engine.data.images import normalize, read_image, resize, square_image, to_uint8, window16
 from pspg.engine.data.strict import read_strictly
 
 GRADIENT = np.tile(np.linspace(0, 1, 256), (32, 1))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from pspg.engine.cli import main
-from pspg.engine.distributed import deepspeed as distributed
-from pspg.engine.distributed.launcher import Place, announced, meet
+from pspg.engine.distributed import world
+from pspg.engine.distributed.launcher import RankInfo, launcher_environment, rendezvous
 from pspg.engine.utils import device
 from pspg.engine.utils.errors import UserError
 
@@ -28,12 +28,12 @@ def without(*keys: str, **changed: str) -> dict[str, str]:
 
 
 def test_launchers_are_understood() -> None:
-    assert announced({}) is None
-    assert announced({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}) is None
-    assert announced(TORCHRUN) == Place(9, 16, 1, 8, "node-a", 29500)
+    assert launcher_environment({}) is None
+    assert launcher_environment({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}) is None
+    assert launcher_environment(TORCHRUN) == RankInfo(9, 16, 1, 8, "node-a", 29500)
     deepspeed = without("LOCAL_WORLD_SIZE", LOCAL_SIZE="4", CROSS_RANK="1", CROSS_SIZE="4")
-    assert announced(deepspeed) == Place(9, 16, 1, 4, "node-a", 29500)
-    assert announced({**TORCHRUN, "SLURM_STEP_NUM_TASKS": "2"}) == Place(9, 16, 1, 8, "node-a", 29500)
+    assert launcher_environment(deepspeed) == RankInfo(9, 16, 1, 4, "node-a", 29500)
+    assert launcher_environment({**TORCHRUN, "SLURM_STEP_NUM_TASKS": "2"}) == RankInfo(9, 16, 1, 8, "node-a", 29500)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_launchers_are_understood() -> None:
 )
 def test_half_a_launch_is_refused(environment: dict[str, str], start: str) -> None:
     with pytest.raises(UserError) as caught:
-        announced(environment)
+        launcher_environment(environment)
     assert str(caught.value).startswith(start)
     assert caught.value.local
 
@@ -66,7 +66,7 @@ def taken() -> Iterator[int]:
 
 def test_port_in_use_is_refused(taken: int) -> None:
     with pytest.raises(UserError, match=f"^MASTER_PORT: port {taken} is in use on this machine; choose another$"):
-        meet(Place(0, 2, 0, 2, "127.0.0.1", taken), timeout=2)
+        rendezvous(RankInfo(0, 2, 0, 2, "127.0.0.1", taken), timeout=2)
 
 
 def test_rank_that_does_not_come_is_named() -> None:
@@ -75,7 +75,7 @@ def test_rank_that_does_not_come_is_named() -> None:
         port = free.getsockname()[1]
     expected = f"^rank 1, 2 of 3 did not come to 127.0.0.1:{port} within 1 s \\(timeout_s\\)$"
     with pytest.raises(UserError, match=expected) as caught:
-        meet(Place(0, 3, 0, 3, "127.0.0.1", port), timeout=1)
+        rendezvous(RankInfo(0, 3, 0, 3, "127.0.0.1", port), timeout=1)
     assert caught.value.local
 
 
@@ -84,16 +84,16 @@ def test_rank_0_that_does_not_come_is_refused() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(UserError, match=f"^MASTER_ADDR: 127.0.0.1:{port} cannot be reached"):
-        meet(Place(1, 2, 1, 2, "127.0.0.1", port), timeout=1)
+        rendezvous(RankInfo(1, 2, 1, 2, "127.0.0.1", port), timeout=1)
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
 def test_more_ranks_than_gpus_are_refused_by_all_of_them(monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 1)
-    place = Place(8 + local_rank, 16, local_rank, 2, "node-a", 29500)
+    info = RankInfo(8 + local_rank, 16, local_rank, 2, "node-a", 29500)
     with pytest.raises(UserError, match=r"^device: .*has no GPU, torch sees 1; start fewer processes") as caught:
-        distributed._pick_device("auto", place)
+        world._pick_device("auto", info)
     assert caught.value.local == (local_rank == 0)  # one line a machine
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pspg.engine.distributed.batch_norm import synchronise
-from pspg.engine.distributed.collectives import exchange, gather_rows, mean_gradient, own_part
+from pspg.engine.distributed.batch_norm import convert_sync_batch_norm
+from pspg.engine.distributed.collectives import all_gather_host, all_gather_rows, average_gradient, local_slice
 from pspg.engine.training.losses import contrastive_loss
 from pspg.engine.training.losses.contrastive import MAX_LOGIT_SCALE
 
@@ -46,11 +46,11 @@ def compare(function: Callable[..., Tensor], part: Callable[..., Tensor], *tenso
 
 def check_gathering(counts: Counts) -> None:
     rows, weights = torch.randn(sum(counts), 4, dtype=torch.float64), torch.randn(sum(counts), 4, dtype=torch.float64)
-    first, last = own_part(sum(counts))
+    first, last = local_slice(sum(counts))
 
     def part(own: Tensor) -> Tensor:
         # Each rank uses other rows of what all gathered: gradients come from elsewhere.
-        return (gather_rows(own, counts) ** 3 * weights)[first:last].sum()
+        return (all_gather_rows(own, counts) ** 3 * weights)[first:last].sum()
 
     compare(lambda rows: (rows**3 * weights).sum(), part, rows, counts=counts)
 
@@ -66,7 +66,7 @@ def check_contrastive(counts: Counts, scale: float) -> None:
 def check_batch_norm(counts: Counts) -> None:
     x, weights = torch.randn(2, sum(counts), 3, 4, 4, dtype=torch.float64) * 3 + 1
     plain, shared = (nn.Sequential(nn.BatchNorm2d(3)).double() for _ in range(2))
-    synchronise(shared, torch.device("cpu"))
+    convert_sync_batch_norm(shared, torch.device("cpu"))
     rank = dist.get_rank()
     own = weights[sum(counts[:rank]) : sum(counts[: rank + 1])]
     compare(lambda x: (plain(x) * weights).sum(), lambda x: (shared(x) * own).sum(), x, counts=counts)
@@ -79,9 +79,9 @@ def check_batch_norm(counts: Counts) -> None:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     torch.manual_seed(0)
-    assert [int(value) for value in exchange(torch.tensor([dist.get_rank()]))] == [0, 1, 2]
+    assert [int(value) for value in all_gather_host(torch.tensor([dist.get_rank()]))] == [0, 1, 2]
     value = torch.ones((), dtype=torch.float64, requires_grad=True)
-    (mean_gradient(value) * dist.get_rank()).backward()
+    (average_gradient(value) * dist.get_rank()).backward()
     assert value.grad == 1.0
     for counts in ([2, 2, 2], [3, 0, 2]):
         check_gathering(counts)

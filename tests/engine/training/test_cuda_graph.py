@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pspg.engine.config import LossConfig, ModelConfig
-from pspg.engine.data.loaders.torch_loader import Batch
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.data.batch import Batch
+from pspg.engine.distributed.world import start
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.cuda_graph import WARM_UP, Outcome, StepGraph

@@ -19,7 +19,7 @@ Ranks = list[Popen[str]]
 
 
 def wait_for_rows(run: Path, rows: int, processes: Ranks) -> None:
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 400  # of starting, on a machine that does much else
     while len(read_metrics(run / "metrics.jsonl")) < rows:
         assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
         assert time.monotonic() < deadline
@@ -68,6 +68,7 @@ def test_rank_killed_under_torchrun_is_named(tmp_path: Path, settings, engine_co
     """torchrun ends the other ranks with SIGTERM a moment after one has died."""
     run = tmp_path / "run"
     launcher = engine_command(long_run(settings, run, timeout=60)[2:], processes=3)
+    children: list[int] = []
     try:
         wait_for_rows(run, 3, [launcher])
         children = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
@@ -93,30 +94,33 @@ def test_rank_killed_under_torchrun_is_named(tmp_path: Path, settings, engine_co
 
 
 WORK = """
-import sys, time
-from pspg.engine.distributed.launcher import announced, meet
+import os, signal, sys, time
+from pspg.engine.distributed.launcher import launcher_environment, rendezvous
 from pspg.engine.distributed.watch import Watch, advance
-place = announced()
-store = meet(place, 60)
-say = lambda line: print(line, flush=True)
-with Watch(store, place.rank, place.size, speaks_alone=False, timeout=5, say=say):
+info = launcher_environment()
+store = rendezvous(info, 60)
+report = lambda line: print(line, flush=True)
+with Watch(store, info.rank, info.world_size, speaks_alone=False, timeout={timeout}, report=report):
     {work}
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("work", "line"),
+    ("work", "timeout", "line"),
     [
         (
-            "[advance() for _ in range(3 - place.rank)]; time.sleep(60)",
+            "[advance() for _ in range(3 - info.rank)]; time.sleep(60)",
+            5,
             "rank 1 ({host}) is stuck: no progress for over 5 s while the others wait",
         ),
-        ("advance() if place.rank else sys.exit('its own error'); time.sleep(60)", "its own error"),
+        ("advance() if info.rank else sys.exit('its own error'); time.sleep(60)", 60, "its own error"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", 60, "stopped by SIGTERM"),
     ],
+    ids=["stuck", "own error", "SIGTERM"],
 )
-def test_ranks_leave_together(ranks: Callable[..., Ranks], work: str, line: str) -> None:
-    processes = ranks(["-c", WORK.format(work=work)], 2)
+def test_ranks_leave_together(ranks: Callable[..., Ranks], work: str, timeout: int, line: str) -> None:
+    processes = ranks(["-c", WORK.format(work=work, timeout=timeout)], 2)
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode == 1 for process in processes), outputs
     said = [line for output in outputs for line in output.splitlines()]

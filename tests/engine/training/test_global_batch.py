@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pspg.engine.checkpoints.run import last_checkpoint, load_tensors
-from pspg.engine.data.loaders.torch_loader import Batch
+from pspg.engine.data.batch import Batch
 from pspg.engine.distributed.collectives import split
 from pspg.engine.training import global_batch as global_scope
 from pspg.engine.training.config import TrainConfig, graph_needs
@@ -219,19 +219,19 @@ def test_batch_of_which_nothing_can_be_read(monkeypatch: pytest.MonkeyPatch) -> 
     def shared(rank: int, *, readable: bool) -> SharedBatch:
         standing = [not readable, True]
         batches = [
-            Batch([name], torch.zeros(1), torch.zeros(1, 2, 2), torch.tensor([row]), None, 0.5, 0.2, stand_in=stand_in)
-            for (name, row), stand_in in zip(labels.items(), standing, strict=True)
+            Batch([name], torch.zeros(1), torch.zeros(1, 2, 2), torch.tensor([row]), None, 0.5, 0.2, dummy=dummy)
+            for (name, row), dummy in zip(labels.items(), standing, strict=True)
         ]
         messages = [
-            torch.tensor([0.0 if stand_in else 1.0, *row, 0.0, 0.0])
-            for row, stand_in in zip(labels.values(), standing, strict=True)
+            torch.tensor([0.0 if dummy else 1.0, *row, 0.0, 0.0])
+            for row, dummy in zip(labels.values(), standing, strict=True)
         ]
 
-        def exchange(own: Tensor) -> list[Tensor]:
+        def all_gather_host(own: Tensor) -> list[Tensor]:
             assert torch.equal(own, messages[rank])
             return messages
 
-        monkeypatch.setattr(global_scope, "exchange", exchange)
+        monkeypatch.setattr(global_scope, "all_gather_host", all_gather_host)
         loader = SimpleNamespace(batches_per_epoch=1, bad={}, batches=lambda epoch, start: iter([batches[rank]]))
         (found,) = SharedBatches(loader, 2, rank).batches(0)
         return found

@@ -19,7 +19,8 @@ import torch
 from pspg.engine.checkpoints.run import last_checkpoint, load_tensors, read_json
 from pspg.engine.cli import parse
 from pspg.engine.commands.train import make_trainer
-from pspg.engine.distributed.deepspeed import World, gather, start
+from pspg.engine.distributed.collectives import all_gather_object
+from pspg.engine.distributed.world import World, start
 from pspg.engine.training.losses import PromptLoss
 
 EPOCHS = 2
@@ -53,7 +54,9 @@ def go_on(config: Any, world: World) -> list[str]:
             assert held < 0.1 * sum(tensor.numel() for tensor in loaded["model"].values())
         with trainer.engine.whole() as module:
             found = trainer.task.validate(module)
-        metrics += [f"{key} {value.hex()}" for ranks_own in gather(found) for key, value in ranks_own.items()]
+        metrics += [
+            f"{key} {value.hex()}" for ranks_own in all_gather_object(found) for key, value in ranks_own.items()
+        ]
     trainer.fit()
     return metrics
 

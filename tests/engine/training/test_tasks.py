@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pspg.engine.config import LossConfig, ModelConfig
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.distributed.world import start
 from pspg.engine.evaluation.scoring import FeatureBatch
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.losses import PromptLoss

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.distributed.world import start
 from pspg.engine.training import telemetry
 from pspg.engine.training.config import OptimConfig, TrainConfig
 from pspg.engine.training.telemetry import read_metrics

@@ -13,16 +13,22 @@ import pytest
 import torch
 from PIL import Image
 
+from pspg.engine.data.augment import Augmentation
+from pspg.engine.data.bad_image import BadImage
 from pspg.engine.data.cache import build as cache_build
 from pspg.engine.data.cache.build import build_cache
 from pspg.engine.data.cache.pixel_cache import PixelCache
+from pspg.engine.data.dataset import ImageDataset
 from pspg.engine.data.decoding import DecoderPool
-from pspg.engine.data.images import BadImage, square_image
-from pspg.engine.data.loaders.torch_loader import ImageDataset, make_train_loader, pixel_statistics
+from pspg.engine.data.images import square_image
+from pspg.engine.data.loaders.training import make_train_loader
 from pspg.engine.data.manifest import Sample
+from pspg.engine.data.pixels import Pixels, Reading
+from pspg.engine.data.statistics import pixel_statistics
 from pspg.engine.utils.errors import UserError
 
 N, SIZE = 11, 16
+PIXELS = Pixels(size=SIZE, resize="stretch", mean=0.4, std=0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -90,14 +96,14 @@ def test_format_is_plain_numpy_and_json_lines(folder, samples):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_gives_the_same_batches(folder, samples, workers):
     def batches(cache):
-        dataset = ImageDataset(samples, image_size=SIZE, mean=0.4, std=0.2, augment=True, flip=0.5, seed=3, cache=cache)
+        augmentation = Augmentation(flip=0.5, seed=3)
+        dataset = ImageDataset(samples, PIXELS, Reading(cache=cache), augmentation=augmentation)
         return [b for e in (0, 1) for b in make_train_loader(dataset, batch_size=2, workers=workers).batches(e)]
 
-    cache = opened(folder, samples)
-    for cached, fresh in zip(batches(cache), batches(None), strict=True):
+    for cached, fresh in zip(batches(folder), batches(None), strict=True):
         assert cached.ids == fresh.ids
         assert torch.equal(cached.pixels, fresh.pixels)
-    assert pixel_statistics(samples, SIZE, cache=cache) == pixel_statistics(samples, SIZE)
+    assert pixel_statistics(samples, SIZE, reading=Reading(cache=folder)) == pixel_statistics(samples, SIZE)
 
 
 def test_unreadable_images_are_kept_with_their_reason(tmp_path, samples):
@@ -121,10 +127,10 @@ def test_skipping_from_a_cache_leaves_the_other_samples_as_they_are(tmp_path, sa
     build(tmp_path / "cache", samples, on_bad_image="skip")
 
     def loader(cache):
-        settings = {"image_size": SIZE, "mean": 0.4, "std": 0.2, "augment": True, "cache": cache}
-        return make_train_loader(ImageDataset(samples, on_bad_image="skip", **settings), batch_size=4)
+        reading = Reading(on_bad_image="skip", cache=cache)
+        return make_train_loader(ImageDataset(samples, PIXELS, reading, augmentation=Augmentation()), batch_size=4)
 
-    cached, fresh = loader(opened(tmp_path / "cache", samples)), loader(None)
+    cached, fresh = loader(tmp_path / "cache"), loader(None)
     for epoch in range(3):
         for left, right in zip(cached.batches(epoch), fresh.batches(epoch), strict=True):
             assert left.ids == right.ids

@@ -17,11 +17,11 @@ from PIL import Image
 
 from pspg.engine.cli import main
 from pspg.engine.data.datasets import chestxray14, chexpert, padchest, vindr_cxr
-from pspg.engine.data.datasets.rows import Journal
-from pspg.engine.data.datasets.splits import split_by_hash
-from pspg.engine.data.datasets.statistics import digest
 from pspg.engine.data.manifest import load_label_names, load_manifest
-from pspg.engine.data.phantoms.drawing import draw_film
+from pspg.engine.data.phantoms.drawing import draw_radiograph
+from pspg.engine.data.preparation.counts import digest
+from pspg.engine.data.preparation.rows import Journal
+from pspg.engine.data.preparation.splits import split_by_hash
 
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 NIH = "Data_Entry_2017_v2020.csv"
@@ -145,7 +145,7 @@ def test_training_on_real_padchest_labels(
     for row in manifest(tmp_path / "all", "train")[:48] + manifest(tmp_path / "all", "val")[:16]:
         path = films / row["filepath"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_film([], 64, rng)).save(path)
+        Image.fromarray(draw_radiograph([], 64, rng)).save(path)
     data = tmp_path / "data"
     assert main([*source, "--output", str(data), "--image_root", str(films), "--missing", "skip"]) == 0
     assert "26,368 × missing image" in capsys.readouterr().out

@@ -20,18 +20,19 @@ pytest.importorskip("nvidia.dali")
 from nvidia.dali import Pipeline, fn
 
 from pspg.engine.cli import main
-from pspg.engine.commands.train import _pixel_source
-from pspg.engine.config import DataConfig
-from pspg.engine.data.augment import OPERATIONS, Plan, apply
+from pspg.engine.data.augment import OPERATIONS, Augmentation, Plan, apply
 from pspg.engine.data.cache.build import build_cache
-from pspg.engine.data.cache.pixel_cache import PixelCache
+from pspg.engine.data.dataset import ImageDataset
 from pspg.engine.data.loaders import dali_input, dali_loader
-from pspg.engine.data.loaders.choose import load_with, pick_loader
+from pspg.engine.data.loaders.choose import load_with, pick_loader, pixel_source
 from pspg.engine.data.loaders.dali_input import steps_of
 from pspg.engine.data.loaders.dali_loader import dali_batches, graph
-from pspg.engine.data.loaders.torch_loader import ImageDataset, TorchBatches, make_eval_loader, make_train_loader
+from pspg.engine.data.loaders.evaluation import make_eval_loader
+from pspg.engine.data.loaders.torch_loader import TorchBatches
+from pspg.engine.data.loaders.training import make_train_loader
 from pspg.engine.data.manifest import Sample
 from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
+from pspg.engine.data.pixels import Pixels, Reading
 from pspg.engine.data.plain_files import plain_size
 from pspg.engine.utils.errors import UserError
 
@@ -93,10 +94,15 @@ def tokenize(texts):
     return torch.tensor([[len(text), int(text.split()[1])] for text in texts])
 
 
-def make(samples, **settings):
-    labels = np.arange(2 * len(samples), dtype=np.float32).reshape(-1, 2)
-    settings = {"image_size": SIDE, "mean": 0.4, "std": 0.2, "augment": True, "flip": 0.5, "seed": 3} | settings
-    return ImageDataset(samples, labels, tokenize=tokenize, **settings)
+def make(samples, *, size=SIDE, resize="stretch", augment=True, flip=0.5, seed=3, **reading):
+    return ImageDataset(
+        samples,
+        Pixels(size=size, resize=resize, mean=0.4, std=0.2),
+        Reading(**reading),
+        labels=np.arange(2 * len(samples), dtype=np.float32).reshape(-1, 2),
+        tokenize=tokenize,
+        augmentation=Augmentation(augment=augment, flip=flip, seed=seed),
+    )
 
 
 def train(samples, load=DALI, workers=0, sampling=None, **settings):
@@ -199,8 +205,8 @@ def both_ways(tmp_path, plans):
     film(0).resize((SIDE, SIDE)).save(path)
     made = [Sample(f"s{number}", path) for number in range(len(plans))]
     build_cache(tmp_path / "cache", made, [path.name] * len(made), size=SIDE, resize="stretch")
-    cache = PixelCache.open(tmp_path / "cache", made, size=SIDE, resize="stretch")
-    data = Planned(made, image_size=SIDE, mean=0.4, std=0.2, augment=True, flip=0.5, cache=cache)
+    pixels = Pixels(size=SIDE, resize="stretch", mean=0.4, std=0.2)
+    data = Planned(made, pixels, Reading(cache=tmp_path / "cache"), augmentation=Augmentation(flip=0.5))
     data.plans = plans
     (batch,) = make_eval_loader(data, batch_size=len(plans), load=DALI)
     pillow = [np.asarray(apply(Image.open(path), plan)) for plan in plans]
@@ -238,7 +244,7 @@ def test_no_operation_leaves_pixels_as_they_are(tmp_path):
 def cached(tmp_path, samples):
     names = [sample.path.name for sample in samples]
     build_cache(tmp_path / "cache", samples, names, size=SIDE, resize="stretch", on_bad_image="skip")
-    return PixelCache.open(tmp_path / "cache", samples, size=SIDE, resize="stretch")
+    return tmp_path / "cache"
 
 
 def test_from_the_cache(tmp_path, samples):
@@ -373,13 +379,13 @@ def test_too_large_a_file(samples):
             list(evaluation(samples, load, max_megapixels=0.01))
 
 
-def test_what_pillow_alone_decodes_is_used_and_told(samples, capsys):
+def test_what_pillow_alone_decodes_is_used_and_told(samples, caplog):
     """A PNG of too few rows: Pillow leaves the others black."""
     samples[0].path.write_bytes(broken_png(zlib.compress(b"\0" + bytes([200] * 260))))
     ours, theirs = (list(evaluation(samples, load, batch_size=N)) for load in (DALI, TorchBatches))
     assert_close(ours, theirs)
     assert torch.equal(ours[0].pixels[0], theirs[0].pixels[0])
-    assert f"{samples[0].path}: DALI cannot decode this file" in capsys.readouterr().err
+    assert f"{samples[0].path}: DALI cannot decode this file" in caplog.text
 
 
 def test_decoding_nothing_is_not_the_fault_of_the_files(samples):
@@ -496,13 +502,10 @@ def test_commands(tmp_path, phantoms, settings, capsys, monkeypatch):
 
 
 def test_pixels_that_a_run_keeps_to():
-    def source(**settings):
-        return _pixel_source(DataConfig(**settings))
-
-    assert source(loader="torch", cache="cache") == source(loader="torch") == "torch"
-    assert source(loader="dali") == "dali"
-    assert source(loader="dali", cache="cache") == "dali, from a cache"
-    assert source(loader="dali", cache="cache", augment=False, flip=0.0) == "torch"
+    assert {pixel_source("torch", cached=cached, augmented=True) for cached in (True, False)} == {"torch"}
+    assert pixel_source("dali", cached=False, augmented=False) == "dali"
+    assert pixel_source("dali", cached=True, augmented=True) == "dali, from a cache"
+    assert pixel_source("dali", cached=True, augmented=False) == "torch"
 
 
 @pytest.mark.parametrize("head", ["files", "pixels"])

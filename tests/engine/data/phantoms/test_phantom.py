@@ -17,7 +17,7 @@ from pspg.engine.data.phantoms.dataset import (
     read_findings,
     write_phantoms,
 )
-from pspg.engine.data.phantoms.drawing import CHANGES, DRAWINGS, draw_film
+from pspg.engine.data.phantoms.drawing import CHANGES, DRAWINGS, draw_radiograph
 from pspg.engine.data.phantoms.report import write_report
 from pspg.engine.data.phantoms.vocabulary import (
     ALL_NAMES,
@@ -169,7 +169,7 @@ def test_every_kind_leaves_a_mark_where_its_side_says(kind) -> None:
     attributes = {a: next(iter(kind.options(a)), None) for a in ("side", "zone", "size")}
     finding = Finding(kind.noun, **attributes)  # left, upper, small
     assert (kind.noun in DRAWINGS) != (kind.noun in CHANGES)
-    films = np.stack([[draw_film(f, 64, np.random.default_rng(s)) for s in range(24)] for f in ([], [finding])])
+    films = np.stack([[draw_radiograph(f, 64, np.random.default_rng(s)) for s in range(24)] for f in ([], [finding])])
     change = np.abs(films[1].mean(0, dtype=float) - films[0].mean(0, dtype=float))
     assert change.max() > 12
     if kind.sides and kind.noun not in ("central line", "pacemaker", "scoliosis"):  # those cross the midline
@@ -196,7 +196,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("pspg.engine.data.phantoms.dataset.draw_film", fail)
+    monkeypatch.setattr("pspg.engine.data.phantoms.dataset.draw_radiograph", fail)
     with pytest.raises(OSError, match="disk full"):
         write_phantoms(SMALL, tmp_path / "films", workers=1)
     assert list(tmp_path.iterdir()) == []

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pspg.engine.checkpoints.model_folder import Pixels, describe, write_model
+from pspg.engine.checkpoints.model_folder import describe, write_model
 from pspg.engine.checkpoints.run import load_tensors
 from pspg.engine.cli import main
 from pspg.engine.config import ModelConfig
 from pspg.engine.data.manifest import load_label_names
+from pspg.engine.data.pixels import Pixels
 from pspg.engine.evaluation.report import plots
 from pspg.engine.evaluation.sources.adapter import Adapter
 from pspg.engine.models import any_clip

@@ -1,6 +1,6 @@
-"""The canvas of a phantom film and the healthy chest on it: attenuation is summed.
+"""The canvas of a phantom radiograph and the healthy chest on it: attenuation is summed.
 
-Coordinates: u to the image's right, v downwards, both about −1.05 … 1.05 over the film, so that a film looks the same
+Coordinates: u to the image's right, v downwards, both about −1.05 … 1.05 over the image, so that it looks the same
 at every size. The patient's right is on the image's left (u < 0); an "L" marks the patient's left. Inside one half
 of the chest, w is the distance from the midline towards that side's wall.
 """
@@ -38,7 +38,7 @@ class Anatomy:
     """how dark the lungs are"""
 
 
-class Film:
+class Canvas:
     """The pixel grid, the attenuation so far, and the shapes that the drawing functions share."""
 
     def __init__(self, size: int, rng: np.random.Generator, anatomy: Anatomy) -> None:
@@ -84,7 +84,7 @@ class Film:
         self.add(self.inside(distance), amount * max(radius / visible, 0.7))
 
     def noise(self, cells: int) -> Field:
-        """Smooth noise of about unit deviation, the same at every film size."""
+        """Smooth noise of about unit deviation, the same at every image size."""
         grid = self.rng.standard_normal((cells, cells)).astype(np.float32)
         return np.asarray(Image.fromarray(grid).resize((self.size, self.size), Image.Resampling.BICUBIC))
 
@@ -121,54 +121,54 @@ class Film:
         return float(SIGN[finding.side] * (w + du) * self.width), float(v + dv)
 
 
-def draw_body(film: Film) -> None:
-    """A healthy chest, but for what `film.anatomy` says."""
-    u, v, anatomy, rng = film.u, film.v, film.anatomy, film.rng
+def draw_body(canvas: Canvas) -> None:
+    """A healthy chest, but for what `canvas.anatomy` says."""
+    u, v, anatomy, rng = canvas.u, canvas.v, canvas.anatomy, canvas.rng
     shoulder = 0.30 + 0.80 * np.clip((v + 0.98) / 0.26, 0, 1) ** 0.6 - 0.12 * np.clip(v + 0.6, 0, 0.8)
-    film.add(film.inside(np.abs(u) / film.width - shoulder, 0.04), 0.86)
-    film.add(film.air, -LUNG)
+    canvas.add(canvas.inside(np.abs(u) / canvas.width - shoulder, 0.04), 0.86)
+    canvas.add(canvas.air, -LUNG)
     for side, sign in SIGN.items():
-        _draw_ribs(film, side)
-        film.line(  # the clavicle
+        _draw_ribs(canvas, side)
+        canvas.line(  # the clavicle
             [(sign * 0.09, -0.60), (sign * 0.38, -0.70), (sign * 0.62, -0.69), (sign * 0.90, -0.79)], 0.030, 0.13
         )
-        _draw_vessels(film, side)
-        abdomen = film.inside(film.dome(side) - v, 0.03) * film.inside(-film.w[side])
-        film.add(abdomen, 0.10)
-    film.add(film.inside(film.disc(0.42, 0.80, 0.11, 1.5), 0.06), -0.28)  # gas in the stomach
+        _draw_vessels(canvas, side)
+        abdomen = canvas.inside(canvas.dome(side) - v, 0.03) * canvas.inside(-canvas.w[side])
+        canvas.add(abdomen, 0.10)
+    canvas.add(canvas.inside(canvas.disc(0.42, 0.80, 0.11, 1.5), 0.06), -0.28)  # gas in the stomach
     bow = np.float32(anatomy.curve) * np.cos(np.clip(v * 1.3, -1.5, 1.5))
-    spine = film.inside(np.abs(u - bow) - 0.085, 0.03)
-    film.add(spine, 0.16)
-    film.add(spine * film.inside(0.35 - np.abs(((v + 0.02) / 0.15) % 1 - 0.5), 0.1), -0.08)  # discs between vertebrae
-    film.add(film.inside(np.abs(u + 0.01) - 0.045, 0.03) * film.inside(v + 0.28, 0.1), -0.22)  # trachea
+    spine = canvas.inside(np.abs(u - bow) - 0.085, 0.03)
+    canvas.add(spine, 0.16)
+    canvas.add(spine * canvas.inside(0.35 - np.abs(((v + 0.02) / 0.15) % 1 - 0.5), 0.1), -0.08)  # discs of the spine
+    canvas.add(canvas.inside(np.abs(u + 0.01) - 0.045, 0.03) * canvas.inside(v + 0.28, 0.1), -0.22)  # trachea
     # Heart and great vessels are one silhouette in front of the air.
     scale = anatomy.heart * rng.normal(1.0, 0.05)
     x, y = u - (0.06 + 0.12 * scale), v - 0.27
     tilted = np.hypot((0.88 * x + 0.47 * y) / (0.36 * scale**0.8), (0.88 * y - 0.47 * x) / 0.30) - np.float32(1)
-    atrium = film.disc(-0.05 - 0.06 * scale, 0.28, 0.20 * scale**0.6)
+    atrium = canvas.disc(-0.05 - 0.06 * scale, 0.28, 0.20 * scale**0.6)
     vessels = np.maximum(np.abs(u - 0.02) - 0.15, v - 0.70)
-    knob = film.disc(0.15, -0.35, 0.10)
-    silhouette = film.inside(np.minimum(np.minimum(tilted * 0.3, atrium), np.minimum(vessels, knob)), 0.05)
-    film.opacify(silhouette)
-    film.add(silhouette * film.inside(np.abs(v + 0.1) - 0.70, 0.15), 0.10)
-    film.line([(0.80, -0.98), (0.80, -0.88), (0.86, -0.88)], 0.012, 1.4)  # the side marker, an L
+    knob = canvas.disc(0.15, -0.35, 0.10)
+    silhouette = canvas.inside(np.minimum(np.minimum(tilted * 0.3, atrium), np.minimum(vessels, knob)), 0.05)
+    canvas.opacify(silhouette)
+    canvas.add(silhouette * canvas.inside(np.abs(v + 0.1) - 0.70, 0.15), 0.10)
+    canvas.line([(0.80, -0.98), (0.80, -0.88), (0.86, -0.88)], 0.012, 1.4)  # the side marker, an L
 
 
-def _draw_ribs(film: Film, side: str) -> None:
-    w, v = film.w[side], film.v
-    cage = film.inside(film.depth[side] - 0.05, 0.06)
+def _draw_ribs(canvas: Canvas, side: str) -> None:
+    w, v = canvas.w[side], canvas.v
+    cage = canvas.inside(canvas.depth[side] - 0.05, 0.06)
     for fall, shift, thickness, amount in ((0.42, 0.0, 0.026, 0.12), (-0.50, 0.09, 0.022, 0.05)):  # behind, in front
         course = fall * (w - 0.25) ** 2 * np.sign(w - 0.25) * 1.6
-        ribs = film.inside(np.abs((v - course + shift) % 0.18 - 0.09) - thickness, max(film.soft, 0.02))
-        film.add(ribs * cage, amount)
+        ribs = canvas.inside(np.abs((v - course + shift) % 0.18 - 0.09) - thickness, max(canvas.soft, 0.02))
+        canvas.add(ribs * cage, amount)
 
 
-def _draw_vessels(film: Film, side: str) -> None:
-    sign, rng = SIGN[side], film.rng
+def _draw_vessels(canvas: Canvas, side: str) -> None:
+    sign, rng = SIGN[side], canvas.rng
     hilum = (sign * 0.20, -0.10 if side == "left" else -0.06)
-    film.add(film.inside(film.disc(*hilum, 0.09), 0.09), 0.16)
+    canvas.add(canvas.inside(canvas.disc(*hilum, 0.09), 0.09), 0.16)
     angles = np.linspace(-1.1, 1.2, 6) + rng.normal(0, 0.1, 6)
     for angle in angles:
         reach = rng.uniform(0.28, 0.45)
         end = (hilum[0] + sign * reach * np.cos(angle), hilum[1] + 1.2 * reach * np.sin(angle))
-        film.add(film.inside(film.capsule(hilum, end, 0.008), 0.05), 0.07)
+        canvas.add(canvas.inside(canvas.capsule(hilum, end, 0.008), 0.05), 0.07)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pspg.engine.data.datasets.reports import clean, impression
+from pspg.engine.data.preparation.reports import clean, impression
 from tools.show_reports import openi_archive, openi_report, read_reports
 
 REPORT = """                                 FINAL REPORT

@@ -1,4 +1,4 @@
-"""The way that all preparers share: rows in; manifests, statistics and a report of what was left out."""
+"""Manifests, statistics and a report of what was left out, from the rows of any data set."""
 
 from __future__ import annotations
 
@@ -6,69 +6,29 @@ import csv
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
-from ...config import check_seed, require
+from ...config import check_values, require
 from ...utils.errors import UserError
 from ...utils.files import check_new_folder, new_folder
 from ..manifest import UNPRINTABLE, Sample
+from .counts import cooccurrence, count, readable, without_positives
+from .dataset import DataSet, PrepareConfig, SplitConfig
 from .rows import Journal, Row
 from .splits import SPLITS, check_patients
-from .statistics import cooccurrence, count, readable, without_positives
 
 
-@dataclass(kw_only=True)
-class PrepareConfig:
-    """What all preparers take."""
-
-    source: str = ""
-    """folder of the official files, as downloaded; tables may be gzipped, archives of images must be unpacked"""
-    output: str = ""
-    """new folder for manifests, classes.txt, statistics.json, cooccurrence.csv, prepare.json and dropped.csv"""
-    image_root: str | None = None
-    """folder that the manifests' filepaths are relative to (give training the same data.image_root); null: source"""
-    missing: Literal["error", "skip", "keep"] = "error"
-    """a row without its image file: stop, leave it out and list it, or keep it (files are not looked for at all)"""
-    pixel_samples: int = 1024
-    """training images that the pixel mean and standard deviation are measured on, unless missing is keep; 0: none"""
-    image_size: int = 224
-    """side that they are resized to, pixels"""
-    salt: str | None = None
-    """secret that patient ids are hashed with: the same salt gives the same ids; it is written nowhere. null: a random
-    one, so that ids group images within this output only. Splits do not depend on it"""
-    dry_run: bool = False
-    """print everything, write nothing"""
-
-
-@dataclass(kw_only=True)
-class SplitConfig(PrepareConfig):
-    """For data sets without official splits: patients are split by a hash of their id."""
-
-    val_fraction: float = 0.1
-    """share of the patients for validation, where no official list says which"""
-    test_fraction: float = 0.2
-    """share of the patients for the test, where no official list says which; 1 with val_fraction 0: all"""
-    seed: int = 0
-    """of the split"""
-
-
-Config = TypeVar("Config", bound=PrepareConfig)
-Read = Callable[[Config, Journal], tuple[list[str], Iterable[Row]]]
-"""From settings to class names and rows; what it leaves out goes to the journal."""
-
-
-def build(name: str, config: Config, read: Read[Config]) -> None:
+def build(dataset: DataSet, config: PrepareConfig) -> None:
     """Read a data set, check it, print its statistics and write it to `config.output`.
 
     Args:
-        name: of the data set.
+        dataset: which.
         config: its settings.
-        read: its reader.
 
     Raises:
         UserError: impossible settings, unusable tables, missing images, a patient in two splits, nothing left, or an
@@ -76,7 +36,7 @@ def build(name: str, config: Config, read: Read[Config]) -> None:
     """
     _check(config)
     journal = Journal()
-    classes, collected = read(config, journal)
+    classes, collected = dataset.read(config, journal)
     _check_classes(classes)
     root = Path(config.image_root or config.source)
     rows = _with_images(_unique(collected, journal), root, config.missing, journal)
@@ -90,14 +50,14 @@ def build(name: str, config: Config, read: Read[Config]) -> None:
     for split, names in without_positives(counts).items():
         journal.warn(f"{split}: no positive of {', '.join(names)}")
     report = {
-        "dataset": name,
+        "dataset": dataset.name,
         "settings": {key: value for key, value in asdict(config).items() if key != "salt"},
         "rows": len(rows),
         "dropped": journal.summary(),
         "warnings": journal.warnings,
     }
     statistics = {"splits": counts, "pixels": _pixels(rows, root, config)}
-    print(_describe(name, readable(counts), statistics, report))
+    print(_describe(dataset.name, readable(counts), statistics, report))
     if config.dry_run:
         print("dry run: nothing was written")
         return
@@ -115,6 +75,7 @@ def build(name: str, config: Config, read: Read[Config]) -> None:
 
 
 def _check(config: PrepareConfig) -> None:
+    check_values(config)
     require(source=config.source)
     if not Path(config.source).is_dir():
         raise UserError(f"source: {config.source} is no folder; name the one that the data set was downloaded to")
@@ -125,18 +86,8 @@ def _check(config: PrepareConfig) -> None:
         check_new_folder(config.output)
     if config.salt == "":
         raise UserError("salt: must not be empty; leave it null for a random one")
-    if config.pixel_samples < 0:
-        raise UserError(f"pixel_samples: must not be negative, got {config.pixel_samples}")
-    if config.image_size < 1:
-        raise UserError(f"image_size: must be at least 1, got {config.image_size}")
-    if isinstance(config, SplitConfig):
-        check_seed("seed", config.seed)
-        fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-        for key, value in fractions.items():
-            if not 0 <= value <= 1:
-                raise UserError(f"{key}: must lie between 0 and 1, got {value}")
-        if sum(fractions.values()) > 1:
-            raise UserError("val_fraction: together with test_fraction it must not exceed 1")
+    if isinstance(config, SplitConfig) and config.val_fraction + config.test_fraction > 1:
+        raise UserError("val_fraction: together with test_fraction it must not exceed 1")
 
 
 def _check_classes(classes: Sequence[str]) -> None:
@@ -189,7 +140,7 @@ def _pixels(rows: Sequence[Row], root: Path, config: PrepareConfig) -> dict[str,
     """Mean and standard deviation in [0, 1] over the training images (of all, where there are none)."""
     if config.missing == "keep" or not config.pixel_samples:
         return None
-    from ..loaders.torch_loader import pixel_statistics  # imports torch
+    from ..statistics import pixel_statistics  # imports torch
 
     chosen = [row for row in rows if row.split == "train"] or rows
     samples = [Sample(id=row.id, path=root / row.filepath) for row in chosen]

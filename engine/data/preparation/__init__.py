@@ -1,0 +1,1 @@
+"""From official files to manifests: what all data sets share."""

@@ -1,0 +1,86 @@
+"""This process among the processes of a run: its device, its rank, and the process group that it joins."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ..utils.device import pick_device
+from ..utils.errors import UserError
+from .launcher import RankInfo, launcher_environment, rendezvous
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    local_rank: int = 0
+    """among the processes of this machine"""
+    store: dist.Store | None = None
+    """that the ranks share; None: one process without a launcher"""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+_store: dist.Store | None = None
+"""of this process, once it has joined"""
+
+
+def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> World:
+    """Join the process group that a launcher announced, or make a group of one.
+
+    Args:
+        device: auto, cpu or cuda.
+        timeout: seconds that ranks wait for each other.
+        hosts_only: what ranks tell each other never lies on a GPU.
+
+    Raises:
+        UserError: what the launcher announced does not fit, no GPU for a rank that was asked to use one, the port is
+            taken, or ranks are missing.
+    """
+    global _store
+    info = launcher_environment()
+    torch_device = _pick_device(device, info)
+    os.environ["DS_ACCELERATOR"] = torch_device.type
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
+    if not dist.is_initialized():
+        # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
+        over_hosts = torch_device.type == "cpu" or (hosts_only and info is not None)
+        _store = _join_group("gloo" if over_hosts else "nccl", info, timeout)
+    return World(dist.get_rank(), dist.get_world_size(), torch_device, info.local_rank if info else 0, _store)
+
+
+def _pick_device(device: str, info: RankInfo | None) -> torch.device:
+    """Like `pick_device`, but refused by all processes of a machine that has too few GPUs for them."""
+    try:
+        pick_device(device, info.local_world_size - 1 if info else 0)
+    except UserError as error:
+        error.local = info is not None and info.local_rank == 0
+        raise
+    return pick_device(device, info.local_rank if info else 0)
+
+
+def _join_group(backend: str, info: RankInfo | None, timeout: float) -> dist.Store | None:
+    if info is None:
+        # No launcher. A group of one needs no port, and with these set DeepSpeed does not look for MPI.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        store = None
+    else:
+        store = rendezvous(info, timeout)
+        # Later than the watch, which names the rank that is missing.
+        limit = timedelta(seconds=timeout + 30)
+        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=limit)
+    atexit.register(dist.destroy_process_group)
+    return store
