@@ -26,13 +26,18 @@ PHANTOM_CLIP = {
 ports = itertools.count(10_000 + 10 * (os.getpid() % 2000))
 
 
-def free_port() -> int:
+def next_port() -> int:
     """Port that nothing listens on, below those that the system hands out by itself, from this process's own range."""
     for port in ports:
         with socket.socket() as server, contextlib.suppress(OSError):
             server.bind(("127.0.0.1", port))
             return port
     raise AssertionError
+
+
+@pytest.fixture
+def free_port() -> int:
+    return next_port()
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +119,7 @@ def ranks() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(arguments: list[str], count: int) -> list[subprocess.Popen[str]]:
-        port = free_port()
+        port = next_port()
         for rank in range(count):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
             started.append(

@@ -69,22 +69,16 @@ def test_port_in_use_is_refused(taken: int) -> None:
         rendezvous(RankInfo(0, 2, 0, 2, "127.0.0.1", taken), timeout=2)
 
 
-def test_rank_that_does_not_come_is_named() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    expected = f"^rank 1, 2 of 3 did not come to 127.0.0.1:{port} within 1 s \\(timeout_s\\)$"
+def test_rank_that_does_not_come_is_named(free_port: int) -> None:
+    expected = f"^rank 1, 2 of 3 did not come to 127.0.0.1:{free_port} within 1 s \\(timeout_s\\)$"
     with pytest.raises(UserError, match=expected) as caught:
-        rendezvous(RankInfo(0, 3, 0, 3, "127.0.0.1", port), timeout=1)
+        rendezvous(RankInfo(0, 3, 0, 3, "127.0.0.1", free_port), timeout=1)
     assert caught.value.local
 
 
-def test_rank_0_that_does_not_come_is_refused() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(UserError, match=f"^MASTER_ADDR: 127.0.0.1:{port} cannot be reached"):
-        rendezvous(RankInfo(1, 2, 1, 2, "127.0.0.1", port), timeout=1)
+def test_rank_0_that_does_not_come_is_refused(free_port: int) -> None:
+    with pytest.raises(UserError, match=f"^MASTER_ADDR: 127.0.0.1:{free_port} cannot be reached"):
+        rendezvous(RankInfo(1, 2, 1, 2, "127.0.0.1", free_port), timeout=1)
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
