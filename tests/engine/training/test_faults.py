@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -19,7 +20,7 @@ Ranks = list[Popen[str]]
 
 
 def wait_for_rows(run: Path, rows: int, processes: Ranks) -> None:
-    deadline = time.monotonic() + 300  # of starting, on a machine that does much else
+    deadline = time.monotonic() + 400
     while len(read_metrics(run / "metrics.jsonl")) < rows:
         assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
         assert time.monotonic() < deadline
@@ -52,13 +53,15 @@ def test_lost_rank_is_named(
     wait_for_rows(run, 3, processes)
     os.kill(processes[lost].pid, number)
     survivor = processes[1 - lost]
-    output, _ = survivor.communicate(timeout=6 + 20)
+    output, _ = survivor.communicate(timeout=200)
     assert survivor.returncode == 1, output[-3000:]
     lines = [line for line in output.splitlines() if "error" in line]
     kept = f"last good checkpoint: {last_checkpoint(run)}, go on with --resume latest"
     assert len(lines) == 1, output[-3000:]
     assert lines[0].startswith(f"pspg-engine train: error: {words.format(host=socket.gethostname())}")
     assert lines[0].endswith(kept)
+    # By the survivor's own clock: how long its process takes to end depends on what else the machine does.
+    assert int(re.search(r" for (\d+) s; ", lines[0])[1]) <= 2 * 6
     assert "Traceback" not in output
     assert read_json(last_checkpoint(run) / "state.json")["step"] >= 2
 
@@ -78,7 +81,7 @@ def test_rank_killed_under_torchrun_is_named(tmp_path: Path, settings, engine_co
             if b"RANK=2\0" in Path(f"/proc/{pid}/environ").read_bytes().replace(b"LOCAL_RANK", b"")
         )
         os.kill(victim, signal.SIGKILL)
-        output, _ = launcher.communicate(timeout=40)
+        output, _ = launcher.communicate(timeout=200)
     finally:
         for pid in children:
             if Path(f"/proc/{pid}").exists():
@@ -111,8 +114,8 @@ with Watch(store, info.rank, info.world_size, speaks_alone=False, timeout={timeo
     [
         (
             "[advance() for _ in range(3 - info.rank)]; time.sleep(60)",
-            3,
-            "rank 1 ({host}) is stuck: no progress for over 3 s while the others wait",
+            5,
+            "rank 1 ({host}) is stuck: no progress for over 5 s while the others wait",
         ),
         ("advance() if info.rank else sys.exit('its own error'); time.sleep(60)", 60, "its own error"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", 60, "stopped by SIGTERM"),
@@ -121,7 +124,7 @@ with Watch(store, info.rank, info.world_size, speaks_alone=False, timeout={timeo
 )
 def test_ranks_leave_together(ranks: Callable[..., Ranks], work: str, timeout: int, line: str) -> None:
     processes = ranks(["-c", WORK.format(work=work, timeout=timeout)], 2)
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode == 1 for process in processes), outputs
     said = [line for output in outputs for line in output.splitlines()]
     assert said == [line.format(host=socket.gethostname())]
