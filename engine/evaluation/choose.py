@@ -20,7 +20,8 @@ def check_source(config: EvaluateConfig) -> type[Source]:
     """
     sources = _sources()
     for name in config.other_source:
-        SOURCES[name]
+        if hasattr(config, SOURCES[name].name):
+            raise UserError(f"other_source: {name} has a setting of its own; give --{name}")
     given = [source for source in sources if source.value(config)]
     if len(given) != 1:
         one_of = ", ".join(f"--{source.name}" for source in sources)

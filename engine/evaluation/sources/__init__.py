@@ -3,6 +3,6 @@
 from ...utils.registry import Registry
 from ._base import ImageMethod, Method, Source, Split
 
-SOURCES: Registry[type[Source]] = Registry("source", __name__, __file__)
+SOURCES: Registry[type[Source]] = Registry("other_source", __name__, __file__)
 
 __all__ = ["SOURCES", "ImageMethod", "Method", "Source", "Split"]

@@ -122,7 +122,7 @@ class Source(ABC):
     @classmethod
     def value(cls, config: EvaluateConfig) -> Any:
         """What the settings give this source; nothing or an empty value: it is not selected."""
-        return getattr(config, cls.name, None) or config.other_source.get(cls.name)
+        return getattr(config, cls.name) if hasattr(config, cls.name) else config.other_source.get(cls.name)
 
     @classmethod
     def has_context(cls, config: EvaluateConfig) -> bool:
