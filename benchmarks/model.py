@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from pspg.engine.config import LossConfig, ModelConfig
+from pspg.engine.models.class_set import ClassSet
 from pspg.engine.models.clip import ImageFeatures, build_clip, clip_config, image_features, text_tower
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.fusions._spatial import SpatialFusion
-from pspg.engine.models.prompts import Vocabulary
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.losses import PromptLoss
@@ -45,7 +45,7 @@ class Setup:
     image_tower: Callable[[Tensor], ImageFeatures]
     tower: TextTower
     head: PromptHead
-    vocabulary: Vocabulary
+    class_set: ClassSet
     images: Tensor
     """(B,3,h,h), h = 224 at full size"""
     labels: Tensor
@@ -58,7 +58,7 @@ class Setup:
             sample: pairs that SPCL is estimated from; None: all.
             pair: none leaves SPCL out.
         """
-        output = self.head(self.features(), self.vocabulary, self.tower)
+        output = self.head(self.features(), self.class_set, self.tower)
         return PromptLoss(LossConfig(pair=pair))(
             output,
             self.labels,
@@ -97,7 +97,7 @@ def make_setup(
     width, joint = tower.projection.shape
     head = PromptHead(joint, width, model or ModelConfig())
     table = 0.02 * torch.randn(2 + classes, 1, width)
-    vocabulary = Vocabulary(
+    class_set = ClassSet(
         [f"class {number}" for number in range(classes)],
         torch.randn(classes, joint),
         table[0, 0],
@@ -120,22 +120,22 @@ def make_setup(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     kept = torch.float64 if dtype == torch.float64 else torch.float32  # master weights
-    head, vocabulary = head.to(device, kept).train(), vocabulary.to(device, kept)
-    return Setup(visual, tower, head, vocabulary, images.to(device, kept), labels.to(device))
+    head, class_set = head.to(device, kept).train(), class_set.to(device, kept)
+    return Setup(visual, tower, head, class_set, images.to(device, kept), labels.to(device))
 
 
 def repaired_loss(setup: Setup) -> Tensor:
     """The reference's loss as `repaired` computes it."""
-    features, head, frame, tower = setup.features(), setup.head, setup.vocabulary.frame, setup.tower
-    prompts = head.prompt_learner(setup.vocabulary.class_features, features.global_, impl="reference")
+    features, head, template, tower = setup.features(), setup.head, setup.class_set.template, setup.tower
+    prompts = head.prompt_learner(setup.class_set.class_features, features.global_, impl="reference")
     fusion, scale = head.channel_attention, head.logit_scale
     assert isinstance(fusion, SpatialFusion)
     vectors = fusion(features.tokens)
-    sides = repaired.single_features(tower, frame, prompts)
+    sides = repaired.single_features(tower, template, prompts)
     logits = torch.stack([similarity_logits(vectors, side, scale) for side in sides], dim=1)
-    pairs = pair_indices(len(setup.vocabulary), vectors.device)
+    pairs = pair_indices(len(setup.class_set), vectors.device)
     return asymmetric_loss(logits, setup.labels) + repaired.spcl(
-        tower, frame, prompts[0], vectors, scale, setup.labels, pairs
+        tower, template, prompts[0], vectors, scale, setup.labels, pairs
     )
 
 

@@ -131,7 +131,7 @@ class LossConfig:
     pair: PairLossName = "spcl"
     """pair loss: batch-level co-occurrence, sample-level co-occurrence, multi-label margin, or none"""
     pair_samples: NonNegativeInt = 0
-    """spcl, pcl: estimate the loss from all positive pairs and this many others a class, for vocabularies beyond a few
+    """spcl, pcl: estimate the loss from all positive pairs and this many others a class, for class_sets beyond a few
     hundred classes; unbiased, and the cost grows with C instead of C²; 0: all pairs"""
     classification_weight: NonNegativeFloat | None = None
     classification_reduction: Literal["sum", "mean"] | None = None

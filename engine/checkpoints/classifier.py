@@ -121,13 +121,13 @@ def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> 
     tower = model.tower if dtype is None else model.tower.to(dtype)
     bank = loaded.bank.to(model.logit_scale.device)
     with torch.autocast(bank.device.type, dtype, enabled=dtype is not None):
-        text = model.head.text_features(bank, model.vocabulary, tower)
+        text = model.head.text_features(bank, model.class_set, tower)
     return Classifier(
         FrozenImageTower(model.clip, dtype),
         model.channel_attention,
         model.logit_scale,
         torch.stack([text.positive, text.negative]),
-        class_names=model.vocabulary.names,
+        class_names=model.class_set.names,
         pixels=loaded.pixels,
     )
 

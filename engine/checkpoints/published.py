@@ -124,7 +124,7 @@ def published_metadata(model: PsPG) -> dict[str, str]:
     """What the tensors do not tell, for a safetensors file's metadata; `import_published` reads it back."""
     config = model.config
     return {
-        "names": json.dumps(model.vocabulary.names),
+        "names": json.dumps(model.class_set.names),
         "decoder": config.decoder,
         "prompts": config.prompts,
         "prefix": str(config.prefix),

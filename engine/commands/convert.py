@@ -69,10 +69,10 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     tensors = {"clip": dict(model.clip.state_dict()), "model": dict(model.head.state_dict())}
     if config.class_feature_weights is not None:
         tensors["class_text"] = read_text_weights(config.class_feature_weights)
-    description = describe("pspg", model.clip, pixels, head=model.config, class_names=model.vocabulary.names)
+    description = describe("pspg", model.clip, pixels, head=model.config, class_names=model.class_set.names)
     with new_folder(config.output) as partial:
         write_model(partial, description, tensors)
-    log.info(f"imported {config.source} with {len(model.vocabulary.names)} classes: {config.output}")
+    log.info(f"imported {config.source} with {len(model.class_set.names)} classes: {config.output}")
     return model
 
 

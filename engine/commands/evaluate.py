@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import check_values, require
+from ..data.bad_image import report_bad
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
@@ -27,7 +28,6 @@ from ..evaluation.report.evaluation import Evaluation, measure
 from ..evaluation.report.write import write_report
 from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
-from ..training.telemetry import report_bad
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import check_output

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import check_values, require
+from ..data.bad_image import report_bad
 from ..data.dataset import ImageDataset
 from ..data.find_images import find_images
 from ..data.labels import select_classes
@@ -24,7 +25,6 @@ from ..evaluation.scorer import Scorer, open_scorer
 from ..evaluation.similarity_maps import similarity_maps
 from ..models.features import frozen_features
 from ..models.pspg import probabilities
-from ..training.telemetry import report_bad
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
 from ..utils.files import check_new_folder, check_output, new_folder

@@ -12,13 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..config import check_values, require
+from ..data.bad_image import report_bad
 from ..data.cache.build import build_cache
 from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
 from ..data.decoding import DecoderPool
 from ..data.images import BadImage
 from ..data.manifest import Sample, load_manifest
 from ..data.strict import read_strictly
-from ..training.telemetry import report_bad
 from ..utils.errors import UserError
 from ..utils.files import check_output, write_text
 from ..utils.tables import write_csv

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..checkpoints.model_folder import describe, load_bank, load_clip_folder, load_head, write_model
 from ..checkpoints.run import last_checkpoint
 from ..data.augment import Augmentation
+from ..data.bad_image import report_bad
 from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import load_with, pick_loader, pixel_source
@@ -41,7 +42,6 @@ from ..training.global_batch import GlobalContrastiveTask, GlobalPromptTask, Sha
 from ..training.losses import PromptLoss
 from ..training.losses.pair import PAIR_LOSSES
 from ..training.tasks import ContrastiveTask, PromptTask
-from ..training.telemetry import report_bad
 from ..training.trainer import Trainer, check_fresh
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
@@ -50,7 +50,7 @@ from ..utils.files import check_output, write_text
 log = logging.getLogger(__name__)
 
 # Settings that a run may change when it is resumed: where and how fast, not what is computed.
-FREE = {
+MUTABLE = {
     "output",
     "resume",
     "timeout_s",
@@ -183,9 +183,9 @@ def _build_contrastive(config: TrainConfig, world: World) -> Trainer:
     task = (GlobalContrastiveTask if shared else ContrastiveTask)(
         clip.to(world.device), world, validation, config.precision, sharded=config.zero_stage == 3
     )
-    contract = _contract(config, {"data.train": fingerprint(manifest)})
+    fingerprint = _resume_fingerprint(config, {"data.train": data_digest(manifest)})
     batches = SharedBatches(loader, config.batch_size // world.size, world.rank) if shared else loader
-    return Trainer(config, task, batches, world, contract)
+    return Trainer(config, task, batches, world, fingerprint)
 
 
 def _build_prompt(config: TrainConfig, world: World) -> Trainer:
@@ -251,9 +251,9 @@ def _build_prompt(config: TrainConfig, world: World) -> Trainer:
         bank=bank.to(world.device) if config.evaluation.context == "bank" else None,
         precision=config.precision,
     )
-    contract = _contract(config, {"data.train": fingerprint(manifest, labels), "data.class_names": names})
+    fingerprint = _resume_fingerprint(config, {"data.train": data_digest(manifest, labels), "data.class_names": names})
     batches = SharedBatches(loader, config.batch_size // world.size, world.rank) if shared else loader
-    return Trainer(config, task, batches, world, contract)
+    return Trainer(config, task, batches, world, fingerprint)
 
 
 def _shares_batch(config: TrainConfig, world: World) -> bool:
@@ -329,7 +329,7 @@ def _bank(
     return features_of(_dataset(config, subset, pixels, augment=False), "context bank").features.global_
 
 
-def fingerprint(manifest: Manifest, labels: np.ndarray | None = None) -> str:
+def data_digest(manifest: Manifest, labels: np.ndarray | None = None) -> str:
     """Digest of what is trained on: ids in order, with the label matrix or the texts."""
     digest = hashlib.sha256()
     for sample in manifest.samples:
@@ -362,12 +362,12 @@ def _write_start(
     barrier()
 
 
-def _contract(config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
+def _resume_fingerprint(config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
     """Flat `key → value` of the settings that make two runs the same computation."""
     flat: dict[str, Any] = {}
     for key, value in asdict(config).items():
         entries = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
-        flat.update({name: entry for name, entry in entries.items() if name not in FREE})
+        flat.update({name: entry for name, entry in entries.items() if name not in MUTABLE})
     data = config.data
     source = pixel_source(data.loader, cached=data.cache is not None, augmented=data.augment or data.flip > 0)
     return {**flat, "data.loader": source, **extra}

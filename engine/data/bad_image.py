@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ..utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 MAX_MEGAPIXELS = 100.0
 """Largest image, million pixels; the largest chest radiographs have about 20."""
@@ -30,3 +33,13 @@ def check_extent(path: Path, width: int, height: int, max_megapixels: float) -> 
     if width * height > max_megapixels * 1e6:
         size, limit = f"{width} × {height} pixels", f"max_megapixels {max_megapixels:g}"
         raise BadImage(path, f"{size}, more than {limit} million; raise the limit or shrink the image")
+
+
+def report_bad(bad: dict[str, str]) -> None:
+    """Count and list the images that were left out."""
+    if bad:
+        log.info(f"{len(bad)} unreadable images were left out:")
+        for reason in list(bad.values())[:20]:
+            log.info(f"  {reason}")
+        if len(bad) > 20:
+            log.info(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")

@@ -66,10 +66,10 @@ def open_scorer(
 
     def text(features: ImageFeatures) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            found = model.head.text_features(features.global_, model.vocabulary, model.tower)
+            found = model.head.text_features(features.global_, model.class_set, model.tower)
         return found.positive, found.negative
 
-    return Scorer(model, model.vocabulary.names, loaded.pixels, loaded.weights, text)
+    return Scorer(model, model.class_set.names, loaded.pixels, loaded.weights, text)
 
 
 def _of_classifier(classifier: Classifier, weights: Path) -> Scorer:

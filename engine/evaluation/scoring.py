@@ -16,8 +16,8 @@ from ..data.batch import Batch
 from ..data.loaders.evaluation import EvalLoader
 from ..distributed.collectives import gather_object, rank
 from ..distributed.watch import advance
+from ..models.class_set import ClassSet
 from ..models.features import FeatureBatch, frozen_features
-from ..models.prompts import Vocabulary
 from ..models.pspg import PromptHead, PsPG, probabilities
 from ..utils.errors import UserError
 
@@ -51,7 +51,7 @@ class Scores:
 def score(
     model: PsPG,
     head: PromptHead,
-    vocabularies: Sequence[Vocabulary],
+    class_sets: Sequence[ClassSet],
     batches: Iterable[Batch | FeatureBatch],
     device: torch.device,
     autocast: torch.dtype | None,
@@ -64,14 +64,14 @@ def score(
     Args:
         model: frozen towers.
         head: the prompt head to use (the model's own, or a running average of it).
-        vocabularies: class lists; none: only labels and features.
+        class_sets: class lists; none: only labels and features.
         context: (M,D) context bank; None: each batch is its own context.
         bad: reasons of images left out so far, to tell if none is left.
 
     Raises:
         UserError: no image could be read.
     """
-    parts = score_batches(model, head, vocabularies, batches, device, autocast, context=context)
+    parts = score_batches(model, head, class_sets, batches, device, autocast, context=context)
     if not parts:
         raise UserError(next(iter((bad or {}).values()), "there are no images"))
     return Scores.join([scores for _, scores in parts])
@@ -81,7 +81,7 @@ def score(
 def score_batches(
     model: PsPG,
     head: PromptHead,
-    vocabularies: Sequence[Vocabulary],
+    class_sets: Sequence[ClassSet],
     batches: Iterable[Batch | FeatureBatch],
     device: torch.device,
     autocast: torch.dtype | None,
@@ -92,12 +92,12 @@ def score_batches(
     parts: list[tuple[int, Scores]] = []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         # Under a bank the text side is the same for every image.
-        texts = [None if context is None else head.text_features(context, v, model.tower) for v in vocabularies]
+        texts = [None if context is None else head.text_features(context, v, model.tower) for v in class_sets]
         for batch in batches:
             features = frozen_features(model, batch, device, autocast)
             outputs = [
-                head(features, vocabulary, model.tower, text=text)
-                for vocabulary, text in zip(vocabularies, texts, strict=True)
+                head(features, class_set, model.tower, text=text)
+                for class_set, text in zip(class_sets, texts, strict=True)
             ]
             pooled = torch.cat([features.global_, features.tokens[:, 1:].mean(1)], dim=1)
             scored = [probabilities(output.logits.double()) for output in outputs]

@@ -19,11 +19,11 @@ from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_p
 
 from ..config import LossConfig, ModelConfig
 from ..utils.errors import UserError
+from .class_set import ClassSet, make_class_set
 from .clip import ImageFeatures, TextEncoder, image_features, text_tower
 from .decoders import DECODERS
 from .frozen_image import FrozenImageTower
 from .fusions import FUSIONS
-from .prompts import Vocabulary, make_vocabulary
 
 
 class TextFeatures(NamedTuple):
@@ -126,7 +126,7 @@ class PromptHead(nn.Module):
         )
 
     def text_features(
-        self, context: Tensor, vocabulary: Vocabulary, tower: TextTower, encode: Encode | None = None
+        self, context: Tensor, class_set: ClassSet, tower: TextTower, encode: Encode | None = None
     ) -> TextFeatures:
         """Prompts and text features of the classes.
 
@@ -134,8 +134,8 @@ class PromptHead(nn.Module):
             context: (M,D) raw global features that the prompts attend to.
             encode: in place of `self.encode`.
         """
-        prompts = self.prompt_learner(vocabulary.class_features, context, impl=self.impl)
-        sides, positive = (encode or self.encode)(prompts, vocabulary.frame, tower)
+        prompts = self.prompt_learner(class_set.class_features, context, impl=self.impl)
+        sides, positive = (encode or self.encode)(prompts, class_set.template, tower)
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
         negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
         return TextFeatures(positive, sides[0], negative)
@@ -159,7 +159,7 @@ class PromptHead(nn.Module):
     def forward(
         self,
         features: ImageFeatures | tuple[Tensor, Tensor],
-        vocabulary: Vocabulary,
+        class_set: ClassSet,
         tower: TextTower,
         context: Tensor | None = None,
         encode: Encode | None = None,
@@ -171,7 +171,7 @@ class PromptHead(nn.Module):
 
         Args:
             features: global (B,D) and tokens (B,S,D) of the image tower.
-            vocabulary: the classes.
+            class_set: the classes.
             tower: frozen text tower.
             context: (M,D) global features that the prompts attend to; None: those of this batch (the paper).
             encode: as in `text_features`.
@@ -183,7 +183,7 @@ class PromptHead(nn.Module):
         """
         global_, tokens = features
         if text is None:
-            text = self.text_features(global_ if context is None else context, vocabulary, tower, encode)
+            text = self.text_features(global_ if context is None else context, class_set, tower, encode)
         logits, vectors = self.channel_attention.class_logits(self.logit_scale, tokens, text.positive, text.negative)
         pair_logits = None
         if pairs:
@@ -245,7 +245,7 @@ class PsPG(nn.Module):
         # In a tuple, so that it is not registered: its parts already are, under their published names.
         self._head = (head,)
         self._image_tower: tuple[FrozenImageTower] | None = None
-        self.vocabulary = self._make_vocabulary(names)
+        self.class_set = self._make_class_set(names)
         self.to(self.tower.projection.dtype)
         self.prompt_learner.start(clip.token_embedding.weight)
 
@@ -260,15 +260,15 @@ class PsPG(nn.Module):
         Raises:
             UserError: names that the text tower cannot take.
         """
-        self.vocabulary = self.vocabulary_of(names)
+        self.class_set = self.class_set_of(names)
 
-    def vocabulary_of(self, names: Sequence[str]) -> Vocabulary:
+    def class_set_of(self, names: Sequence[str]) -> ClassSet:
         """Constants of another class list, where the model is.
 
         Raises:
             UserError: names that the text tower cannot take.
         """
-        return self._make_vocabulary(names).to(self.logit_scale.device, self.logit_scale.dtype)
+        return self._make_class_set(names).to(self.logit_scale.device, self.logit_scale.dtype)
 
     def freeze(self, dtype: torch.dtype | None = None) -> PsPG:
         """Put both towers into their inference form, on the device where the model is; call it after `.to(device)`.
@@ -288,10 +288,10 @@ class PsPG(nn.Module):
         """Features of images (B,3,h,w), without gradients."""
         return image_features(self.clip, images) if self._image_tower is None else self._image_tower[0](images)
 
-    def _make_vocabulary(self, names: Sequence[str]) -> Vocabulary:
+    def _make_class_set(self, names: Sequence[str]) -> ClassSet:
         source = self.clip if self._class_encoder is None else self._class_encoder
         prefix = self.config.prefix or DECODERS[self.config.decoder].needs_prefix
-        return make_vocabulary(source, names, prefix, prompt_length=self.config.prompt_length)
+        return make_class_set(source, names, prefix, prompt_length=self.config.prompt_length)
 
     def train(self, mode: bool = True) -> PsPG:
         super().train(mode)
@@ -301,4 +301,4 @@ class PsPG(nn.Module):
 
     def forward(self, images: Tensor, *, context: Tensor | None = None, pairs: bool = False) -> PsPGOutput:
         """Score images (B,3,h,w); `context` and `pairs` as in `PromptHead.forward`."""
-        return self.head(self.image_features(images), self.vocabulary, self.tower, context=context, pairs=pairs)
+        return self.head(self.image_features(images), self.class_set, self.tower, context=context, pairs=pairs)

@@ -28,7 +28,7 @@ class SharedBatch:
 
     own: Any
     count: int
-    """how many of its images, the first, count; 0: it holds a stand-in for a share of which nothing can be read"""
+    """how many of its images, the first, count; 0: it is a dummy batch, for a share of which nothing can be read"""
     counts: list[int]
     """that of every rank; the batch is their shares, one after the other"""
     labels: Tensor | None
@@ -74,7 +74,7 @@ class SharedBatches:
 class GlobalContrastiveTask(ContrastiveTask):
     """Phase 1 over the batch of all ranks: every image against every text, batch norm over all images.
 
-    A stand-in counts nowhere but in the statistics of batch norm.
+    A dummy batch counts nowhere but in the statistics of batch norm.
     """
 
     def __init__(self, clip: open_clip.CLIP, world: World, *arguments: Any, **settings: Any) -> None:
@@ -97,9 +97,9 @@ class GlobalPromptTask(PromptTask):
     """
 
     def inputs(self, batch: SharedBatch) -> tuple[Any, ...]:
-        features, vocabulary, tower = super().inputs(batch.own)
+        features, class_set, tower = super().inputs(batch.own)
         context = all_gather_rows(features.global_[: batch.count], batch.counts)
-        return features, vocabulary, tower, context, self._encode
+        return features, class_set, tower, context, self._encode
 
     def _encode(self, prompts: Tensor, template: PromptTemplate, tower: TextTower) -> tuple[Tensor, Prompts]:
         """Encode the single prompts of this rank's part of the classes, and gather the others' features.
@@ -118,7 +118,7 @@ class GlobalPromptTask(PromptTask):
     def loss(self, output: PsPGOutput, batch: SharedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
         sample = self._sample(batch.labels)
-        pairs = number_of_pairs(len(self._model.vocabulary)) if sample is None else len(sample.first)
+        pairs = number_of_pairs(len(self._model.class_set)) if sample is None else len(sample.first)
         vectors = output.image_vectors
         if vectors is not None:
             vectors = vectors[: batch.count]

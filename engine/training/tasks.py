@@ -143,7 +143,7 @@ class PromptTask:
 
     def inputs(self, batch: Any) -> tuple[Any, ...]:
         features = frozen_features(self._model, batch, self._world.device, self._autocast)
-        return features, self._model.vocabulary, self._model.tower
+        return features, self._model.class_set, self._model.tower
 
     def loss(self, output: PsPGOutput, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return self._prompt_loss(output, batch.labels, self._sample(batch.labels))
@@ -152,7 +152,7 @@ class PromptTask:
         """Pairs for the pair loss, from labels on the host: nothing waits for the device. None: all of them."""
         if not self._loss.config.pair_samples or not self._loss.needs_pairs:
             return None
-        return sample_pairs(labels, self._loss.config.pair_samples * len(self._model.vocabulary))
+        return sample_pairs(labels, self._loss.config.pair_samples * len(self._model.class_set))
 
     def _prompt_loss(
         self, output: PsPGOutput, labels: Tensor, sample: PairSample | None, global_batch: GlobalBatch | None = None
@@ -194,7 +194,7 @@ class PromptTask:
         mine = score_batches(
             self._model,
             module,
-            [self._model.vocabulary],
+            [self._model.class_set],
             self._validation,
             self._world.device,
             self._autocast,

@@ -150,17 +150,3 @@ class LoaderWatch:
 
     def _restart(self) -> None:
         self._waited, self._batches, self._since = 0.0, 0, time.perf_counter()
-
-
-def report_bad(bad: dict[str, str]) -> None:
-    """Count and list the images that were left out."""
-    if bad:
-        log.info(f"{len(bad)} unreadable images were left out:")
-        for reason in list(bad.values())[:20]:
-            log.info(f"  {reason}")
-        if len(bad) > 20:
-            log.info(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")
-
-
-def say(message: str) -> None:
-    log.info(message)

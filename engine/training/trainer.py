@@ -117,16 +117,16 @@ class Trainer:
         task: the objective.
         loader: training batches.
         world: this process.
-        contract: what a checkpoint must have been made with to be continued, `key → JSON value`.
+        fingerprint: what a checkpoint must have been made with to be continued, `key → JSON value`.
     """
 
     def __init__(
-        self, config: TrainConfig, task: Task, loader: Batches, world: World, contract: dict[str, Any]
+        self, config: TrainConfig, task: Task, loader: Batches, world: World, fingerprint: dict[str, Any]
     ) -> None:
         self.config, self.task, self.loader, self.world = config, task, loader, world
         self.run = Path(config.output)
         self.steps_per_epoch = loader.batches_per_epoch // config.optim.accumulate
-        self.contract = {**contract, "optimizer steps an epoch": self.steps_per_epoch}
+        self.fingerprint = {**fingerprint, "optimizer steps an epoch": self.steps_per_epoch}
         self.epoch, self.step = 0, 0
         self.best: dict[str, Any] = {"best_step": None, "best_score": None}
         checkpoint = self._resume_from()
@@ -297,7 +297,7 @@ class Trainer:
                 "epoch": self.epoch,
                 **self.best,
                 "scaler": self.engine.scaler_state(),
-                "contract": self.contract,
+                "contract": self.fingerprint,
             }
             save_checkpoint(self.run, self.step, tensors, state)
         advance()
@@ -316,7 +316,7 @@ class Trainer:
         state = read_json(checkpoint / "state.json")
         if not isinstance(state, dict) or not {"step", "epoch", "scaler", "contract", *self.best} <= state.keys():
             raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
-        for key, value in self.contract.items():
+        for key, value in self.fingerprint.items():
             if state["contract"].get(key) != value:
                 raise UserError(
                     f"{key}: {checkpoint} was made with {state['contract'].get(key)!r}, this run asks for {value!r}; "

@@ -63,12 +63,11 @@ class Prompted(ImageMethod):
 
     def score(self, class_lists: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:
         model = self._model
-        vocabularies = [
-            model.vocabulary if names == self._loaded.class_names else model.vocabulary_of(names)
-            for names in class_lists
+        class_sets = [
+            model.class_set if names == self._loaded.class_names else model.class_set_of(names) for names in class_lists
         ]
         device, autocast = self._device, self._autocast
-        found = score_batches(model, model.head, vocabularies, batches, device, autocast, context=self._bank)
+        found = score_batches(model, model.head, class_sets, batches, device, autocast, context=self._bank)
         return [scores for _, scores in found]
 
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:

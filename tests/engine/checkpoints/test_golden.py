@@ -56,7 +56,7 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
         features = with_unit_token(tensors["image_global"], tokens)
     else:
         features = image_features(model.clip, tensors["images"].double())
-    output = model.head(features, model.vocabulary, model.tower, pairs=True)
+    output = model.head(features, model.class_set, model.tower, pairs=True)
     return Golden(tensors, names, model, features, output)
 
 
@@ -67,7 +67,7 @@ def test_settings_come_from_the_file(golden: Golden, request: pytest.FixtureRequ
     assert (config.prompt_length, config.hidden_size, config.decoder_heads, config.prefix) == (4, 32, 4, prefix)
     assert config.fusion == "gate_before_norm"
     assert golden.model.loss_config.preset == "published"
-    assert golden.model.vocabulary.names == golden.names
+    assert golden.model.class_set.names == golden.names
     assert {parameter.dtype for parameter in golden.model.parameters()} == {torch.float64}
 
 
@@ -80,15 +80,15 @@ def test_image_tokens(golden: Golden) -> None:
 
 
 def test_prompts_and_text_features(golden: Golden) -> None:
-    model, frame = golden.model, golden.model.vocabulary.frame
-    golden.check("class_features", model.vocabulary.class_features)
-    positive, negative = model.prompt_learner(model.vocabulary.class_features, golden.features.global_)
-    golden.check("pos_embed", single_prompts(positive, frame, tokens=77)[0])
-    golden.check("neg_embed", single_prompts(negative, frame, tokens=77)[0])
-    golden.check("pair_embed", pair_prompts(positive, frame, *pair_indices(len(golden.names)), tokens=77)[0])
+    model, template = golden.model, golden.model.class_set.template
+    golden.check("class_features", model.class_set.class_features)
+    positive, negative = model.prompt_learner(model.class_set.class_features, golden.features.global_)
+    golden.check("pos_embed", single_prompts(positive, template, tokens=77)[0])
+    golden.check("neg_embed", single_prompts(negative, template, tokens=77)[0])
+    golden.check("pair_embed", pair_prompts(positive, template, *pair_indices(len(golden.names)), tokens=77)[0])
     golden.check("pos_features", golden.output.positive_features)
     golden.check("neg_features", golden.output.negative_features)
-    golden.check("pair_features", normalize(pair_features(model.tower, Prompts(positive, frame)), dim=-1))
+    golden.check("pair_features", normalize(pair_features(model.tower, Prompts(positive, template)), dim=-1))
 
 
 def test_logits(golden: Golden) -> None:

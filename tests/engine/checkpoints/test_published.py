@@ -77,7 +77,7 @@ def test_metadata_overrides_the_keywords(names: list[str], tmp_path: Path) -> No
     model = make(names, prefix=True, fusion="gate_after_norm")
     save_file(published_state(model), tmp_path / "model.safetensors", published_metadata(model))
     loaded = import_published(tmp_path / "model.safetensors", prompt_length=7, decoder_heads=1)
-    assert loaded.vocabulary.names == names
+    assert loaded.class_set.names == names
     assert torch.equal(score(loaded, 64), score(model, 64))
 
 
@@ -110,14 +110,14 @@ def test_class_features_of_the_original_clip(names: list[str], tmp_path: Path, l
         source = tmp_path / "clip.pt"
         torch.save(original.clip.state_dict(), source)
     loaded = import_published(published_state(tuned), names, **SETTINGS, class_feature_weights=source)
-    buffers = dict(loaded.vocabulary.named_buffers())
-    for name, tensor in original.vocabulary.named_buffers():
+    buffers = dict(loaded.class_set.named_buffers())
+    for name, tensor in original.class_set.named_buffers():
         torch.testing.assert_close(buffers[name], tensor.to(buffers[name].dtype), rtol=1e-6, atol=1e-7)
     assert torch.equal(loaded.tower.projection, tuned.tower.projection)
     plain = import_published(published_state(tuned), names, **SETTINGS)
-    assert not torch.allclose(plain.vocabulary.class_features, loaded.vocabulary.class_features)
+    assert not torch.allclose(plain.class_set.class_features, loaded.class_set.class_features)
     loaded.set_classes(names[:2])
-    torch.testing.assert_close(loaded.vocabulary.class_features, original.vocabulary.class_features[:2])
+    torch.testing.assert_close(loaded.class_set.class_features, original.class_set.class_features[:2])
 
 
 def damaged(change: Callable[[dict[str, Tensor]], Any], names: list[str]) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ def test_a_context_of_words_is_a_sentence(clip: Any, names: list[str], impl: str
     """As long as its template, a context and the class name read as the CLIP reads the sentence."""
     model = make(clip, names, prompt_length=3, context_init="template").eval()
     model.head.impl = impl
-    text = model.head.text_features(torch.empty(0, 24).double(), model.vocabulary, model.tower)
+    text = model.head.text_features(torch.empty(0, 24).double(), model.class_set, model.tower)
     sentences = clip.encode_text(tokenize([f"No evidence of {name}." for name in names]))
     close(text.negative, normalize(sentences, dim=-1))
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pspg.engine.config import LossConfig, ModelConfig
+from pspg.engine.models.class_set import make_class_set
 from pspg.engine.models.clip import build_clip, clip_config, image_features, tokenize
 from pspg.engine.models.decoders import DECODERS
 from pspg.engine.models.decoders._base import PromptLearner
 from pspg.engine.models.fusions import FUSIONS
-from pspg.engine.models.prompts import make_vocabulary
 from pspg.engine.models.pspg import PromptHead, PsPG, probabilities
 from pspg.engine.training.losses import PromptLoss
 from pspg.engine.utils.errors import UserError
@@ -135,7 +135,7 @@ def test_head_follows_the_model_and_copies_with_it(make_clip: MakeClip, names: l
         twin.logit_scale.fill_(0.0)
     assert model.logit_scale.item() > 2
     model.float()
-    assert model.head.logit_scale.dtype == model.vocabulary.class_features.dtype == torch.float32
+    assert model.head.logit_scale.dtype == model.class_set.class_features.dtype == torch.float32
     assert model(images().float()).logits.dtype == torch.float32
 
 
@@ -231,15 +231,15 @@ def test_a_fixed_context_makes_scores_independent_of_the_batch(make_clip: MakeCl
     close(model(images()[:1], context=bank).logits, whole[:1])
     assert (model(images()[:1]).logits - model(images()).logits[:1]).abs().max() > 1e-9
     features = image_features(model.clip, images())
-    text = model.head.text_features(bank, model.vocabulary, model.tower)
-    assert torch.equal(model.head(features, model.vocabulary, model.tower, text=text).logits, whole)
+    text = model.head.text_features(bank, model.class_set, model.tower)
+    assert torch.equal(model.head(features, model.class_set, model.tower, text=text).logits, whole)
 
 
 def test_other_classes(make_clip: MakeClip, names: list[str]) -> None:
     model = make(make_clip(), names).eval()
     model.set_classes(["pneumonia", "edema"])
     assert model(images()).logits.shape == (3, 2, 2)
-    close(model.vocabulary.class_features[1], make(make_clip(), names).vocabulary.class_features[2])
+    close(model.class_set.class_features[1], make(make_clip(), names).class_set.class_features[2])
 
 
 @pytest.mark.parametrize("fusion", SPATIAL)
@@ -321,7 +321,7 @@ def test_bad_class_names(make_clip: MakeClip, bad: list[str], said: str) -> None
 def test_prompts_must_fit_the_context(make_clip: MakeClip, names: list[str]) -> None:
     clip = make_clip()
     for length in (8, 16, 32):  # the paper's, table 6
-        assert make(clip, names, prompt_length=length).vocabulary.names == names
+        assert make(clip, names, prompt_length=length).class_set.names == names
     with pytest.raises(UserError, match=r"32 vectors make pair prompts of 78 tokens.*shorten the class names") as error:
         make(clip, ["a b c d e f", "g h i j k l"], prompt_length=32, prefix=True)
     assert "\n" not in str(error.value)
@@ -334,9 +334,9 @@ def test_prompts_must_fit_the_context(make_clip: MakeClip, names: list[str]) -> 
 
 def test_vocabulary_is_cut_exactly_and_not_saved(make_clip: MakeClip, names: list[str]) -> None:
     clip = make_clip()
-    vocabulary = make_vocabulary(clip, names)
-    close(vocabulary.class_features, clip.encode_text(tokenize(names)))
-    assert not vocabulary.state_dict()
+    class_set = make_class_set(clip, names)
+    close(class_set.class_features, clip.encode_text(tokenize(names)))
+    assert not class_set.state_dict()
 
 
 def test_head_alone_has_no_tower() -> None:

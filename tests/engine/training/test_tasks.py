@@ -27,7 +27,7 @@ def test_pairs_are_sampled_from_the_batch_and_repeat_with_its_seed(make_clip: Ca
     labels[0, [0, 3]] = labels[1, [3, 5]] = 1
     features = model.image_features(torch.randn(3, 3, 32, 32).double())
     batch = FeatureBatch(["a", "b", "c"], features, labels, torch.arange(3))
-    output = model.head(features, model.vocabulary, model.tower)
+    output = model.head(features, model.class_set, model.tower)
 
     def pair_part(seed: int, samples: int) -> tuple[torch.Tensor, Any]:
         config = PromptLoss(LossConfig(pair=pair, pair_samples=samples))

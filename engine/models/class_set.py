@@ -16,7 +16,7 @@ from ..utils.errors import UserError
 from .clip import TextEncoder, text_encoder, tokenize, tokenizer
 
 
-class Vocabulary(nn.Module):
+class ClassSet(nn.Module):
     """A class list and what the text tower makes of it once: constants that move with `.to(...)`.
 
     They are in no state dict, as in the published code; `tensors` and `load` keep what cannot be made again.
@@ -55,15 +55,15 @@ class Vocabulary(nn.Module):
         return len(self.names)
 
     @property
-    def frame(self) -> PromptTemplate:
+    def template(self) -> PromptTemplate:
         """Embeddings around the prompt vectors."""
         return PromptTemplate(self.sos, self.padding, self.suffix, self.name_lengths, self._lengths, max(self._lengths))
 
 
 @torch.no_grad()
-def make_vocabulary(
+def make_class_set(
     source: open_clip.CLIP | TextEncoder, names: Sequence[str], prefix: bool = False, *, prompt_length: int = 0
-) -> Vocabulary:
+) -> ClassSet:
     """Tokenise and encode a class list, once.
 
     Args:
@@ -93,15 +93,15 @@ def make_vocabulary(
     width = max(map(len, tails))
     suffix = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=table.device)
     features = _encode_names(encoder, names)
-    vocabulary = Vocabulary(
+    class_set = ClassSet(
         names, features, table[tokenizer().sot_token_id].clone(), table[0].clone(), F.embedding(suffix, table), lengths
     )
-    constants = torch.cat([vocabulary.class_features, vocabulary.suffix.flatten(1)], dim=1)
+    constants = torch.cat([class_set.class_features, class_set.suffix.flatten(1)], dim=1)
     finite = constants.isfinite().all(dim=1)
     if not finite.all():
         bad = names[int(finite.int().argmin())]
         raise UserError(f"class names: the weights hold no (finite) token embedding for {bad!r}")
-    return vocabulary
+    return class_set
 
 
 def _encode_names(encoder: TextEncoder, names: Sequence[str]) -> Tensor:
