@@ -35,6 +35,7 @@ def test_gpu_tests_are_collected_or_say_what_they_need() -> None:
     assert all(re.match(r"needs \w+|\S+ needs \w+|could not import '[\w.]+'", reason) for reason in reasons)
 
 
+@pytest.mark.slow
 def test_kernels_run() -> None:
     """Compiled, or in the interpreter, from the checkout."""
     done = run_pytest("-q", "tests/kernels/test_losses_triton.py", "-k", "proper_operators")

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from pspg import kernels
-from pspg.engine.errors import UserError
-from pspg.engine.files import check_output, write_text
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.files import check_output, write_text
 from pspg.kernels.cases import Case
 from pspg.kernels.launch import Launch, record
 
