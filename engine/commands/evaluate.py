@@ -56,7 +56,7 @@ def evaluate_model(config: EvaluateConfig) -> Path | None:
 
 
 class Rival(NamedTuple):
-    """What is measured: the method under evaluation, or one that it is compared with."""
+    """A row of the summary: the method under evaluation, or one that it is compared with."""
 
     name: str
     probabilities: NDArray[np.float64]
@@ -119,7 +119,7 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
 
 
 def _score(config: EvaluateConfig, method: Method, split: Split, world: World) -> Scores | None:
-    """Scores of a split, after telling which images were left out; None on other ranks than the first."""
+    """Scores of a split, with a message about the images left out; None on other ranks than the first."""
     found = method.scores(config, split, world)
     if found is None:
         return None

@@ -47,7 +47,7 @@ def draw_maps(
         maps: (K,g,g).
         names, probabilities: K.
         limit: end of the scale, positive.
-        title: of the whole picture.
+        title: above all panels.
     """
     size = image.shape[0]
     large = F.interpolate(maps[None].float(), size=image.shape, mode="bilinear", align_corners=False)[0]

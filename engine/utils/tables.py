@@ -20,7 +20,7 @@ def safe_cell(text: str) -> str:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file whole or not at all.
+    """Write a CSV file completely or not at all.
 
     Numbers stay as they are, NaN and None become empty cells, all other cells, and the header's, go through
     `safe_cell`.

@@ -22,7 +22,7 @@ def markdown_templates(folder: Path) -> Environment:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With so many decimals; a dash where there is none."""
+    """A number with so many decimals; a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 

@@ -9,7 +9,7 @@ from jsonargparse.typing import PositiveInt
 
 Metric = Literal["macro_auc", "micro_auc", "map_ap", "map_trapezoid", "macro_f1", "macro_mcc"]
 SOURCES = ("run", "checkpoint", "clip", "predictions", "adapter")
-"""keys of a row, one of which says where its scores come from"""
+"""keys of a row, one of which names the source of its scores"""
 Column = Literal["parameters", "memory", "step_time"]
 
 
@@ -66,7 +66,7 @@ class RowSpec:
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything to run."""
+        """There is something to run."""
         return any(getattr(self, source) is not None for source in SOURCES)
 
 

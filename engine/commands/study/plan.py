@@ -1,4 +1,4 @@
-"""What a study has to do, in order, with every reference resolved; nothing is run here."""
+"""The steps of a study in order, with every reference resolved; nothing is run here."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _check(study: StudyConfig) -> None:
 
 
 class _Resolver:
-    """Makes steps of names."""
+    """Turns the names of runs and data into steps."""
 
     def __init__(self, study: StudyConfig) -> None:
         self._study = study
@@ -192,7 +192,7 @@ class _Resolver:
         return walk(settings), tuple(needs)
 
     def _folder(self, kind: str, name: str, content: Any) -> Path:
-        """Another folder for other settings, so that what is there is never of older ones."""
+        """A folder named after the settings, so that other settings never find the results of older ones."""
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         return Path(self._study.work, kind, f"{slug}-{digest}")

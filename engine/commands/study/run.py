@@ -40,8 +40,7 @@ def study(config: StudyConfig) -> Path:
     failed: dict[Path, str] = {}
     waiting = 0
     for number, step in enumerate(plan.steps, 1):
-        lost = [need for need in step.needs if need.folder in failed]
-        if lost:
+        if any(need.folder in failed for need in step.needs):
             failed[step.folder] = ""
             waiting += 1
             continue
@@ -57,21 +56,21 @@ def study(config: StudyConfig) -> Path:
     page = write_table(Path(config.output), table_of(config, plan, failed))
     log.info(f"{len(config.rows)} rows: {page}")
     if failed:
-        told = [why for why in failed.values() if why]
+        reasons = [reason for reason in failed.values() if reason]
         rest = f"; {waiting} steps that need them were left out" if waiting else ""
         raise UserError(
-            f"{len(told)} of {len(plan.steps)} steps failed: {'; '.join(told)}{rest}; run it again to go on"
+            f"{len(reasons)} of {len(plan.steps)} steps failed: {'; '.join(reasons)}{rest}; run it again to go on"
         )
     return page
 
 
 def is_done(step: Step) -> bool:
-    """Whether its command has ended well, with these settings: its folder is named after them."""
+    """The step's command has ended well. Its folder is named after its settings, so it had the same ones."""
     return (step.folder / DONE).is_file()
 
 
 def run(step: Step, processes: int) -> int:
-    """Run a step to its end, or on to it; the exit status.
+    """Run a step, or continue it, to its end; returns the exit status.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, after the step has ended.
@@ -93,7 +92,7 @@ def run(step: Step, processes: int) -> int:
 
 
 def table_of(config: StudyConfig, plan: Plan, failed: dict[Path, str]) -> Table:
-    """What is known by now."""
+    """The table with the cells that are known by now."""
     return Table(config, {(c.row, c.data_set, c.seed): _result(config, c, failed) for c in plan.cells})
 
 

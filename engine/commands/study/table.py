@@ -23,7 +23,7 @@ COLUMNS: dict[Column, str] = {"parameters": "#P", "memory": "Peak memory", "step
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a cell."""
+    """Outcome of a cell."""
 
     status: Literal["ok", "failed", "not run"]
     values: Mapping[str, float | None] = field(default_factory=dict)
@@ -170,7 +170,7 @@ def _keys(study: StudyConfig) -> list[tuple[str, str]]:
 
 
 def _notes(study: StudyConfig, lines: list[Line]) -> list[str]:
-    """The study's, and how to read the table."""
+    """Notes of the study, and how to read the table."""
     found = [*study.notes, "Metrics in percent; the best of a column is bold."]
     if len(study.seeds) > 1:
         found.append(f"Means over {len(study.seeds)} seeds, ± half the 95 % interval of the mean (Student's t).")

@@ -1,4 +1,4 @@
-"""One evaluation: what was scored, by which methods, and what they reached."""
+"""One evaluation: the images, the methods that scored them, and their metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONTEXTS = {
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What one method reached, by group of classes."""
+    """Metrics of one method, by group of classes."""
 
     name: str
     metrics: Mapping[str, Metrics]
@@ -44,7 +44,7 @@ class MethodResult:
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """Every result of one evaluation; the methods' first is the one under evaluation, the others are its baselines.
+    """Every result of one evaluation. The first method is the one under evaluation, the others are its baselines.
 
     The first group of classes is the main one: curves, bars and the per-class table show its classes, coloured by the
     last other group that holds them.

@@ -1,4 +1,4 @@
-"""What report.html and MODEL_CARD.md show of an evaluation, and the page."""
+"""report.html, and the values that it and MODEL_CARD.md show."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Method(ABC):
         name: in the report.
         about: what it is, for the model card, after its name; None: PsPG, which the card describes.
         context: what its scores depend on, a key of `report.evaluation.CONTEXTS`.
-        settings: what the report says of it. JSON values.
+        settings: rows of the report's settings that describe it. JSON values.
         parameters: how many its training adapts; None: not known.
         baseline_parameters: likewise, of the baselines.
         training: rows of metrics.jsonl.
@@ -106,7 +106,7 @@ class ImageMethod(Method):
 
 
 class Source(ABC):
-    """Where scores come from: a class that opens a method.
+    """A place that scores come from: a class that opens a method.
 
     Selected by the setting of `EvaluateConfig` that has its name, or, where there is none, by an entry of
     `EvaluateConfig.other_source`.
@@ -121,7 +121,7 @@ class Source(ABC):
 
     @classmethod
     def value(cls, config: EvaluateConfig) -> Any:
-        """What the settings give this source; nothing or an empty value: it is not selected."""
+        """The value of its setting; an empty one does not select the source."""
         return getattr(config, cls.name) if hasattr(config, cls.name) else config.other_source.get(cls.name)
 
     @classmethod

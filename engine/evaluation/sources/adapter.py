@@ -10,8 +10,8 @@
         Probabilities (B,C) in [0, 1] of the stacked inputs (B,…), which are on the device. Called without gradients,
         batch by batch, for one class list at a time.
 
-The file is executed, so it must come from somebody you trust; it can import what lies beside it. An error in it is told
-in one line with the line of the file.
+The file is executed, so it must come from somebody you trust; it can import what lies beside it. An error in it
+becomes one line that names the line of the file.
 """
 
 from __future__ import annotations

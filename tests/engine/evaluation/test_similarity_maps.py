@@ -178,7 +178,7 @@ def test_the_pictures_are_pictures(model_folder: Make, films: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         (["--map_classes", "[odema]"], "map_classes: unknown class name 'odema'; did you mean 'edema'?"),
-        (["--map_threshold", "1.5"], "map_threshold: must lie between 0 and 1"),
+        (["--map_threshold", "1.5"], "map_threshold: must be >= 0 and <= 1, got 1.5"),
         (["--maps", "null", "--map_threshold", "0.5"], "map_threshold: needs maps"),
         (["--maps", "null", "--map_classes", "[edema]"], "map_classes: needs maps"),
         (["--maps", "FILMS"], "maps: "),
