@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from .checkpoints.published import import_published
     from .commands.evaluate import evaluate_model
     from .commands.predict import predict
+    from .commands.settings import PredictConfig
     from .commands.train import train
     from .config import DataConfig, EvaluationConfig, LossConfig, ModelConfig
+    from .evaluation.config import EvaluateConfig
     from .models.decoders import DECODERS
     from .models.fusions import FUSIONS
     from .models.pspg import PsPG
@@ -32,11 +34,13 @@ _HOME = {
     "import_published": "checkpoints.published",
     "evaluate_model": "commands.evaluate",
     "predict": "commands.predict",
+    "PredictConfig": "commands.settings",
     "train": "commands.train",
     "DataConfig": "config",
     "EvaluationConfig": "config",
     "LossConfig": "config",
     "ModelConfig": "config",
+    "EvaluateConfig": "evaluation.config",
     "DECODERS": "models.decoders",
     "FUSIONS": "models.fusions",
     "PsPG": "models.pspg",
@@ -51,11 +55,13 @@ __all__ = [
     "FUSIONS",
     "Classifier",
     "DataConfig",
+    "EvaluateConfig",
     "EvaluationConfig",
     "LoadedModel",
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "PredictConfig",
     "PsPG",
     "TrainConfig",
     "UserError",
