@@ -1,0 +1,106 @@
+"""What both phases set up alike: backbone, data set, loader, the first files of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import yaml
+from torch import Tensor
+
+from ..checkpoints.model_folder import load_clip_folder, write_model
+from ..checkpoints.run import last_checkpoint
+from ..data.augment import Augmentation
+from ..data.dataset import ImageDataset
+from ..data.loaders.choose import load_with
+from ..data.loaders.training import make_train_loader
+from ..data.manifest import Manifest
+from ..data.pixels import Pixels
+from ..data.statistics import reading_of, training_pixels
+from ..distributed.collectives import barrier
+from ..distributed.world import World
+from ..models.clip import load_clip
+from ..utils.errors import UserError
+from ..utils.files import write_text
+from .config import TrainConfig
+from .global_batch import SharedBatches
+
+
+def shares_batch(config: TrainConfig, world: World) -> bool:
+    """True where several ranks are one batch: it decides the task and what the loader's batches carry."""
+    return config.scope == "global" and world.size > 1
+
+
+def share_batches(config: TrainConfig, world: World, loader: Any) -> Any:
+    """The loader's batches, with what ranks tell one another about them where they share a batch."""
+    return SharedBatches(loader, config.batch_size // world.size, world.rank) if shares_batch(config, world) else loader
+
+
+def load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, Pixels]:
+    """CLIP to start from, and the pixel rule: of the settings, else of the backbone, else of the training images."""
+    data, run = config.data, Path(config.output)
+    pretrained = config.model.pretrained
+    carried: Pixels | None = None
+    if last_checkpoint(run) is not None:
+        # A resumed run finds its backbone and pixel rule in its own folder, wherever they came from.
+        clip, carried = load_clip_folder(run)
+        return clip, carried
+    if pretrained and (Path(pretrained) / "model.json").is_file():
+        clip, carried = load_clip_folder(Path(pretrained))
+    elif pretrained and Path(pretrained).is_dir():
+        raise UserError(f"model.pretrained: {pretrained} is a folder without model.json; give a run folder or a file")
+    else:
+        clip = load_clip(
+            config.model.backbone, pretrained, quick_gelu=config.model.quick_gelu, image_size=data.image_size
+        )
+    return clip, training_pixels(data, manifest.samples, carried, pretrained)
+
+
+def make_dataset(
+    config: TrainConfig,
+    manifest: Manifest,
+    pixels: Pixels,
+    *,
+    augment: bool,
+    labels: np.ndarray | None = None,
+    tokenize: Callable[[list[str]], Tensor] | None = None,
+) -> ImageDataset:
+    """Images of a manifest as a run sees them.
+
+    `augment=False` is the plain view of validation; True means what the configuration says.
+    """
+    data = config.data
+    augmentation = Augmentation(augment=data.augment, flip=data.flip, seed=config.seed) if augment else None
+    return ImageDataset(
+        manifest.samples, pixels, reading_of(data), labels=labels, tokenize=tokenize, augmentation=augmentation
+    )
+
+
+def make_loader(config: TrainConfig, dataset: ImageDataset, world: World) -> Any:
+    """This rank's training batches."""
+    return make_train_loader(
+        dataset,
+        batch_size=config.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        accumulate=config.optim.accumulate,
+        workers=config.data.workers,
+        seed=config.seed,
+        load=load_with(config.data.loader, world.device),
+    )
+
+
+def write_start(
+    config: TrainConfig, world: World, description: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
+) -> None:
+    """Write the resolved configuration and the model folder's fixed files."""
+    run = Path(config.output)
+    if world.is_main and last_checkpoint(run) is None:
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "config.yaml", yaml.safe_dump(asdict(replace(config, resume=None)), sort_keys=False))
+        write_model(run, description, tensors)
+    barrier()
