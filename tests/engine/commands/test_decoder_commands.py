@@ -108,5 +108,5 @@ def test_folders_from_before_there_was_a_choice_hold_the_gru(
     capsys.readouterr()
     assert main(["predict", "--checkpoint", str(run), "--input", str(phantoms), "--output", str(tmp_path / "y")]) == 2
     error = capsys.readouterr().err
-    assert "model.json: is damaged" in error
+    assert "model.json: model.decoder: 'oracle' is not one of context, gru, lstm, mlp, transformer" in error
     assert error.count("\n") == 1
