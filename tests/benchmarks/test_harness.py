@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
+from benchmarks import harness, machine
 from benchmarks.harness import Measured, Unavailable, Verdict, bounded_memory, take_turns
 from benchmarks.machine import memory_limit
 from benchmarks.rows import FAILED, TOO_LARGE, UNAVAILABLE
@@ -50,9 +52,12 @@ def test_turns_are_taken_and_slow_calls_repeated_three_times() -> None:
     assert (found["wrong"].detail, found["missing"].detail) == ("RuntimeError: a bug", "no compiler")
 
 
-def test_memory_that_is_not_there_does_not_fit() -> None:
+def test_memory_that_is_not_there_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of this implementation, where Linux would hand it out and kill the process that uses it."""
-    size = memory_limit()
+    size = 2**30
+    held = machine._resident("VmData")
+    assert memory_limit() > held
+    monkeypatch.setattr(harness, "memory_limit", lambda: held + size // 2)
 
     def greedy() -> Callable[[int], dict[str, float]]:
         return lambda turn: {"both": torch.empty(size, dtype=torch.uint8).numel() / size}

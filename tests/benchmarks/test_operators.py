@@ -16,7 +16,9 @@ from benchmarks.harness import Sizes
 from benchmarks.operator_case import OperatorCase
 from benchmarks.operators import OPERATORS, Problem, outcome
 from benchmarks.rows import FAILED, OK, UNAVAILABLE, Row
-from pspg.kernels.spcl import PairSample, spcl
+from pspg.kernels.pairs import PairSample, PairSelection
+from pspg.kernels.spcl import ImageBatch, spcl
+from pspg.kernels.text_tower import Prompts
 
 CPU = torch.device("cpu")
 SMALL = {"C": 4, "B": 3, "n": 2, "D": 8, "H": 16, "W": 16, "layers": 2, "heads": 2}
@@ -110,7 +112,9 @@ def test_a_pair_that_is_left_out_shows(quick: None, monkeypatch: pytest.MonkeyPa
         first, second = torch.triu_indices(4, 4, offset=1) if pairs is None else pairs
         kept = first < 2
         sample = PairSample(first[kept], second[kept], torch.ones(int(kept.sum())))
-        return spcl(tower, template, *problem.leaves, labels, sample=sample, impl="eager")
+        prompts, vectors, scale = problem.leaves
+        images, chosen = ImageBatch(vectors, scale, labels), PairSelection(len(prompts), sample)
+        return spcl(tower, Prompts(prompts, template), images, pairs=chosen, impl="eager")
 
     monkeypatch.setattr("benchmarks.operator_case.ORACLE_FLOPS", {"cpu": 1})
     assert run("spcl")["eager", "both"].status == OK

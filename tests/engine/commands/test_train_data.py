@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 from pspg.engine.checkpoints.run import load_tensors
-from pspg.engine.commands import train
-from pspg.engine.commands.train import fingerprint, make_trainer
+from pspg.engine.commands.train import make_trainer
 from pspg.engine.config import DataConfig, EvaluationConfig, ModelConfig
-from pspg.engine.data.loaders.torch_loader import ImageDataset
+from pspg.engine.data.augment import Augmentation
+from pspg.engine.data.dataset import ImageDataset
 from pspg.engine.data.manifest import Manifest, load_manifest
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.distributed.world import start
+from pspg.engine.training import contrastive, prompt_learning, setup
 from pspg.engine.training.config import OptimConfig, TrainConfig
+from pspg.engine.training.fingerprint import data_digest
 from tests.engine.conftest import tiny_config
 
 N = 8
@@ -58,30 +60,31 @@ def test_only_training_images_are_augmented_and_flipped(
     manifest: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     seen: dict[str, list[ImageDataset]] = {"train": [], "eval": []}
-    for kind, name in (("train", "make_train_loader"), ("eval", "make_eval_loader")):
-        make = getattr(train, name)
+    phase = contrastive if task == "contrastive" else prompt_learning
+    for kind, module, name in (("train", setup, "make_train_loader"), ("eval", phase, "make_eval_loader")):
+        make = getattr(module, name)
 
         def record(dataset: ImageDataset, *, _make: Any = make, _kind: str = kind, **options: Any) -> Any:
             seen[_kind].append(dataset)
             return _make(dataset, **options)
 
-        monkeypatch.setattr(train, name, record)
+        monkeypatch.setattr(module, name, record)
     make_trainer(config(manifest, "run", task, seed=6), start("cpu"))
-    assert [(view.augment, view.flip, view.seed) for view in seen["train"]] == [(True, 1.0, 6)]
+    assert [view.augmentation for view in seen["train"]] == [Augmentation(augment=True, flip=1.0, seed=6)]
     # Validation, and in phase 2 the context bank before it.
-    assert [(view.augment, view.flip) for view in seen["eval"]] == [(False, 0.0)] * (2 if task == "prompt" else 1)
+    assert [bool(view.augmentation) for view in seen["eval"]] == [False] * (2 if task == "prompt" else 1)
 
 
 def test_the_seed_draws_the_images_of_the_bank(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[str]] = []
-    cache = train.cache_features
+    cache = prompt_learning.cache_features
 
     def record(model: Any, loader: Any, *rest: Any, **options: Any) -> Any:
         found = cache(model, loader, *rest, **options)
         drawn.append(found.ids)
         return found
 
-    monkeypatch.setattr(train, "cache_features", record)
+    monkeypatch.setattr(prompt_learning, "cache_features", record)
     for seed in range(4):
         make_trainer(config(manifest, f"run{seed}", seed=seed), start("cpu"))
         assert load_tensors(manifest.parent / f"run{seed}" / "bank.safetensors")["bank"].shape == (3, 24)
@@ -98,16 +101,16 @@ def test_the_fingerprint_tells_data_apart(manifest: Path) -> None:
     texts = manifest.with_name("texts.jsonl")
     texts.write_text(manifest.read_text().replace('"text": "edema"', '"text": "mass"', 1))
     found = [
-        fingerprint(data, labels),
-        fingerprint(data, other),
-        fingerprint(turned, labels),
-        fingerprint(data),
-        fingerprint(load_manifest(texts, need="text")),
+        data_digest(data, labels),
+        data_digest(data, other),
+        data_digest(turned, labels),
+        data_digest(data),
+        data_digest(load_manifest(texts, need="text")),
     ]
     assert len(set(found)) == len(found)
-    assert fingerprint(load_manifest(manifest, need="labels"), labels) == found[0]
+    assert data_digest(load_manifest(manifest, need="labels"), labels) == found[0]
     # Phase 2 does not read texts.
-    assert fingerprint(load_manifest(texts, need="labels"), labels) == found[0]
+    assert data_digest(load_manifest(texts, need="labels"), labels) == found[0]
 
 
 def test_validation_sees_what_the_files_hold(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

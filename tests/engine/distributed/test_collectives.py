@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pspg.engine.distributed.batch_norm import SharedBatchNorm2d, synchronise
-from pspg.engine.distributed.collectives import gather_rows, own_part, split
-from pspg.engine.distributed.deepspeed import start
-from pspg.engine.evaluation.scoring import in_order
+from pspg.engine.distributed.batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
+from pspg.engine.distributed.collectives import all_gather_rows, in_order, local_slice, split
+from pspg.engine.distributed.world import start
 from pspg.engine.training.losses import contrastive_loss
 
 
@@ -36,8 +35,8 @@ def test_batch_norm_of_one_rank_is_torchs() -> None:
     plain = nn.BatchNorm2d(3, momentum=0.3).double()
     nn.init.normal_(plain.weight)
     nn.init.normal_(plain.bias)
-    shared = synchronise(copy.deepcopy(plain), torch.device("cpu"))
-    assert isinstance(shared, SharedBatchNorm2d)
+    shared = convert_sync_batch_norm(copy.deepcopy(plain), torch.device("cpu"))
+    assert isinstance(shared, SyncBatchNorm2d)
     results = []
     for layer in (plain, shared):
         x = torch.randn(4, 3, 2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
@@ -65,6 +64,6 @@ def test_contrastive_loss_by_rows_is_the_whole_loss() -> None:
 
 def test_a_share_of_another_length_is_refused() -> None:
     start("cpu")
-    assert own_part(7) == (0, 7)
-    with pytest.raises(ValueError, match=r"gather_rows: 2 rows on rank 0, counts are \[3\]"):
-        gather_rows(torch.ones(2, 1), [3])
+    assert local_slice(7) == (0, 7)
+    with pytest.raises(ValueError, match=r"all_gather_rows: 2 rows on rank 0, counts are \[3\]"):
+        all_gather_rows(torch.ones(2, 1), [3])

@@ -11,10 +11,11 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from pspg.engine.config import ModelConfig
-from pspg.engine.evaluation.scoring import FeatureBatch, score_batches
+from pspg.engine.evaluation.probe import ridge_probe
+from pspg.engine.evaluation.scoring import score_batches
 from pspg.engine.models.clip import ImageFeatures
+from pspg.engine.models.features import FeatureBatch
 from pspg.engine.models.pspg import PsPG
-from pspg.engine.models.templates import ridge_probe
 
 
 def test_pooled_features_are_the_global_one_and_the_mean_of_the_local_ones(make_clip: Callable[..., Any]) -> None:

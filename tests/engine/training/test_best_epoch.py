@@ -13,14 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pspg.engine.checkpoints.model_folder import Pixels, describe, load_model, weights_of, write_model
+from pspg.engine.checkpoints.model_folder import describe, load_model, weights_of, write_model
 from pspg.engine.checkpoints.run import best_checkpoint, last_checkpoint, load_tensors, read_json
 from pspg.engine.commands.convert import export_checkpoint
 from pspg.engine.commands.predict import predict
-from pspg.engine.config import EvaluateConfig, ExportConfig, LossConfig, ModelConfig, PredictConfig
-from pspg.engine.data.loaders.torch_loader import Batch
-from pspg.engine.distributed.deepspeed import start
-from pspg.engine.evaluation.sources.choose import open_source
+from pspg.engine.commands.settings import ExportConfig, PredictConfig
+from pspg.engine.config import LossConfig, ModelConfig
+from pspg.engine.data.batch import Batch
+from pspg.engine.data.pixels import Pixels
+from pspg.engine.distributed.world import start
+from pspg.engine.evaluation.choose import check_source, open_source
+from pspg.engine.evaluation.config import EvaluateConfig
 from pspg.engine.models.clip import tokenize
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig, TrainConfig
@@ -106,7 +109,8 @@ def check_run(run: Path, result: dict[str, Any], states: list[State], score: flo
 
 def probabilities(folder: Path, names: list[str], batch: Batch) -> list[Any]:
     """What `evaluate` scores a batch with."""
-    source = open_source("checkpoint", EvaluateConfig(checkpoint=str(folder)), torch.device("cpu"), None)
+    config = EvaluateConfig(checkpoint=str(folder))
+    source: Any = open_source(check_source(config), config, torch.device("cpu"), None)
     assert source.settings["checkpoint"] == str(weights_of(folder))
     (scores,) = source.score([names], [batch])
     return scores.probabilities.tolist()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.distributed.world import start
 from pspg.engine.training.config import OptimConfig, TrainConfig
 from pspg.engine.training.trainer import Trainer
 

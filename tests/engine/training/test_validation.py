@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pspg.engine.checkpoints.run import last_checkpoint
 from pspg.engine.config import LossConfig, ModelConfig
-from pspg.engine.data.loaders.torch_loader import Batch
-from pspg.engine.distributed.deepspeed import start
+from pspg.engine.data.batch import Batch
+from pspg.engine.distributed.world import start
 from pspg.engine.models.clip import tokenize
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig, TrainConfig

@@ -5,7 +5,12 @@ import sys
 
 from pspg.engine.data.datasets import all_datasets
 
-CODE = "import sys; from pspg.engine import cli; cli.make_parser(); sys.exit('torch' in sys.modules)"
+CODE = """
+import sys
+from pspg.engine import cli
+cli.make_parser(tuple(cli.COMMANDS.items()))
+sys.exit("torch" in sys.modules)
+"""
 
 
 def test_every_module_declares_one() -> None:

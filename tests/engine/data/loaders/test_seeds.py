@@ -10,8 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pspg.engine.data.loaders.torch_loader import EpochSampler, ImageDataset, make_train_loader
+from pspg.engine.data.augment import Augmentation
+from pspg.engine.data.dataset import ImageDataset
+from pspg.engine.data.loaders.training import make_train_loader
 from pspg.engine.data.manifest import Sample
+from pspg.engine.data.pixels import Pixels
+from pspg.engine.data.sampler import EpochSampler
 from pspg.engine.models.clip import ImageFeatures
 from pspg.engine.training.feature_cache import CachedBatches
 
@@ -27,7 +31,8 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 def dataset(samples: list[Sample], seed: int) -> ImageDataset:
-    return ImageDataset(samples, image_size=16, mean=0.5, std=0.25, augment=True, flip=0.5, seed=seed)
+    pixels = Pixels(size=16, resize="stretch", mean=0.5, std=0.25)
+    return ImageDataset(samples, pixels, augmentation=Augmentation(flip=0.5, seed=seed))
 
 
 def rows(batches: Any) -> list[int]:
