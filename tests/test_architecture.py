@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,12 @@ def narrows(test: ast.expr) -> bool:
     if isinstance(test, ast.Compare):
         return all(isinstance(op, ast.Is | ast.IsNot) for op in test.ops)
     return isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id == "isinstance"
+
+
+def test_the_list_of_mutations_names_what_is_there() -> None:
+    """The table in tests/README.md: a source file and a test in each row."""
+    rows = re.findall(r"\| `([\w/]+\.py)` \| `(test_\w+\.py)::(\w+)`", (ROOT / "tests/README.md").read_text())
+    assert len(rows) > 50
+    tests = {path.name: path.read_text() for path in sources(ROOT / "tests")}
+    gone = [row for row in rows if not (ROOT / row[0]).is_file() or f"def {row[2]}(" not in tests.get(row[1], "")]
+    assert not gone
