@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,14 +13,12 @@ from tqdm import tqdm
 
 from ..data.batch import Batch
 from ..data.loaders.evaluation import EvalLoader
-from ..distributed.collectives import gather_object, rank
+from ..distributed.collectives import gather_object, in_order, rank
 from ..distributed.watch import advance
 from ..models.class_set import ClassSet
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PromptHead, PsPG, probabilities
 from ..utils.errors import UserError
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -48,35 +45,6 @@ class Scores:
         )
 
 
-def score(
-    model: PsPG,
-    head: PromptHead,
-    class_sets: Sequence[ClassSet],
-    batches: Iterable[Batch | FeatureBatch],
-    device: torch.device,
-    autocast: torch.dtype | None,
-    *,
-    context: Tensor | None,
-    bad: Mapping[str, str] | None = None,
-) -> Scores:
-    """Probabilities of every image for every class list, each list prompted by itself.
-
-    Args:
-        model: frozen towers.
-        head: the prompt head to use (the model's own, or a running average of it).
-        class_sets: class lists; none: only labels and features.
-        context: (M,D) context bank; None: each batch is its own context.
-        bad: reasons of images left out so far, to tell if none is left.
-
-    Raises:
-        UserError: no image could be read.
-    """
-    parts = score_batches(model, head, class_sets, batches, device, autocast, context=context)
-    if not parts:
-        raise UserError(next(iter((bad or {}).values()), "there are no images"))
-    return Scores.join([scores for _, scores in parts])
-
-
 @torch.inference_mode()
 def score_batches(
     model: PsPG,
@@ -88,7 +56,17 @@ def score_batches(
     *,
     context: Tensor | None,
 ) -> list[tuple[int, Scores]]:
-    """Place and scores of each batch, none or more; arguments as `score`."""
+    """Place and scores of each batch, none or more: probabilities for every class list, each prompted by itself.
+
+    Args:
+        model: frozen towers.
+        head: the prompt head to use (the model's own, or a running average of it).
+        class_sets: class lists; none: only labels and features.
+        batches: images.
+        device: where the model is.
+        autocast: low precision; None: that of the weights.
+        context: (M,D) context bank; None: each batch is its own context.
+    """
     parts: list[tuple[int, Scores]] = []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         # Under a bank the text side is the same for every image.
@@ -107,18 +85,8 @@ def score_batches(
                 None if batch.labels is None else batch.labels.double().cpu().numpy(),
                 pooled.float().cpu().numpy(),
             )
-            parts.append((place(batch), scores))
+            parts.append((batch.place, scores))
     return parts
-
-
-def place(batch: Batch | FeatureBatch) -> int:
-    """Where a batch stands among those of all ranks: its first row."""
-    return batch.place
-
-
-def in_order(of_ranks: Iterable[Iterable[tuple[int, T]]]) -> list[T]:
-    """What the ranks made of their batches, in the order of the data set: the same for any number of ranks."""
-    return [part for _, part in sorted((pair for own in of_ranks for pair in own), key=lambda pair: pair[0])]
 
 
 def score_together(
@@ -139,7 +107,7 @@ def score_together(
 
     def batches() -> Iterator[Batch]:
         for batch in tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=silent):
-            places.append(place(batch))
+            places.append(batch.place)
             yield batch
 
     try:

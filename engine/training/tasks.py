@@ -15,10 +15,10 @@ from pspg.kernels.pairs import PairSample
 from pspg.kernels.spcl import sample_pairs
 
 from ..data.batch import Batch
-from ..distributed.collectives import all_gather_object
+from ..distributed.collectives import all_gather_object, in_order
 from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
-from ..evaluation.scoring import Scores, in_order, place, score_batches
+from ..evaluation.scoring import Scores, score_batches
 from ..models.clip import encode_tokens
 from ..models.features import frozen_features
 from ..models.pspg import PromptHead, PsPG, PsPGOutput
@@ -99,7 +99,7 @@ class ContrastiveTask:
         for batch in self._validation:
             with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
                 output = module(*self.inputs(batch))
-            mine.append((place(batch), contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
+            mine.append((batch.place, contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
         # Summed in the order of the batches, whichever ranks they were on: the same bits for any number of ranks.
         parts = in_order(all_gather_object([(number, (loss.item(), images)) for number, loss, images in mine]))
         if not parts:

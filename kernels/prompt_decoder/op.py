@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 from torch import Tensor
 
@@ -15,8 +14,6 @@ from .gru import MOST_IMAGES as MOST_IMAGES
 from .kind import DecoderKind
 from .reference import Decoder
 
-Kind = Literal["gru", "lstm", "transformer", "mlp"]
-"""names of the kinds below, for type checkers"""
 KINDS: dict[str, DecoderKind] = {kind.name: kind for kind in (gru.KIND, lstm.KIND, transformer.KIND, mlp.KIND)}
 """name → kind; a kind that is added here can be decoded"""
 

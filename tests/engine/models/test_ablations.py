@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.trainer import make_optimizer
-from pspg.kernels.prompt_decoder import Kind
+from pspg.kernels.prompt_decoder import KINDS
 
 LABELS = torch.tensor([[1.0, 0, 0, 1], [0, 1, -1, 0], [0, 0, 1, 1]])
 LOSSES: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def test_losses_and_features(make_clip: Callable[..., Any], names: list[str], lo
     train(make_clip(), names, LOSSES[loss], fusion=fusion)
 
 
-@pytest.mark.parametrize("decoder", get_args(Kind))
+@pytest.mark.parametrize("decoder", list(KINDS))
 @pytest.mark.parametrize(("length", "prefix"), [(8, False), (16, True), (32, False)])
 def test_decoders_and_lengths(
     make_clip: Callable[..., Any], names: list[str], decoder: str, length: int, prefix: bool
