@@ -124,7 +124,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Kernel tests run compiled where a GPU is: there they are `gpu` tests too."""
+    """The demo, which takes longest, starts first; kernel tests that run compiled on a GPU are `gpu` tests too."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     for item in items:
