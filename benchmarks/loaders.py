@@ -70,7 +70,7 @@ class Loading:
 
 
 def grey_levels(dataset: ImageDataset, batch: Batch) -> float:
-    """How far a batch of epoch 0 is from what Pillow makes of it, in the mean."""
+    """Mean difference between a batch of epoch 0 and what Pillow makes of it."""
     pillow = torch.stack([dataset.pixels(0, row) for row in batch.index.tolist()])
     return (batch.pixels.cpu().int() - pillow.int()).abs().double().mean().item()
 

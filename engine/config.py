@@ -79,7 +79,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the images and labels are, and what is done to the pixels."""
+    """Images, labels, and what is done to the pixels."""
 
     train: str = ""
     """training manifest (JSONL)"""
@@ -145,7 +145,7 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """How scores and metrics are computed."""
+    """Scores and metrics: how they are computed."""
 
     context: Literal["batch", "bank"] = "batch"
     """what the prompts attend to: the images of the batch (the paper) or a fixed bank of training images"""

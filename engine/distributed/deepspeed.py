@@ -266,7 +266,7 @@ class Engine:
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
-    """That of the whole parameter."""
+    """Shape of the whole parameter."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 

@@ -112,12 +112,12 @@ def score_batches(
 
 
 def place(batch: Batch | FeatureBatch) -> int:
-    """Where a batch stands among those of all ranks: its first row."""
+    """First row of a batch among those of all ranks."""
     return batch.place
 
 
 def in_order(of_ranks: Iterable[Iterable[tuple[int, T]]]) -> list[T]:
-    """What the ranks made of their batches, in the order of the data set: the same for any number of ranks."""
+    """Results of the ranks' batches, in the order of the data set: the same for any number of ranks."""
     return [part for _, part in sorted((pair for own in of_ranks for pair in own), key=lambda pair: pair[0])]
 
 

@@ -34,7 +34,7 @@ class AnyClip:
     """side of the input, pixels"""
     resize: Resize
     mean: tuple[float, ...]
-    """of red, green and blue in [0, 1]"""
+    """mean of red, green and blue in [0, 1]"""
     std: tuple[float, ...]
 
 

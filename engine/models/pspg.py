@@ -40,14 +40,14 @@ class TextFeatures(NamedTuple):
 
 @dataclass
 class PsPGOutput:
-    """What one forward pass gives."""
+    """Output of one forward pass."""
 
     logits: Tensor
     """(B,2,C), index 0 positive; index 1 is 0 where there are positive prompts only"""
     pair_logits: Tensor | None
     """(B,P), pairs i < j row-major, where asked for"""
     prompts: Prompts
-    """as in `TextFeatures`"""
+    """prompts, as in `TextFeatures`"""
     image_vectors: Tensor | None
     """(B,D) fused image vectors; None where each class has its own"""
     logit_scale: Tensor
@@ -251,7 +251,7 @@ class PsPG(nn.Module):
 
     @property
     def head(self) -> PromptHead:
-        """What trains, as one module; it shares this model's parameters."""
+        """Everything that trains, as one module; it shares this model's parameters."""
         return self._head[0]
 
     def set_classes(self, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a run takes from its data: the view of the images that each part sees, the bank, and what resuming compares."""
+"""A run's view of its data: the view of the images that each part sees, the bank, and what resuming compares."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_the_picture_shows_the_map_where_it_belongs() -> None:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What is drawn, instead of the slow pictures."""
+    """Calls that draw, instead of the slow pictures."""
     calls: list[dict[str, Any]] = []
 
     def record(film: np.ndarray, maps: torch.Tensor, names: list[str], found: list[float], **other: Any) -> bytes:

@@ -108,7 +108,7 @@ def check_run(run: Path, result: dict[str, Any], states: list[State], score: flo
 
 
 def probabilities(folder: Path, names: list[str], batch: Batch) -> list[Any]:
-    """What `evaluate` scores a batch with."""
+    """Probabilities of a batch, as `evaluate` scores it."""
     config = EvaluateConfig(checkpoint=str(folder))
     source: Any = open_source(check_source(config), config, torch.device("cpu"), None)
     assert source.settings["checkpoint"] == str(weights_of(folder))
