@@ -190,7 +190,7 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts the FLOPs of matrix products, attention as plain products, which torch's counter knows on every device."""
-    # Of baddbmm it knows one form only.
+    # It knows baddbmm in one of its variants only.
     known = {torch.ops.aten.baddbmm_: lambda into, left, right, **_: 2 * math.prod(left) * right[-1]}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter

@@ -105,7 +105,7 @@ class PromptHead(nn.Module):
         config: everything of the decoders, and fusion.
 
     Attributes:
-        impl: form of the operators, as their `impl`.
+        impl: implementation of the operators, as their `impl`.
         text_memory: bytes of the text tower's activations to hold at a time; None: the operators' default.
         channel_attention: fusion of an image's tokens.
 
@@ -271,7 +271,7 @@ class PsPG(nn.Module):
         return self._make_class_set(names).to(self.logit_scale.device, self.logit_scale.dtype)
 
     def freeze(self, dtype: torch.dtype | None = None) -> PsPG:
-        """Put both towers into their inference form, on the device where the model is; call it after `.to(device)`.
+        """Prepare both towers for inference, on the device where the model is; call it after `.to(device)`.
 
         The CLIP itself stays as it is: class features are made with it, and exports hold it.
 

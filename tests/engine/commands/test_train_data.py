@@ -28,7 +28,7 @@ N = 8
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Eight films of noise with two labels each, classes.txt and clip.json."""
+    """Eight images of noise with two labels each, classes.txt and clip.json."""
     noise = np.random.default_rng(0)
     lines = []
     for number in range(N):
