@@ -14,7 +14,7 @@ NEWEST := build/triton-newest
 .PHONY: help demo test test-slow test-triton test-triton-newest check-kernels inspect-kernels sanitize bench bench-gpu lint format clean
 
 help:
-	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real film, report (minutes on 2 cores)"
+	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real radiograph, report (minutes on 2 cores)"
 	@echo "make test             the tests that finish in minutes"
 	@echo "make test-slow        the longer ones: the demo's promises, kills and resumes, several processes"
 	@echo "make test-triton      the kernels' tests with the oldest triton that is supported, then with the newest where .venv has another"

@@ -173,7 +173,7 @@ def run(folder: Path, arguments: Sequence[str]) -> list[Row]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints; None where it fails."""
+    """Output of a git command; None where it fails."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 

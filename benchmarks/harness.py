@@ -25,7 +25,7 @@ T = TypeVar("T")
 SLOW, VERY_SLOW = 5.0, 30.0
 """seconds above which a call is repeated three times, and twice, and needs no warm-up"""
 SECONDS = 3.0
-"""of repetitions that a faster one is given"""
+"""seconds of repetitions that a faster call is given"""
 FEWEST, MOST = 5, 50
 """repetitions of a faster one"""
 Call = Callable[[int], Mapping[str, float]]
@@ -190,7 +190,7 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts the FLOPs of matrix products, attention as plain products, which torch's counter knows on every device."""
-    # Of baddbmm it knows one form only.
+    # It knows baddbmm in one of its variants only.
     known = {torch.ops.aten.baddbmm_: lambda into, left, right, **_: 2 * math.prod(left) * right[-1]}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter
@@ -198,7 +198,7 @@ def flop_counter() -> Iterator[FlopCounterMode]:
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """What asks for more memory than there is gets an error, where Linux would kill the process."""
+    """Limit this process's memory: a request for more than there is gets an error where Linux would kill it."""
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_limit(), limits[1]))
     try:

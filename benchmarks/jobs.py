@@ -48,7 +48,7 @@ class Entry:
     dtypes: tuple[str, ...] = tuple(DTYPES)
 
     def mistake(self, sizes: Sizes) -> str | None:
-        """What is wrong with sizes, in a few words."""
+        """Mistake in the sizes, in a few words; None: there is none."""
         least = {"C": 2, "layers": 2, "batches": 2, "workers": 0}
         for letter, size in sizes.items():
             if size < least.get(letter, 1):
@@ -229,7 +229,7 @@ def peaks_of(device: torch.device, dtypes: tuple[str, ...]) -> Mapping[str, floa
 
 
 def standard_jobs(device: str) -> list[Job]:
-    """What `make bench` measures, the most important first: on a GPU the largest vocabulary that people train."""
+    """Jobs of `make bench`, the most important first: on a GPU the largest class list that people train."""
     entries, cpu = registry()[0], device == "cpu"
     found: list[Job] = []
 

@@ -1,6 +1,6 @@
 """Loaders: seconds a batch from JPEG, PNG and the pixel cache, behind a comparison with Pillow's pixels.
 
-Phantom films, drawn once and read over and over, so from the system's page cache: the disk is not measured. A
+Phantom radiographs, drawn once and read over and over, so from the system's page cache: the disk is not measured. A
 repetition is an epoch of augmented training batches, moved to the device and counted from the arrival of the first.
 """
 
@@ -70,23 +70,23 @@ class Loading:
 
 
 def grey_levels(dataset: ImageDataset, batch: Batch) -> float:
-    """How far a batch of epoch 0 is from what Pillow makes of it, in the mean."""
+    """Mean difference between a batch of epoch 0 and what Pillow makes of it."""
     pillow = torch.stack([dataset.pixels(0, row) for row in batch.index.tolist()])
     return (batch.pixels.cpu().int() - pillow.int()).abs().double().mean().item()
 
 
 def _dataset(source: str, s: Sizes, folder: Path) -> ImageDataset:
-    """Films as often as an epoch needs them, each time with another id and so another augmentation."""
-    write_phantoms(PhantomConfig(train=s.films, val=0, test=0, size=s.size), folder / "phantoms", workers=1)
-    films = sorted((folder / "phantoms" / "images").rglob("*.png"))
+    """Images as often as an epoch needs them, each time with another id and so another augmentation."""
+    write_phantoms(PhantomConfig(train=s.files, val=0, test=0, size=s.size), folder / "phantoms", workers=1)
+    paths = sorted((folder / "phantoms" / "images").rglob("*.png"))
     if source == "jpeg":
-        for number, path in enumerate(films):
-            films[number] = folder / f"{path.stem}.jpg"
-            Image.open(path).save(films[number], quality=JPEG_QUALITY)
-    samples, cache = [Sample(path.stem, path) for path in films], None
+        for number, path in enumerate(paths):
+            paths[number] = folder / f"{path.stem}.jpg"
+            Image.open(path).save(paths[number], quality=JPEG_QUALITY)
+    samples, cache = [Sample(path.stem, path) for path in paths], None
     times = -(-s.B * s.batches // len(samples))
     if source == "cache":
-        build = partial(build_cache, folder / "cache", samples, [path.name for path in films])
+        build = partial(build_cache, folder / "cache", samples, [path.name for path in paths])
         build(size=s.image_size, resize="stretch")
         cache = PixelCache.open(folder / "cache", samples, size=s.image_size, resize="stretch")
         cache = PixelCache(cache.folder, cache.header, np.tile(cache.rows, times), {})
@@ -112,7 +112,7 @@ def _epoch(batches: Iterator[Batch], device: torch.device) -> tuple[float, float
 
 def entries() -> dict[str, Entry]:
     """Entries of the registry."""
-    letters = {"B": 64, "workers": 2, "batches": 5, "films": 12, "size": 1024, "image_size": 224}
+    letters = {"B": 64, "workers": 2, "batches": 5, "files": 12, "size": 1024, "image_size": 224}
     return {
         f"load_{source}": Entry("loaders", letters, ("torch", "dali"), partial(Loading, source), dtypes=("uint8",))
         for source in ("jpeg", "png", "cache")

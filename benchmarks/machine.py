@@ -21,7 +21,7 @@ PACKAGES = ("torch", "triton", "numpy", "open_clip_torch", "pillow", "nvidia-dal
 
 
 def environment(device: torch.device, code: str | None = None) -> dict[str, Any]:
-    """What numbers depend on: device, machine, versions, and commit (`code`, or that of the working tree)."""
+    """Device, machine, versions, and commit (`code`, or that of the working tree): what numbers depend on."""
     machine: dict[str, Any] = {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

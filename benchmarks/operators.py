@@ -29,9 +29,9 @@ from .harness import Sizes
 CONTEXT = 77
 """tokens of CLIP's text tower"""
 TOWER: Mapping[str, int] = {"W": 512, "layers": 12, "heads": 8, "D": 1024}
-"""of RN50's text tower"""
+"""sizes of RN50's text tower"""
 BLOCK: Mapping[str, int] = {"C": 108, "n": 16, "pairs": 367, "W": 512}
-"""of an operation in a block of the text tower, over a chunk of pairs as the engine makes them on a GPU"""
+"""sizes of an operation in a block of the text tower, over a chunk of pairs as the engine makes them on a GPU"""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ PATIENCE = 600
 
 
 class Settings(NamedTuple):
-    """What all ranks of a measurement share."""
+    """Settings that all ranks of a measurement share."""
 
     classes: int
     device: str

@@ -39,7 +39,7 @@ class Row:
     peak_bytes: int | None = None
     """beyond what was held before the call"""
     flops: int | None = None
-    """of the exact algebra, nothing computed twice"""
+    """FLOPs of the exact algebra, nothing computed twice"""
     bytes: int | None = None
     """inputs read once, outputs and gradients written once"""
     roofline: float | None = None
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """Whether there is a time to show; a difference of two times can be zero."""
+        """True if there is a time to show; a difference of two times can be zero."""
         return self.status == OK and bool(self.p50)
 
     def without_numbers(self, status: str, detail: str) -> Row:

@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def _continued(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """What a file holds already; peaks of other dtypes are added.
+    """Rows that a file holds already; peaks of other dtypes are added.
 
     Raises:
         UserError: it is no results file, or of another environment.

@@ -130,7 +130,7 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the full-size step on 1 to 64 GPUs, computed, not measured."""
     step = read_json(Path(arguments.step))
     if not isinstance(step, dict) or not {"p50", "classes", "batch", "device", "impl"} <= step.keys():
-        raise UserError(f"{arguments.step}: is not the JSON of benchmarks.step for one form")
+        raise UserError(f"{arguments.step}: is not the JSON of benchmarks.step for one implementation")
     # FLOPs grow linearly with the images: what one image costs, and what is there without images.
     one, two = (exact_flops(step["classes"], batch) for batch in (1, 2))
     images, texts = step["batch"] * (two - one), 2 * one - two

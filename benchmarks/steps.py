@@ -28,7 +28,7 @@ from .machine import DTYPES
 from .model import Setup, loss_of, make_setup, repaired_loss
 
 LABELS = 3
-"""of an image of `text_side`, whatever the number of classes: else the pairs that are there grow with C², too"""
+"""positive labels an image in `text_side`, whatever the number of classes: else the positive pairs grow with C², too"""
 SAMPLES = 8
 """pairs a class of `sampled`, as `loss.pair_samples`"""
 
@@ -210,7 +210,7 @@ class GraphedLoss:
 
     @property
     def detail(self) -> str:
-        """Whether it is a replay that is measured."""
+        """True if a replay is measured."""
         return f"no graph: {self._graph.refusal}" if self._graph.refusal else "CUDA graph"
 
 

@@ -39,7 +39,7 @@ def times(row: Row) -> str:
 
 
 def speed_up(row: Row, baseline: Row | None) -> str:
-    """How many times as fast as the baseline."""
+    """Speed relative to the baseline's."""
     return f"{number(baseline.p50 / row.p50)}×" if row.p50 and baseline and baseline.p50 else ""
 
 

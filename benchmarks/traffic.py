@@ -1,4 +1,4 @@
-"""What the ranks of a step send: counted, by formula, and what a formula of latency and bandwidth makes of it."""
+"""Bytes that the ranks of a step send: counted, by formula, and what a formula of latency and bandwidth makes of it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Network:
     gpus_per_node: int = 8
 
     def seconds(self, payload: dict[str, int], ranks: int) -> float:
-        """Of the collectives of a step, one after the other, none hidden behind computation."""
+        """Seconds of the collectives of a step, one after the other, none hidden behind computation."""
         bandwidth = self.node_bandwidth if ranks <= self.gpus_per_node else self.network_bandwidth
         rounds = {kind: (ranks - 1) * (2 if kind == ALL_REDUCE else 1) for kind in payload}
         return math.fsum(rounds[kind] * (self.latency + size / ranks / bandwidth) for kind, size in payload.items())

@@ -1,4 +1,4 @@
-"""`python -m pspg.engine`: the command `pspg-engine`, and the form of it that launchers start as a rank."""
+"""`python -m pspg.engine`: the command `pspg-engine`, as launchers start it on each rank."""
 
 import atexit
 import os

@@ -123,7 +123,7 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
 
 
 def _add_group(branch: Any, group: str) -> Any:
-    """Where the second words of `group` go."""
+    """Add the parser of `group`; return the subcommands that its second words go to."""
     parser = ArgumentParser(description=GROUPS[group], exit_on_error=False, allow_abbrev=False)
     branch.add_subcommand(group, parser, help=GROUPS[group][0].lower() + GROUPS[group][1:].rstrip("."))
     parser.prog = f"pspg-engine {group}"

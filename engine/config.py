@@ -79,7 +79,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the images and labels are, and what is done to the pixels."""
+    """Images, labels, and what is done to the pixels."""
 
     train: str = ""
     """training manifest (JSONL)"""
@@ -131,8 +131,8 @@ class LossConfig:
     pair: PairLossName = "spcl"
     """pair loss: batch-level co-occurrence, sample-level co-occurrence, multi-label margin, or none"""
     pair_samples: NonNegativeInt = 0
-    """spcl, pcl: estimate the loss from all positive pairs and this many others a class, for class_sets beyond a few
-    hundred classes; unbiased, and the cost grows with C instead of C²; 0: all pairs"""
+    """spcl, pcl: estimate the loss from all positive pairs and this many others a class, for more than a few
+    hundred classes; the estimate is unbiased, and the cost grows with C instead of C²; 0: all pairs"""
     classification_weight: NonNegativeFloat | None = None
     classification_reduction: Literal["sum", "mean"] | None = None
     pair_weight: NonNegativeFloat | None = None
@@ -145,7 +145,7 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """How scores and metrics are computed."""
+    """Scores and metrics: how they are computed."""
 
     context: Literal["batch", "bank"] = "batch"
     """what the prompts attend to: the images of the batch (the paper) or a fixed bank of training images"""
@@ -198,13 +198,3 @@ def plain_range(message: str, value: object) -> str:
         return f"must be a number, got {value}"
     limits = re.sub(r"v([<>]=?)", r"\1 ", found[1])
     return f"must be {limits}, got {value}"
-
-
-def check_seed(key: str, seed: int) -> None:
-    """Refuse seeds that random generators do not take.
-
-    Raises:
-        UserError: naming the key.
-    """
-    if not 0 <= seed < 2**63:
-        raise UserError(f"{key}: must lie between 0 and 2^63 - 1, got {seed}")

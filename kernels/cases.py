@@ -20,7 +20,7 @@ G, H = 2, 512
 W, LAYERS = 512, 12
 """width and layers of the text tower"""
 HEADS = 8
-"""of the tower and of the decoders"""
+"""attention heads of the tower and of the decoders"""
 PAIRS = 367
 """pairs of a chunk"""
 

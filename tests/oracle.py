@@ -1,4 +1,4 @@
-"""What kernels are held to: the error that torch makes in the same dtype, element by element."""
+"""The tolerance of kernels: the error that torch makes in the same dtype, element by element."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TYPICAL = 6.0
 FEW = 16
 """shorter rows say nothing of a typical error"""
 ROUNDINGS = 4.0
-"""of float32, for sums in another order; the result's own rounding to its dtype comes on top"""
+"""tolerance of float32, for sums in another order; the result's own rounding to its dtype comes on top"""
 
 
 def no_worse(kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]) -> None:

@@ -39,6 +39,6 @@ def test_demo_keeps_its_promises(tmp_path: Path) -> None:
         "predictions.csv",
         "report.html",
     }
-    assert (out / "real_film.csv").read_text().startswith("id,effusion,")
+    assert (out / "real_radiograph.csv").read_text().startswith("id,effusion,")
     assert "unseen compositions" in done.stdout
     assert "report.html" in done.stdout.splitlines()[-1]

@@ -1,1 +1,1 @@
-"""For people who work on the engine, and the demo."""
+"""The demo, and tools for people who work on the engine."""

@@ -1,4 +1,4 @@
-"""The demo: phantoms, both training phases, evaluation, a real film, a report. Every step is a `pspg-engine` command.
+"""The demo: phantoms, both phases, evaluation, a real radiograph, a report. Every step is a `pspg-engine` command.
 
 Run it with `make demo`, or `python -m tools.demo --seed 1 --output runs/demo1` for another draw of everything.
 """
@@ -35,7 +35,7 @@ def main() -> int:
     arguments = parser.parse_args()
     out, seed = arguments.output, str(arguments.seed)
     phantoms, phase1, phase2, report = out / "phantoms", out / "phase1", out / "phase2", out / "report"
-    film, predictions = out / "real_film.png", out / "real_film.csv"
+    picture, predictions = out / "real_radiograph.png", out / "real_radiograph.csv"
     start = time.perf_counter()
 
     def command(title: str, *words: object) -> None:
@@ -45,9 +45,9 @@ def main() -> int:
 
     data = ("--data.train", phantoms / "train.jsonl", "--data.val", phantoms / "val.jsonl")
     try:
-        command("draw phantom films", "phantom", "--output", phantoms, "--seed", seed)
+        command("draw phantom radiographs", "phantom", "--output", phantoms, "--seed", seed)
         command(
-            "phase 1: contrastive training of a small CLIP on films and reports",
+            "phase 1: contrastive training of a small CLIP on radiographs and reports",
             "train", "--config", CONFIGS / "demo_phase1.yaml", *data,
             "--output", phase1, "--seed", seed, "--resume", "latest",
         )  # fmt: skip
@@ -67,11 +67,13 @@ def main() -> int:
             "--output",
             predictions,
         )
-        save_film(Path(str(source)), film)
+        save_picture(Path(str(source)), picture)
         contact_sheet(phantoms, out / "phantoms.png")
         pictures = {
-            "Phantom films of the test split": str(out / "phantoms.png"),
-            f"A real film (pydicom-data), scored by a model that has only seen drawings: {top(predictions)}": str(film),
+            "Phantom radiographs of the test split": str(out / "phantoms.png"),
+            f"A real radiograph (pydicom-data), scored by a model that has only seen drawings: {top(predictions)}": str(
+                picture
+            ),
         }
         command(
             "evaluate",
@@ -87,7 +89,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode
     print_table(json.loads((report / "metrics.json").read_text()))
-    print(f"real film: {top(predictions)}\n{NOTE}")
+    print(f"real radiograph: {top(predictions)}\n{NOTE}")
     print(f"report: {report / 'report.html'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
 
@@ -102,8 +104,8 @@ def print_table(document: dict[str, Any]) -> None:
     print()
 
 
-def save_film(source: Path, target: Path) -> None:
-    """Write the film as a PNG small enough for a page."""
+def save_picture(source: Path, target: Path) -> None:
+    """Write the image as a PNG small enough for a page."""
     image = read_image(source)
     image.thumbnail((512, 512), Image.Resampling.LANCZOS)
     image.save(target)

@@ -185,7 +185,7 @@ def _own_state(classifier: Classifier) -> dict[str, Tensor]:
 
 
 def _describe(classifier: Classifier, loaded: LoadedModel) -> dict[str, Any]:
-    """What the JSON holds: open_clip's keys `model_cfg` and `preprocess_cfg`, which make its `create_model` and
+    """Contents of the JSON: open_clip's keys `model_cfg` and `preprocess_cfg`, which make its `create_model` and
     transforms, and the classifier's own."""
     assert loaded.bank is not None
     pixels = classifier.pixels

@@ -27,12 +27,12 @@ from .run import best_checkpoint, load_tensors, read_json, write_json, write_ten
 
 FORMAT = "pspg-engine/1"
 CLASSIFIER_JSON = "open_clip_config.json"
-"""What a classifier's folder has instead of model.json; see `classifier.py`."""
+"""The file that a classifier's folder has instead of model.json; see `classifier.py`."""
 
 
 @dataclass(kw_only=True)
 class LoadedModel:
-    """What `load_model` found."""
+    """A model read by `load_model`, with what comes beside its weights."""
 
     model: PsPG
     pixels: Pixels
@@ -61,7 +61,7 @@ def describe(
     class_names: list[str] | None = None,
     training: str | None = None,
 ) -> dict[str, Any]:
-    """What model.json holds; `training` says what the weights were trained on."""
+    """Contents of model.json; `training` says what the weights were trained on."""
     architecture = clip_config(clip)
     return {
         "format": FORMAT,
@@ -88,7 +88,7 @@ def write_model(folder: Path, description: dict[str, Any], tensors: dict[str, di
 
 
 def is_classifier(folder: Path) -> bool:
-    """Whether a folder is what `export-checkpoint --layout classifier` writes."""
+    """True if the folder was written by `export-checkpoint --layout classifier`."""
     return (folder / CLASSIFIER_JSON).is_file() and not (folder / "model.json").is_file()
 
 

@@ -121,7 +121,7 @@ def published_state(model: PsPG) -> dict[str, Tensor]:
 
 
 def published_metadata(model: PsPG) -> dict[str, str]:
-    """What the tensors do not tell, for a safetensors file's metadata; `import_published` reads it back."""
+    """Metadata for a safetensors file: what its tensors do not tell; `import_published` reads it back."""
     config = model.config
     return {
         "names": json.dumps(model.class_set.names),

@@ -55,7 +55,7 @@ def evaluate_model(config: EvaluateConfig) -> Path | None:
         return _evaluate(config, source, world, together)
 
 
-class Rival(NamedTuple):
+class SummaryRow(NamedTuple):
     """A row of the summary: the method under evaluation, or one that it is compared with."""
 
     name: str
@@ -91,15 +91,15 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
         title=config.title or f"{method.name} evaluation",
         methods=[
             measure(
-                rival.name,
+                row.name,
                 scores.labels,
-                rival.probabilities,
+                row.probabilities,
                 groups,
                 config.evaluation,
-                parameters=rival.parameters,
+                parameters=row.parameters,
                 progress=bars,
             )
-            for rival in _rivals(config, method, scores, train, names)
+            for row in _summary_rows(config, method, scores, train, names)
         ],
         class_names=names,
         ids=scores.ids,
@@ -135,18 +135,18 @@ def _split(config: EvaluateConfig, manifest: Manifest, names: list[str], lists: 
     return Split(manifest, labels, lists, title)
 
 
-def _rivals(
+def _summary_rows(
     config: EvaluateConfig, method: Method, scores: Scores, train: Scores | None, names: list[str]
-) -> Iterator[Rival]:
+) -> Iterator[SummaryRow]:
     """The method under evaluation, then its baselines, then the probe."""
-    yield Rival(method.name, scores.probabilities, method.parameters)
+    yield SummaryRow(method.name, scores.probabilities, method.parameters)
     if config.baselines:
         for name, probabilities in method.baselines(scores, names).items():
-            yield Rival(name, probabilities, method.baseline_parameters)
+            yield SummaryRow(name, probabilities, method.baseline_parameters)
     if train is not None:
         assert train.labels is not None
         probabilities = ridge_probe(train.features, train.labels, scores.features)
-        yield Rival(PROBE, probabilities, (train.features.shape[1] + 1) * len(names))
+        yield SummaryRow(PROBE, probabilities, (train.features.shape[1] + 1) * len(names))
 
 
 def class_lists(config: EvaluateConfig, manifest: Manifest) -> dict[str, list[str]]:

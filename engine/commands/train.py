@@ -75,7 +75,7 @@ def check_parts(config: TrainConfig) -> None:
 
 
 def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
-    """Over what the ranks do together."""
+    """A watch over what the ranks do together."""
     run = Path(config.output)
 
     def tell_lost(line: str) -> None:
@@ -90,7 +90,7 @@ def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
 
 
 def make_trainer(config: TrainConfig, world: World) -> Trainer:
-    """What trains a run, from its newest checkpoint if it is resumed.
+    """Trainer of a run, from its newest checkpoint if it is resumed.
 
     Raises:
         UserError: see `train`.

@@ -34,7 +34,7 @@ def find_images(source: Path, *, image_root: str | None = None) -> list[Sample]:
 
 
 def _looks_like_image(path: Path) -> bool:
-    """By suffix; files without one are DICOM if they say so."""
+    """Tell images by suffix; files without one are DICOM if they say so."""
     if path.suffix.lower() in SUFFIXES:
         return True
     if path.suffix:

@@ -1,4 +1,4 @@
-"""From the labels of a manifest to the matrix that losses and metrics use."""
+"""The matrix that losses and metrics use, made of a manifest's labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pixels a model sees of an image, and how files are read: decided once, for training, evaluation and predict."""
+"""Pixels that a model sees of an image, and how files are read: decided once for training, evaluation and predict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .manifest import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """How an image becomes the image tower's input. A checkpoint carries it."""
+    """Rule by which an image becomes the image tower's input. A checkpoint carries it."""
 
     size: int
     """side of the square, pixels"""
@@ -39,7 +39,7 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the files of a data set are read."""
+    """Settings for reading the files of a data set."""
 
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out and list it"""

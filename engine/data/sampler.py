@@ -1,4 +1,4 @@
-"""Which samples are in which batch of an epoch, on which rank."""
+"""Samples of each batch of an epoch, on each rank."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def training_pixels(data: DataConfig, samples: Sequence[Sample], carried: Pixels
 
 
 def reading_of(data: DataConfig) -> Reading:
-    """How a run reads its files."""
+    """Settings by which a run reads its files."""
     return Reading(on_bad_image=data.on_bad_image, max_megapixels=data.max_megapixels, cache=data.cache)
 
 

@@ -18,7 +18,7 @@ M = TypeVar("M", bound=nn.Module)
 def convert_sync_batch_norm(module: M, device: torch.device) -> M:
     """`module` with every `BatchNorm2d` replaced by one whose training statistics are those of all ranks together.
 
-    Parameters, buffers and their names stay. torch's own form runs on a GPU only.
+    Parameters, buffers and their names stay. torch's own module runs on a GPU only.
     """
     if device.type == "cuda":
         converted: M = nn.SyncBatchNorm.convert_sync_batchnorm(module)

@@ -91,7 +91,7 @@ class Engine:
                 },
             },
         )
-        # ZeRO stage 3 replaces it in all of the process, by a form that holds no whole weights until the backward.
+        # ZeRO stage 3 replaces it in the whole process, by a function that holds no whole weights until the backward.
         self._linear, F.linear = F.linear, linear
         self._partitioned = bool(self._engine.zero_optimization())
         self._optimizer = self._engine.optimizer.optimizer if self._partitioned else self._engine.optimizer
@@ -210,7 +210,7 @@ class Engine:
         if not self._sharded:
             safe_set_full_optimizer_state(parameter, value, key)
             return
-        # Its form for whole tensors fails where the ranks do not divide their elements.
+        # Its function for whole tensors fails where the ranks do not divide their elements.
         shard = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = F.pad(value.flatten(), (0, shard * dist.get_world_size() - value.numel()))
         safe_set_local_optimizer_state(parameter, padded[shard * dist.get_rank() :][:shard], key)
@@ -266,7 +266,7 @@ class Engine:
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
-    """That of the whole parameter."""
+    """Shape of the whole parameter."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 

@@ -27,7 +27,7 @@ class RankInfo:
     """among the processes of this machine"""
     local_world_size: int
     address: str
-    """of the machine of rank 0"""
+    """address of the machine of rank 0"""
     port: int
 
 

@@ -37,7 +37,7 @@ _FAILED, _STOP = b"\x00", b"\x01"  # beside them, the signal numbers that Python
 
 @dataclass
 class _Peer:
-    """What this rank knows of another."""
+    """Another rank, as far as this one knows it."""
 
     beat: str
     """last sign of life"""
@@ -261,4 +261,4 @@ class Watch:
 
 
 _watch: Watch | None = None
-"""of this process"""
+"""watch of this process"""

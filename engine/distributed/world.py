@@ -33,7 +33,7 @@ class World:
 
 
 _store: dist.Store | None = None
-"""of this process, once it has joined"""
+"""store of this process, once it has joined"""
 
 
 def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> World:

@@ -70,7 +70,7 @@ def score_batches(
     parts: list[tuple[int, Scores]] = []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         # Under a bank the text side is the same for every image.
-        texts = [None if context is None else head.text_features(context, v, model.tower) for v in class_sets]
+        texts = [None if context is None else head.text_features(context, each, model.tower) for each in class_sets]
         for batch in batches:
             features = frozen_features(model, batch, device, autocast)
             outputs = [

@@ -34,7 +34,7 @@ class AnyClip:
     """side of the input, pixels"""
     resize: Resize
     mean: tuple[float, ...]
-    """of red, green and blue in [0, 1]"""
+    """mean of red, green and blue in [0, 1]"""
     std: tuple[float, ...]
 
 
@@ -71,7 +71,7 @@ def load_any_clip(source: str, weights: str) -> AnyClip:
         model=model.eval().requires_grad_(False),
         tokenizer=_tokenizer(config["text_cfg"], source),
         size=sides.pop(),
-        # A centre crop (open_clip's "shortest") would cut off the borders of a film.
+        # A centre crop (open_clip's "shortest") would cut off the borders of a radiograph.
         resize="pad" if pixels["resize_mode"] == "longest" else "stretch",
         mean=tuple(mean),
         std=tuple(std),

@@ -42,7 +42,7 @@ _FOREIGN = ("custom_text", "multimodal_cfg", "init_logit_bias", "nonscalar_logit
 
 
 class ImageFeatures(NamedTuple):
-    """What the frozen image tower gives."""
+    """Output of the frozen image tower."""
 
     global_: Tensor
     """(B,D) raw global features u"""
@@ -134,7 +134,7 @@ def image_features(clip: open_clip.CLIP, images: Tensor) -> ImageFeatures:
 
 
 def resnet_grid(visual: Any, images: Tensor) -> Tensor:
-    """What a ModifiedResNet's attention pool sees (B,channels,h/32,w/32) of images (B,3,h,w)."""
+    """Input of a ModifiedResNet's attention pool (B,channels,h/32,w/32) of images (B,3,h,w)."""
     return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
 
 

@@ -1,4 +1,4 @@
-"""The frozen image tower in its inference form: batch norm folded, attention pool absorbed, low precision."""
+"""The frozen image tower prepared for inference: batch norm folded, attention pool absorbed, low precision."""
 
 from __future__ import annotations
 

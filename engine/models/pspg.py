@@ -40,14 +40,14 @@ class TextFeatures(NamedTuple):
 
 @dataclass
 class PsPGOutput:
-    """What one forward pass gives."""
+    """Output of one forward pass."""
 
     logits: Tensor
     """(B,2,C), index 0 positive; index 1 is 0 where there are positive prompts only"""
     pair_logits: Tensor | None
     """(B,P), pairs i < j row-major, where asked for"""
     prompts: Prompts
-    """as in `TextFeatures`"""
+    """prompts, as in `TextFeatures`"""
     image_vectors: Tensor | None
     """(B,D) fused image vectors; None where each class has its own"""
     logit_scale: Tensor
@@ -105,7 +105,7 @@ class PromptHead(nn.Module):
         config: everything of the decoders, and fusion.
 
     Attributes:
-        impl: form of the operators, as their `impl`.
+        impl: implementation of the operators, as their `impl`.
         text_memory: bytes of the text tower's activations to hold at a time; None: the operators' default.
         channel_attention: fusion of an image's tokens.
 
@@ -251,7 +251,7 @@ class PsPG(nn.Module):
 
     @property
     def head(self) -> PromptHead:
-        """What trains, as one module; it shares this model's parameters."""
+        """Everything that trains, as one module; it shares this model's parameters."""
         return self._head[0]
 
     def set_classes(self, names: Sequence[str]) -> None:
@@ -271,7 +271,7 @@ class PsPG(nn.Module):
         return self._make_class_set(names).to(self.logit_scale.device, self.logit_scale.dtype)
 
     def freeze(self, dtype: torch.dtype | None = None) -> PsPG:
-        """Put both towers into their inference form, on the device where the model is; call it after `.to(device)`.
+        """Prepare both towers for inference, on the device where the model is; call it after `.to(device)`.
 
         The CLIP itself stays as it is: class features are made with it, and exports hold it.
 

@@ -25,7 +25,7 @@ class TemplateTexts(NamedTuple):
     positive: Tensor
     negative: Tensor
     plain: Tensor
-    """of the name alone"""
+    """features of the name alone"""
 
 
 @torch.inference_mode()

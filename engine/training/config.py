@@ -27,7 +27,7 @@ class OptimConfig:
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
     momentum: FractionBelowOne = 0.9
-    """of sgd, with Nesterov"""
+    """Nesterov momentum of sgd"""
     epochs: PositiveInt = 50
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: NonNegativeFloat = 5
@@ -87,7 +87,7 @@ class TrainConfig:
 
 
 def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
-    """What a run of so many processes lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
+    """The first thing that so many processes lack for the step to be a CUDA graph; None: nothing, given a GPU."""
     needs = {
         "task prompt": config.task == "prompt",
         "zero_stage 0": config.zero_stage == 0,

@@ -111,7 +111,7 @@ class StepGraph:
 
 
 def _agree(one: Outcome, other: Outcome) -> bool:
-    """Whether outcomes are equal to a rounding of bfloat16, 0.5 % of the loss and of the norm of all gradients."""
+    """True if outcomes are equal to a rounding of bfloat16, 0.5 % of the loss and of the norm of all gradients."""
     if [part is None for part in one[2]] != [part is None for part in other[2]]:
         return False
     pairs = [(a.double(), b.double()) for a, b in zip(one[2], other[2], strict=True) if a is not None and b is not None]

@@ -1,4 +1,4 @@
-"""What makes two runs the same computation, so that one may continue the other."""
+"""Fingerprint of a run: what makes two runs the same computation, so that one may continue the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both phases set up alike: backbone, data set, loader, the first files of a run."""
+"""Setup that both phases share: backbone, data set, loader, the first files of a run."""
 
 from __future__ import annotations
 

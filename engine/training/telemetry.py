@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard and a progress bar."""
+"""Reports of a run while it trains: metrics.jsonl, TensorBoard and a progress bar."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Telemetry:
 
 
 class LoaderWatch:
-    """How much of the time the host waits for the loader, and one line, once, where that limits a run.
+    """Share of the time that the host waits for the loader, and one line, once, where that limits a run.
 
     Only the host's clock is read. The first batch of an epoch does not count: its loader is starting.
 

@@ -46,7 +46,7 @@ class Task(Protocol):
     """nn.Module that trains; called with `inputs(batch)`"""
 
     def inputs(self, batch: Any) -> tuple[Any, ...]:
-        """What the module is called with: moves the batch to the device and runs what is frozen."""
+        """Arguments of the module: moves the batch to the device and runs what is frozen."""
 
     def loss(self, output: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss to minimise and detached scalars to log."""
@@ -58,7 +58,7 @@ class Task(Protocol):
         """Metrics of the validation split with the weights of `module`; every rank calls it and gets the same."""
 
     def score(self, metrics: dict[str, float]) -> float | None:
-        """What the best epoch has most of; None: no validation, the last epoch is the best."""
+        """Score of an epoch, of which the best has most; None: no validation, the last epoch is the best."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Where a command runs, and in what precision."""
+"""Device and precision of a command."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ..precision import no_autocast
 from .stacked import merge, split
 
 EPS = 1e-5
-"""of LayerNorm, as F.layer_norm has it"""
+"""epsilon of LayerNorm, as F.layer_norm has it"""
 
 
 class StepWeights(NamedTuple):

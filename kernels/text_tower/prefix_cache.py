@@ -83,7 +83,7 @@ def encode_prefixes(
 
 
 def single_suffixes(tower: TextTower, template: PromptTemplate, prompt_length: int) -> Suffixes:
-    """What follows the prefix in the single prompt of each class: EOS; in prefix mode ".", EOS. C suffixes."""
+    """Suffixes after the prefix in the single prompt of each class: EOS; in prefix mode ".", EOS. C suffixes."""
     steps = torch.arange(2 if template.named else 1, device=template.token_suffix.device)
     offsets = template.name_lengths[:, None] + steps  # (C,T) into the token suffix
     tokens = template.token_suffix.gather(1, offsets[..., None].expand(-1, -1, template.token_suffix.shape[-1]))
@@ -91,7 +91,7 @@ def single_suffixes(tower: TextTower, template: PromptTemplate, prompt_length: i
 
 
 def pair_suffixes(tower: TextTower, template: PromptTemplate, prompts: Tensor) -> Suffixes:
-    """What follows the prefix of i in the pair prompts (i, j): [V_j, EOS]; in prefix mode [V_j, name_j, "."].
+    """Suffixes after the prefix of i in the pair prompts (i, j): [V_j, EOS]; in prefix mode [V_j, name_j, "."].
 
     Positions start after name_i, so there is one suffix for each j and each length that a name has: C suffixes a
     length, shortest first.

@@ -55,7 +55,7 @@ class TextTower:
     """(W,D)"""
     heads: int
     eps: float = 1e-5
-    """of every LayerNorm"""
+    """epsilon of every LayerNorm"""
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
     @property

@@ -21,7 +21,7 @@ MILLISECONDS = {"reference": 8.0, "repaired": 4.0, "eager": 1.0}
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As few repetitions as there can be, and peaks that need no measuring."""
+    """The fewest repetitions there can be, and peaks that need no measuring."""
     monkeypatch.setattr(jobs, "SECONDS", 0.0)
     monkeypatch.setattr(harness, "FEWEST", 2)
     monkeypatch.setattr(jobs, "peaks_of", lambda device, dtypes: {**dict.fromkeys(dtypes, 1e12), "bandwidth": 1e11})

@@ -1,4 +1,4 @@
-"""What the gate lets pass and what it does not."""
+"""Right and wrong results at the gate."""
 
 from __future__ import annotations
 

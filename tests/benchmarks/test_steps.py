@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo_clip.json")
 FORMS = ("reference", "repaired", "eager")
 NARROW = {"W": 64, "layers": 2, "heads": 2, "D": 128, "H": 64}
-FILMS = {"B": 4, "batches": 3, "films": 4, "size": 64, "image_size": 32, "workers": 0}
+LOADING = {"B": 4, "batches": 3, "files": 4, "size": 64, "image_size": 32, "workers": 0}
 
 
 def phase2(dtype: torch.dtype = torch.float32, **options: Any) -> Phase2:
@@ -115,16 +115,16 @@ def test_growth_of_the_text_side_and_the_estimate_on_its_sample(quick: None, mon
 
 
 def test_loaders_are_measured_behind_pillows_pixels(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    (row,) = bench("load_png", impl="torch", device="cpu", **FILMS)
+    (row,) = bench("load_png", impl="torch", device="cpu", **LOADING)
     assert (row.status, row.error) == (OK, 0)
     assert row.p50
     monkeypatch.setattr(loaders, "grey_levels", lambda dataset, batch: 9.0)
-    (row,) = bench("load_cache", impl="torch", device="cpu", **FILMS)
+    (row,) = bench("load_cache", impl="torch", device="cpu", **LOADING)
     assert (row.status, row.p50) == (FAILED, None)
 
 
 def test_the_distance_of_pixels_sees_a_flip(tmp_path: Path) -> None:
-    dataset = loaders._dataset("jpeg", Sizes(FILMS), tmp_path)
+    dataset = loaders._dataset("jpeg", Sizes(LOADING), tmp_path)
     batch = next(iter(loaders.make_train_loader(dataset, batch_size=2).batches(0)))
     assert loaders.grey_levels(dataset, batch) == 0
     batch.pixels = batch.pixels.flip(-1)

@@ -42,7 +42,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """72 training, 24 validation and 40 test films of 64 pixels, and clip.json."""
+    """72 training, 24 validation and 40 test images of 64 pixels, and clip.json."""
     from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
 
     folder = tmp_path_factory.mktemp("data") / "phantoms"
@@ -208,12 +208,12 @@ def model_folder(make_clip: Callable[..., Any], names: list[str], tmp_path: Path
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """A folder of five grey PNGs of noise, two of them below it."""
     import numpy as np
     from PIL import Image
 
-    folder = tmp_path / "films"
+    folder = tmp_path / "images"
     (folder / "b").mkdir(parents=True)
     noise = np.random.default_rng(0)
     for name in ("a.png", "A_.png", "a?.png", "b/a.png", "b/c d.png"):

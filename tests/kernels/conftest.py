@@ -57,7 +57,7 @@ def make_template() -> Callable[..., PromptTemplate]:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where kernels run: a GPU, or else Triton's interpreter."""
+    """Device that kernels run on: a GPU, or else Triton's interpreter."""
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return torch.device("cuda")
     return torch.device("cpu")

@@ -17,7 +17,7 @@ from .compiling import Resources, jit_function
 SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """architecture → bytes of shared memory that one program can have"""
 BANDWIDTH, TENSOR_RATE, LAUNCH_SECONDS = 4.8e12, 790e12, 2e-6
-"""of the model: bytes/s, FLOP/s, s"""
+"""constants of the model: bytes/s, FLOP/s, s"""
 ASSUMPTIONS = (
     "Time on one H200: a model, not measured. Every distinct tensor that a launch is given moves once, whole, at "
     "4.8 TB/s (gathers, partial reads and second reads are not seen); products run at 790 TFLOP/s (dense bf16; tf32x3, "

@@ -95,8 +95,8 @@ class StudyConfig:
     intervals: bool = False
     """show intervals in Markdown and HTML, too (the CSV always has them): bootstrap with one seed, else of the seeds"""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """of the runs; with several, cells are means over them with the 95 % interval of the mean"""
+    """seeds of the runs; with several, cells are means over them with the 95 % interval of the mean"""
     processes: PositiveInt = 1
-    """of each training run and evaluation, by torchrun on this machine: the number of its GPUs"""
+    """processes of each training run and evaluation, by torchrun on this machine: the number of its GPUs"""
     quoted: bool = True
     """show the quoted numbers"""

@@ -33,9 +33,9 @@ class Result:
     parameters: int | None = None
     """trainable parameters"""
     peak_bytes: int | None = None
-    """of the training"""
+    """peak memory of the training"""
     step_seconds: float | None = None
-    """of the training"""
+    """seconds an optimizer step of the training"""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class VinDrConfig(SplitConfig):
     min_readers: PositiveInt = 2
     """readers who must see a class, of the three of a training image"""
     suffix: str = ".dicom"
-    """of the image files; .png or .jpg for copies that were converted"""
+    """suffix of the image files; .png or .jpg for copies that were converted"""
 
 
 @dataclass

@@ -30,7 +30,7 @@ class Prepared:
     """A batch of B images before decoding and augmentation."""
 
     keys: list[Key]
-    """of the readable images"""
+    """keys of the readable images"""
     batch: Batch
     """its pixels are still to come, uint8 (0,h,w)"""
     images: Tensor

@@ -34,7 +34,7 @@ class TorchBatches:
 
 
 Load = Callable[[ImageDataset, Keys, int], Iterable[Batch]]
-"""How batches are loaded: `TorchBatches`, or another with the same arguments."""
+"""The class that loads batches: `TorchBatches`, or another with the same arguments."""
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""From official files to manifests: what all data sets share."""
+"""Official files made into manifests: what all data sets share."""

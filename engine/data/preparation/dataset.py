@@ -44,7 +44,7 @@ class SplitConfig(PrepareConfig):
     test_fraction: ClosedUnitInterval = 0.2
     """share of the patients for the test, where no official list says which; 1 with val_fraction 0: all"""
     seed: Seed = 0
-    """of the split"""
+    """seed of the split"""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a radiology report to the text of phase 1: its impression, without physicians and view positions.
+"""The text of phase 1 from a radiology report: its impression, without physicians and view positions.
 
 Paper, appendix A.1: report texts were trimmed to the fields IMPRESSION or CONCLUSION, and physician identifiers and
 sequences of view positions omitted. What follows is this engine's reading of that sentence, for English reports as in

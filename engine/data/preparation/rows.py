@@ -25,7 +25,7 @@ class Row:
 
     @property
     def candidates(self) -> list[str]:
-        """Where the file may be, the usual place first."""
+        """Paths where the file may be, the usual place first."""
         return [f"{folder}/{self.filepath}" if folder else self.filepath for folder in self.folders]
 
 

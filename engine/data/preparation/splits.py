@@ -1,4 +1,4 @@
-"""Which split an image belongs to, so that no patient is in two."""
+"""The split that an image belongs to, so that no patient is in two."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def _curve(roc: Axes, pr: Axes, labels: Labels, scores: Floats, **style: Any) ->
 
 
 def _thin(x: Floats, y: Floats, points: int = 800) -> tuple[Floats, Floats]:
-    """At most so many points of a curve, spread over its horizontal axis and its rank."""
+    """Thin a curve to at most so many points, spread over its horizontal axis and its rank."""
     if x.size <= points:
         return x, y
     by_rank = np.linspace(0, x.size - 1, points // 2).astype(int)

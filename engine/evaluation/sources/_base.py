@@ -34,7 +34,7 @@ class Split:
     class_lists: Sequence[list[str]]
     """each is scored by itself; none: only labels and features are wanted"""
     title: str
-    """of the progress bar"""
+    """title of the progress bar"""
 
 
 class Method(ABC):

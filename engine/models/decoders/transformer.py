@@ -12,7 +12,7 @@ from . import DECODERS
 from ._base import DecoderSizes, PromptDecoder, initialise
 
 BLOCKS = 2
-"""as published"""
+"""blocks, as published"""
 
 
 class Block(nn.Module):

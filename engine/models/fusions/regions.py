@@ -14,7 +14,7 @@ from ._base import Fusion
 SHARPNESS = 20.0
 """inverse temperature of the softmax over places (Sun et al. 2022)"""
 SCALE = 100.0
-"""of the logits: the similarities that are pooled are scaled by 20, and the result by 5 (Sun et al. 2022)"""
+"""scale of the logits: the similarities that are pooled are scaled by 20, and the result by 5 (Sun et al. 2022)"""
 
 
 @FUSIONS.register

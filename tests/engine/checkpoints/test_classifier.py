@@ -114,7 +114,7 @@ def test_scores_depend_on_the_image_alone(export: Callable[..., tuple[Path, Path
 
 
 def test_predict_scores_with_a_classifier(
-    export: Callable[..., tuple[Path, Path]], films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Callable[..., tuple[Path, Path]], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, folder = export(vit=True)
     # A classifier has no text tower to run.
@@ -125,18 +125,18 @@ def test_predict_scores_with_a_classifier(
         found = predict(config)
         return dict(zip(found.ids, found.probabilities, strict=True))
 
-    everything = scores(input=str(films))
+    everything = scores(input=str(image_folder))
     lines = [json.dumps({"id": name, "filepath": name}) for name in reversed(everything)]
-    (films / "all.jsonl").write_text("\n".join(lines))
-    shuffled = scores(input=str(films / "all.jsonl"), batch_size=2)
+    (image_folder / "all.jsonl").write_text("\n".join(lines))
+    shuffled = scores(input=str(image_folder / "all.jsonl"), batch_size=2)
     assert list(shuffled) == list(reversed(everything))
     monkeypatch.undo()
-    config = PredictConfig(checkpoint=str(source), input=str(films), output=str(tmp_path / "y.csv"), workers=0)
+    config = PredictConfig(checkpoint=str(source), input=str(image_folder), output=str(tmp_path / "y.csv"), workers=0)
     expected = predict(config)
     for name, row in zip(expected.ids, expected.probabilities, strict=True):
         np.testing.assert_allclose(everything[name], row, atol=1e-6)
         np.testing.assert_allclose(shuffled[name], row, atol=1e-6)
-    some = scores(input=str(films), class_names=["no finding", "edema"])
+    some = scores(input=str(image_folder), class_names=["no finding", "edema"])
     for name, row in some.items():
         np.testing.assert_allclose(row, everything[name][[3, 2]], atol=1e-6)
 
@@ -170,7 +170,7 @@ def test_what_the_json_holds(export: Callable[..., tuple[Path, Path]]) -> None:
 )
 def test_what_a_classifier_cannot_do_is_one_line(
     export: Callable[..., tuple[Path, Path]],
-    films: Path,
+    image_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -181,7 +181,7 @@ def test_what_a_classifier_cannot_do_is_one_line(
     (tmp_path / "classes.txt").write_text("edema\n")
     capsys.readouterr()
     arguments = [word.replace("x.jsonl", str(tmp_path / "x.jsonl")) for word in arguments]
-    source = ["--input", str(films)] if arguments[0] == "predict" else []
+    source = ["--input", str(image_folder)] if arguments[0] == "predict" else []
     assert main([*arguments, *source, "--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -19,7 +19,7 @@ from pspg.engine.training.tasks import PromptTask
 
 
 def scores(checkpoint: Path, phantoms: Path, output: Path, *arguments: str) -> np.ndarray:
-    """What `predict` writes, (N,C)."""
+    """Probabilities that `predict` writes, (N,C)."""
     command = ["predict", "--checkpoint", str(checkpoint), "--input", str(phantoms / "test.jsonl")]
     assert main([*command, "--output", str(output), "--workers", "0", *arguments]) == 0
     with output.open(newline="") as file:

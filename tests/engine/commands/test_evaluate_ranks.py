@@ -41,7 +41,7 @@ def score(model, images, class_names):
 
 @pytest.fixture(scope="module")
 def model(phantoms: Path, settings: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phase-2 run, and manifests of the test films of which some or all are unreadable."""
+    """A phase-2 run, and manifests of the test images of which some or all are unreadable."""
     run = tmp_path_factory.mktemp("model") / "run"
     assert main([*settings("prompt"), "--optim.epochs", "1", "--output", str(run)]) == 0
     clip, pixels = load_clip_folder(run)

@@ -17,7 +17,7 @@ SECRET = "Doe^Jane"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten sound films of every kind, in good.jsonl; the same and one of every kind of damage in all.jsonl."""
+    """Ten sound images of every kind, in good.jsonl; the same and one of every kind of damage in all.jsonl."""
     rng = np.random.default_rng(0)
     grey = (128 + 100 * np.sin(np.arange(40000) / 700) + rng.normal(0, 2, 40000)).astype(np.uint8).reshape(200, 200)
     film = Image.fromarray(grey)
@@ -78,7 +78,7 @@ def test_unusable_files_are_counted_by_reason_and_listed(folder, capsys, kind):
 
 def test_dicom_files_are_checked_and_nothing_of_them_is_printed(tmp_path, capfd):
     pydicom = pytest.importorskip("pydicom")
-    pytest.importorskip("data_store", reason="pydicom-data holds the real film")
+    pytest.importorskip("data_store", reason="pydicom-data holds the real radiograph")
     for name, source in {"film.dcm": "RG3_J2KR.dcm", "colour.dcm": "SC_rgb.dcm"}.items():
         ds = pydicom.dcmread(pydicom.data.get_testdata_file(source, download=False))
         ds.PatientName = ds.StudyDescription = SECRET

@@ -1,4 +1,4 @@
-"""What a run takes from its data: the view of the images that each part sees, the bank, and what resuming compares."""
+"""A run's view of its data: the view of the images that each part sees, the bank, and what resuming compares."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ N = 8
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Eight films of noise with two labels each, classes.txt and clip.json."""
+    """Eight images of noise with two labels each, classes.txt and clip.json."""
     noise = np.random.default_rng(0)
     lines = []
     for number in range(N):

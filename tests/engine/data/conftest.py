@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from pspg.engine.data.manifest import Sample
 
 
 @pytest.fixture
 def samples(tmp_path):
+    from PIL import Image
+
+    from pspg.engine.data.manifest import Sample
+
     noise = np.random.default_rng(0)
     made = []
     for number in range(11):

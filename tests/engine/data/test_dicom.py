@@ -1,4 +1,4 @@
-"""DICOM: the grey pipeline against hand-made files, a real film, and what must never be printed."""
+"""DICOM: the grey pipeline against hand-made files, a real radiograph, and what must never be printed."""
 
 import logging
 import sys
@@ -109,13 +109,13 @@ def test_padding_is_black_and_does_not_stretch_the_range(tmp_path):
     assert inverted.tolist() == [[0, 255, 128, 0]]
 
 
-def real_film(name):
-    pytest.importorskip("data_store", reason="pydicom-data holds the real film")
+def real_radiograph(name):
+    pytest.importorskip("data_store", reason="pydicom-data holds the real radiograph")
     return get_testdata_file(name, download=False)
 
 
 def test_real_chest_film():
-    path = real_film("RG1_UNCR.dcm")
+    path = real_radiograph("RG1_UNCR.dcm")
     film = np.asarray(read_image(path))
     ds = pydicom.dcmread(path)
     expected = 255 * (1 - apply_voi_lut(ds.pixel_array, ds) / (2**ds.BitsStored - 1))
@@ -137,23 +137,25 @@ def check_exposure(film):
 
 
 @pytest.mark.parametrize("encoding", ["UNCI", "J2KR", "J2KI"])
-def test_real_film_in_the_encodings_it_comes_in(tmp_path, encoding):
+def test_real_radiograph_in_the_encodings_it_comes_in(tmp_path, encoding):
     """Implicit or explicit, uncompressed, JPEG 2000 lossless (R) or lossy (I), and without a suffix."""
-    film = read_dicom(real_film("RG1_UNCR.dcm"))
+    film = read_dicom(real_radiograph("RG1_UNCR.dcm"))
     copy = tmp_path / "film"
-    copy.write_bytes(Path(real_film(f"RG1_{encoding}.dcm")).read_bytes())
+    copy.write_bytes(Path(real_radiograph(f"RG1_{encoding}.dcm")).read_bytes())
     found = np.asarray(read_image(copy))
     check_exposure(found)
-    # UNCI is the lossy film, decoded.
-    lossless = read_dicom(real_film("RG1_UNCI.dcm")) if encoding == "J2KI" else film
+    # UNCI is the lossy image, decoded.
+    lossless = read_dicom(real_radiograph("RG1_UNCI.dcm")) if encoding == "J2KI" else film
     assert np.abs(found.astype(int) - lossless).max() == (3 if encoding == "UNCI" else 0)
     assert np.abs(found.astype(int) - film).mean() < 0.5
 
 
-def test_real_film_in_rle(tmp_path):
-    ds = pydicom.dcmread(real_film("RG1_UNCR.dcm"))
+def test_real_radiograph_in_rle(tmp_path):
+    ds = pydicom.dcmread(real_radiograph("RG1_UNCR.dcm"))
     ds.compress(RLELossless)
-    np.testing.assert_array_equal(read_dicom(saved(tmp_path / "a.dcm", ds)), read_dicom(real_film("RG1_UNCR.dcm")))
+    np.testing.assert_array_equal(
+        read_dicom(saved(tmp_path / "a.dcm", ds)), read_dicom(real_radiograph("RG1_UNCR.dcm"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,9 +169,9 @@ def test_real_film_in_rle(tmp_path):
         ("DeflatedExplicitVRLittleEndian", "1.2.840.10008.1.2.1.99"),
     ],
 )
-def test_real_film_in_other_lossless_encodings(tmp_path, syntax, uid):
-    gdcm = pytest.importorskip("gdcm", reason="python-gdcm encodes the film")
-    source = real_film("RG1_UNCR.dcm")
+def test_real_radiograph_in_other_lossless_encodings(tmp_path, syntax, uid):
+    gdcm = pytest.importorskip("gdcm", reason="python-gdcm encodes the image")
+    source = real_radiograph("RG1_UNCR.dcm")
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
     reader.SetFileName(source)
     assert reader.Read()
@@ -186,10 +188,10 @@ def test_real_film_in_other_lossless_encodings(tmp_path, syntax, uid):
 
 @pytest.mark.parametrize("name", ["vlut_04.dcm", "mlut_18.dcm"])
 def test_lookup_tables_of_real_files(name):
-    ds = pydicom.dcmread(real_film(name))
+    ds = pydicom.dcmread(real_radiograph(name))
     values = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds).astype(float)
     expected = 255 * (values - values.min()) / np.ptp(values)
-    assert np.abs(read_dicom(real_film(name)) - expected).max() <= 0.51
+    assert np.abs(read_dicom(real_radiograph(name)) - expected).max() <= 0.51
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -239,7 +241,7 @@ def test_fewer_pixels_than_rows_and_columns_is_cut_short(tmp_path):
 
 @pytest.mark.parametrize("name", ["RG1_J2KR.dcm", "JPEG-LL.dcm"])
 def test_cut_streams(tmp_path, name, recwarn):
-    with open(real_film(name), "rb") as file:
+    with open(real_radiograph(name), "rb") as file:
         data = file.read()
     (tmp_path / name).write_bytes(data[: len(data) // 2] + bytes(1000))
     logged: list[logging.LogRecord] = []
@@ -270,7 +272,7 @@ def test_a_decoder_that_panics(tmp_path):
 @pytest.mark.parametrize("name", ["US1_J2KR.dcm", "SC_rgb.dcm", "OBXXXX1A.dcm", "SC_ybr_full_uncompressed.dcm"])
 def test_real_colour_files_are_refused(name):
     with pytest.raises(BadImage, match=r"not monochrome"):
-        read_dicom(real_film(name))
+        read_dicom(real_radiograph(name))
 
 
 def test_the_limit_of_pixels(tmp_path):

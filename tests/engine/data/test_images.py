@@ -25,7 +25,7 @@ def test_16_bit_png_neither_collapses_nor_saturates(tmp_path, bits):
 
 
 def test_window_keeps_exposure_within_a_bit_depth():
-    # an underexposed 12-bit film stays darker than a well exposed one
+    # an underexposed 12-bit image stays darker than a well exposed one
     dim, bright = np.array([[0, 2048]]), np.array([[0, 4095]])
     assert window16(dim).tolist() == [[0, 128]]
     assert window16(bright).tolist() == [[0, 255]]

@@ -1,4 +1,4 @@
-"""What launchers announce, and ranks that do not find each other: one line each."""
+"""The environment that launchers set, and ranks that do not find each other: one line each."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def one_image(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The training rows with their labels, all showing the same film.
+    """The training rows with their labels, all showing the same image.
 
     Then every rank's context is the same, and the loss of phase 2 with BCE is a mean over samples.
     """

@@ -1,4 +1,4 @@
-"""What scoring keeps of an image, and the probe that is fitted on it."""
+"""Features that scoring keeps of an image, and the probe that is fitted on it."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_the_picture_shows_the_map_where_it_belongs() -> None:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What is drawn, instead of the slow pictures."""
+    """Calls that draw, instead of the slow pictures."""
     calls: list[dict[str, Any]] = []
 
     def record(film: np.ndarray, maps: torch.Tensor, names: list[str], found: list[float], **other: Any) -> bytes:
@@ -95,10 +95,11 @@ def scores(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_every_image_has_a_picture_of_its_own(
-    model_folder: Make, films: Path, tmp_path: Path, drawn: list[dict[str, Any]]
+    model_folder: Make, image_folder: Path, tmp_path: Path, drawn: list[dict[str, Any]]
 ) -> None:
-    (films / "film.dcm").write_bytes(Path(str(get_testdata_file("RG1_UNCR.dcm", download=False))).read_bytes())
-    assert run(model_folder(vit=True), films, tmp_path, "--class_names", "[gallstone, edema]", "--batch_size", "4") == 0
+    (image_folder / "film.dcm").write_bytes(Path(str(get_testdata_file("RG1_UNCR.dcm", download=False))).read_bytes())
+    arguments = ["--class_names", "[gallstone, edema]", "--batch_size", "4"]
+    assert run(model_folder(vit=True), image_folder, tmp_path, *arguments) == 0
     files = {path.name for path in (tmp_path / "maps").iterdir()}
     assert files == {"A.png", "a_2.png", "a_3.png", "b_a.png", "b_c_d.png", "film.png"}
     found = scores(tmp_path)
@@ -108,21 +109,25 @@ def test_every_image_has_a_picture_of_its_own(
         assert call["names"] == sorted(row, key=lambda name: -row[name])
         assert call["found"] == pytest.approx([row[name] for name in call["names"]])
         assert call["maps"].shape == (2, 2, 2)
-    with Image.open(films / "a.png") as film:
+    with Image.open(image_folder / "a.png") as film:
         expected = np.asarray(film.resize((32, 32), Image.Resampling.BICUBIC))
     assert any(np.array_equal(call["film"], expected) for call in drawn)
 
 
 def test_some_classes_above_a_threshold(
-    model_folder: Make, films: Path, tmp_path: Path, drawn: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    model_folder: Make,
+    image_folder: Path,
+    tmp_path: Path,
+    drawn: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = model_folder(vit=True)
-    assert run(model, films, tmp_path / "all") == 0
+    assert run(model, image_folder, tmp_path / "all") == 0
     everything, classes = scores(tmp_path / "all"), ["edema", "cardiomegaly"]
     limit = sorted(row[name] for row in everything.values() for name in classes)[7]
     drawn.clear()
     arguments = ["--map_classes", json.dumps(classes), "--map_threshold", str(limit - 1e-7)]
-    assert run(model, films, tmp_path / "some", *arguments) == 0
+    assert run(model, image_folder, tmp_path / "some", *arguments) == 0
     expected = {id: {n for n in classes if row[n] > limit - 1e-6} for id, row in everything.items()}
     expected = {id: names for id, names in expected.items() if names}
     assert {call["title"]: set(call["names"]) for call in drawn} == expected
@@ -133,10 +138,10 @@ def test_some_classes_above_a_threshold(
 
 
 def test_many_classes_take_several_pictures(
-    model_folder: Make, films: Path, tmp_path: Path, drawn: list[dict[str, Any]]
+    model_folder: Make, image_folder: Path, tmp_path: Path, drawn: list[dict[str, Any]]
 ) -> None:
     names = [f"finding {chr(97 + i)}" for i in range(14)]
-    assert run(model_folder(vit=True), films / "a.png", tmp_path, "--class_names", json.dumps(names)) == 0
+    assert run(model_folder(vit=True), image_folder / "a.png", tmp_path, "--class_names", json.dumps(names)) == 0
     assert [len(call["names"]) for call in drawn] == [11, 3]
     assert {name for call in drawn for name in call["names"]} == set(names)
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {"a.png", "a-2.png"}
@@ -146,26 +151,26 @@ def test_many_classes_take_several_pictures(
 
 
 def test_a_classifier_draws_what_the_model_draws(
-    model_folder: Make, films: Path, tmp_path: Path, drawn: list[dict[str, Any]]
+    model_folder: Make, image_folder: Path, tmp_path: Path, drawn: list[dict[str, Any]]
 ) -> None:
     model, classifier = model_folder(vit=True), tmp_path / "classifier"
     export = ["export-checkpoint", "--checkpoint", str(model), "--output", str(classifier), "--layout", "classifier"]
     assert main(export) == 0
-    assert run(model, films, tmp_path / "x") == run(classifier, films, tmp_path / "y") == 0
+    assert run(model, image_folder, tmp_path / "x") == run(classifier, image_folder, tmp_path / "y") == 0
     assert len(drawn) == 10
     for live, frozen in zip(drawn[:5], drawn[5:], strict=True):
         assert live["names"] == frozen["names"]
         torch.testing.assert_close(live["maps"], frozen["maps"], rtol=0, atol=1e-5)
 
 
-def test_the_pictures_are_pictures(model_folder: Make, films: Path, tmp_path: Path) -> None:
+def test_the_pictures_are_pictures(model_folder: Make, image_folder: Path, tmp_path: Path) -> None:
     lines = [{"id": "../$x$", "filepath": "a.png"}, {"id": "_", "filepath": "b/a.png"}]
-    (films / "two.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (image_folder / "two.jsonl").write_text("\n".join(map(json.dumps, lines)))
     names = json.dumps(
         ["$\\frac{$", "a very long class name that goes on and on, to the end of a line and beyond it, too"]
     )
     arguments = ["--class_names", names, "--context", "batch"]
-    assert run(model_folder(), films / "two.jsonl", tmp_path, *arguments) == 0
+    assert run(model_folder(), image_folder / "two.jsonl", tmp_path, *arguments) == 0
     files = sorted((tmp_path / "maps").iterdir())
     assert [file.name for file in files] == ["image.png", "x.png"]
     for file in files:
@@ -181,25 +186,25 @@ def test_the_pictures_are_pictures(model_folder: Make, films: Path, tmp_path: Pa
         (["--map_threshold", "1.5"], "map_threshold: must be >= 0 and <= 1, got 1.5"),
         (["--maps", "null", "--map_threshold", "0.5"], "map_threshold: needs maps"),
         (["--maps", "null", "--map_classes", "[edema]"], "map_classes: needs maps"),
-        (["--maps", "FILMS"], "maps: "),
+        (["--maps", "IMAGES"], "maps: "),
         (["--on_bad_image", "error", "--batch_size", "2"], "z.png"),
     ],
 )
 def test_a_mistake_leaves_nothing_behind(
     model_folder: Make,
-    films: Path,
+    image_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     drawn: list[dict[str, Any]],
     arguments: list[str],
     message: str,
 ) -> None:
-    (films / "z.png").write_bytes(b"no picture")
-    arguments = [word.replace("FILMS", str(films)) for word in arguments]
-    before = sorted(films.rglob("*"))
-    assert run(model_folder(vit=True), films, tmp_path / "out", *arguments) == 2
+    (image_folder / "z.png").write_bytes(b"no picture")
+    arguments = [word.replace("IMAGES", str(image_folder)) for word in arguments]
+    before = sorted(image_folder.rglob("*"))
+    assert run(model_folder(vit=True), image_folder, tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
-    assert sorted(films.rglob("*")) == before
+    assert sorted(image_folder.rglob("*")) == before

@@ -108,7 +108,7 @@ def check_run(run: Path, result: dict[str, Any], states: list[State], score: flo
 
 
 def probabilities(folder: Path, names: list[str], batch: Batch) -> list[Any]:
-    """What `evaluate` scores a batch with."""
+    """Probabilities of a batch, as `evaluate` scores it."""
     config = EvaluateConfig(checkpoint=str(folder))
     source: Any = open_source(check_source(config), config, torch.device("cpu"), None)
     assert source.settings["checkpoint"] == str(weights_of(folder))
@@ -138,7 +138,7 @@ def test_contrastive_publishes_the_first_epoch_of_the_smallest_loss(
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
 def test_prompt_publishes_the_epoch_of_the_largest_macro_auc(
-    make_clip: Callable[..., Any], names: list[str], films: Path, tmp_path: Path, ema_decay: float
+    make_clip: Callable[..., Any], names: list[str], image_folder: Path, tmp_path: Path, ema_decay: float
 ) -> None:
     run, loader, clip = tmp_path / "run", Loader(names), make_clip().float()
     config = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2)
@@ -164,7 +164,7 @@ def test_prompt_publishes_the_epoch_of_the_largest_macro_auc(
 
     def predicted(folder: Path) -> list[Any]:
         table = str(tmp_path / "scores.csv")
-        settings = PredictConfig(checkpoint=str(folder), input=str(films), output=table, workers=0, device="cpu")
+        settings = PredictConfig(checkpoint=str(folder), input=str(image_folder), output=table, workers=0, device="cpu")
         return predict(settings).probabilities.tolist()
 
     assert predicted(run) == predicted(expected)

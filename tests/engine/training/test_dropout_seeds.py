@@ -1,4 +1,4 @@
-"""Which ranks draw the same dropout: all that share a batch, and no others."""
+"""Ranks that draw the same dropout: all that share a batch, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the prompt task hands its settings to the pair loss."""
+"""The prompt task hands its settings to the pair loss."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class PairInputs:
     """A forward pass and its labels."""
 
     output: PsPGOutput
-    """of the head, for B images; its image vectors are those of all M images under `global_batch`"""
+    """output of the head, for B images; its image vectors are those of all M images under `global_batch`"""
     labels: Tensor
     """(B,C) in {1, 0, -1}"""
     tower: TextTower
@@ -69,7 +69,7 @@ class PairPromptLoss(PairLoss):
     target: ClassVar[Literal["batch", "sample"]]
 
     def __call__(self, inputs: PairInputs) -> Tensor:
-        """As in `PairLoss`; labels of -1 count as 0.
+        """Pair loss as in `PairLoss`; labels of -1 count as 0.
 
         Raises:
             ValueError: the output has no image vectors.

@@ -1,4 +1,4 @@
-"""What the seed of a run decides: the order of its images, cached or not, and the pixels of each."""
+"""Decisions of a run's seed: the order of its images, cached or not, and the pixels of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phantom films: reproducible bytes, labels that say what was drawn, vocabularies of every size."""
+"""Phantom radiographs: reproducible bytes, labels that say what was drawn, vocabularies of every size."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def lines(path: Path) -> list[str]:
 
 
 def test_same_bytes_with_more_workers(phantoms: Path, tmp_path: Path) -> None:
-    write_phantoms(SMALL, tmp_path / "again", workers=2)  # 94 films: two chunks, so two processes
+    write_phantoms(SMALL, tmp_path / "again", workers=2)  # 94 images: two chunks, so two processes
     assert contents(tmp_path / "again") == contents(phantoms)
     assert [p.name for p in tmp_path.iterdir()] == ["again"]  # no partial folder is left
 
 
-def test_a_film_depends_on_seed_and_index_only(phantoms: Path, tmp_path: Path) -> None:
+def test_an_image_depends_on_seed_and_index_only(phantoms: Path, tmp_path: Path) -> None:
     write_phantoms(PhantomConfig(**{**vars(SMALL), "train": 3}), tmp_path / "fewer", workers=1)
     write_phantoms(PhantomConfig(**{**vars(SMALL), "train": 3, "seed": 4}), tmp_path / "other", workers=1)
     for name in ("train-000002", "test-000008"):

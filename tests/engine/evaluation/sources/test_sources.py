@@ -81,8 +81,8 @@ def probabilities(folder: Path) -> np.ndarray:
     return np.array([row[1:] for row in table(folder / "predictions.csv")[1:]], dtype=float)
 
 
-def films(phantoms: Path, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """The test films (40,3,size,size), which are square, resized and normalised by hand."""
+def images_of(phantoms: Path, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """The test images (40,3,size,size), which are square, resized and normalised by hand."""
     lines = [json.loads(line) for line in (phantoms / "test.jsonl").read_text().splitlines()]
     images = [Image.open(phantoms / line["filepath"]).convert("L").convert("RGB") for line in lines]
     assert all(image.width == image.height for image in images)
@@ -120,7 +120,7 @@ def test_a_phase_1_folder_is_scored_with_the_papers_templates(
     count = sum(parameter.numel() for parameter in clip.parameters())
     assert list(found["trainable_parameters"].values()) == [count, count, count, 20 * (32 + 1)]
     names = load_label_names(phantoms / "classes.txt")
-    expected = by_hand(clip, films(phantoms, 64, (0.4,) * 3, (0.2,) * 3), names, 40)
+    expected = by_hand(clip, images_of(phantoms, 64, (0.4,) * 3, (0.2,) * 3), names, 40)
     np.testing.assert_allclose(probabilities(tmp_path / "report"), expected, atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_any_clip_has_its_own_pixels_and_layout(phantoms: Path, tmp_path: Path, 
     found = document(tmp_path / "report")
     assert list(found["results"]) == ["net", "template, positive only", "template, plain name"]
     assert found["settings"]["pixels"] == {"size": 32, "resize": "pad", "mean": list(MEAN), "std": list(STD)}
-    expected = by_hand(clip, films(phantoms, 32, MEAN, STD), load_label_names(phantoms / "classes.txt"), 40)
+    expected = by_hand(clip, images_of(phantoms, 32, MEAN, STD), load_label_names(phantoms / "classes.txt"), 40)
     assert np.ptp(expected) > 0.05
     np.testing.assert_allclose(probabilities(tmp_path / "report"), expected, atol=1e-5)
 
@@ -206,7 +206,7 @@ def test_towers_that_pspg_cannot_drive_are_scored(
     save_file({name: tensor.clone() for name, tensor in clip.state_dict().items()}, tmp_path / "clip.safetensors")
     (tmp_path / "net.json").write_text(json.dumps({**config, "custom_text": True, "preprocess_cfg": {"mean": MEAN}}))
     assert evaluate("--clip", tmp_path / "net.json", "--clip_weights", tmp_path / "clip.safetensors") == 0
-    images = films(phantoms, config["vision_cfg"]["image_size"], MEAN, open_clip.OPENAI_DATASET_STD)
+    images = images_of(phantoms, config["vision_cfg"]["image_size"], MEAN, open_clip.OPENAI_DATASET_STD)
     expected = by_hand(clip, images, load_label_names(phantoms / "classes.txt"), 40)
     np.testing.assert_allclose(probabilities(tmp_path / "report"), expected, atol=1e-5)
 
@@ -304,7 +304,7 @@ def test_a_hugging_face_text_tower(phantoms: Path, tmp_path: Path, evaluate) -> 
     ).input_ids
     with torch.no_grad():
         positive, negative = clip.encode_text(tokens, normalize=True).chunk(2)
-        images = films(phantoms, 32, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        images = images_of(phantoms, 32, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         image = clip.encode_image(images, normalize=True)
         expected = torch.sigmoid(clip.logit_scale.exp() * image @ (positive - negative).T).numpy()
     np.testing.assert_allclose(probabilities(tmp_path / "report"), expected, atol=1e-5)
