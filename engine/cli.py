@@ -196,6 +196,11 @@ def one_line(error: Exception) -> str:
     if key and refused:
         value = re.search(r"Given value: (.*)", text) or re.search(r"^(\S+) does not|'(.*)'$", refused[1])
         return f"{key[1]}: {plain_range(refused[1], next(filter(None, value.groups()), '') if value else '')}"
+    choice = re.search(r"Expected a typing.Literal\[(.*)\]\. Got value: (.*)", text)
+    if key and choice:
+        return f"{key[1]}: {choice[2]!r} is not one of {choice[1].replace(chr(39), '')}"
+    if "but it was not provided" in text:
+        return "give a command; --help lists them"
     return " ".join(text.split())
 
 

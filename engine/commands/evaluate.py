@@ -50,7 +50,7 @@ def evaluate_model(config: EvaluateConfig) -> Path | None:
     check_values(config)
     world = start(config.device, config.timeout_s, hosts_only=True)
     with ExitStack() as together:
-        lost = watch(world, config.timeout_s, lambda line: log.info(f"pspg-engine evaluate: error: {line}"))
+        lost = watch(world, config.timeout_s, lambda line: log.error(f"pspg-engine evaluate: error: {line}"))
         together.enter_context(lost)
         return _evaluate(config, source, world, together)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 
 from ..config import require
 from ..data.phantoms.dataset import PhantomConfig, write_phantoms
 from ..utils.files import check_output
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -27,3 +30,4 @@ def draw(config: DrawConfig) -> None:
     check_output(config.output)
     settings = asdict(config)
     write_phantoms(PhantomConfig(**{k: v for k, v in settings.items() if k != "output"}), settings["output"])
+    log.info(f"{config.train + config.val + config.test} images: {config.output}")

@@ -84,7 +84,7 @@ def _watch(config: TrainConfig, world: World) -> AbstractContextManager[Any]:
         except UserError:
             last = None
         kept = f"last good checkpoint: {last}, go on with --resume latest" if last else "there is no checkpoint yet"
-        log.info(f"pspg-engine train: error: {line}; {kept}")
+        log.error(f"pspg-engine train: error: {line}; {kept}")
 
     return watch(world, config.timeout_s, tell_lost)
 

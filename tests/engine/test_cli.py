@@ -74,6 +74,19 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--model.decoder", "rnn"], "train: error: model.decoder: 'rnn' is not one of context, gru, lstm"),
+        ([], "error: give a command; --help lists them"),
+        (["prepare"], "prepare: error: give a command; --help lists them"),
+    ],
+)
+def test_choices_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("override", "key"),
     [
         ({"model": {"hidden_size": 10}}, "model.decoder_heads"),

@@ -10,10 +10,10 @@ and reports show and mention everything in every split, as image–report pairs 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -30,6 +30,8 @@ from ...utils.errors import UserError
 from .drawing import draw_radiograph
 from .report import write_report
 from .vocabulary import Finding, draw_findings, label_row, make_vocabulary
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1  # raise it whenever the same configuration gives other images, reports or labels
@@ -79,7 +81,7 @@ def write_phantoms(config: PhantomConfig, folder: str | Path, *, workers: int | 
     Class lists: classes.txt (all names, the order of the manifests' label lists), seen.txt, unseen.txt (compositions)
     and unseen_types.txt. The same configuration gives the same bytes on any number of `workers` (null: all cores) with
     the same NumPy and Pillow. Nothing half-written is left at `folder`: files grow in a sibling folder that is renamed
-    at the end. A folder that holds the same configuration is kept as it is, with a note on stderr.
+    at the end. A folder that holds the same configuration is kept as it is, with a message.
 
     Raises:
         UserError: an impossible configuration, or `folder` is a file or holds anything else.
@@ -87,7 +89,7 @@ def write_phantoms(config: PhantomConfig, folder: str | Path, *, workers: int | 
     check_phantoms(config)
     target = Path(folder)
     if _holds(target, config):
-        print(f"{target}: already holds these phantoms; reused", file=sys.stderr)
+        log.info(f"{target}: already holds these phantoms; reused")
         return
     partial_folder = target.with_name(f".{target.name}.partial-{os.getpid()}")
     (partial_folder / "images").mkdir(parents=True)

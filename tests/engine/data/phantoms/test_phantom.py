@@ -177,10 +177,11 @@ def test_every_kind_leaves_a_mark_where_its_side_says(kind) -> None:
         assert change[:, 34:].max() > 1.5 * change[:, :30].max()
 
 
-def test_refuses_a_foreign_folder_and_reuses_its_own(phantoms: Path, tmp_path: Path, capsys) -> None:
+def test_refuses_a_foreign_folder_and_reuses_its_own(phantoms: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", logger="pspg")
     before = contents(phantoms)
     write_phantoms(SMALL, phantoms, workers=1)
-    assert "reused" in capsys.readouterr().err
+    assert "already holds these phantoms; reused" in caplog.text
     with pytest.raises(UserError, match="another configuration"):
         write_phantoms(PhantomConfig(**{**vars(SMALL), "seed": 9}), phantoms)
     assert contents(phantoms) == before
