@@ -159,7 +159,13 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
 
 
 def _with_config(arguments: list[str]) -> list[str]:
-    """--config before a command's bare file."""
+    """Put --config before a command's bare file.
+
+    Raises:
+        UserError: a command that takes a file is given nothing.
+    """
+    if len(arguments) == 1 and arguments[0] in COMMANDS and COMMANDS[arguments[0]].takes_file:
+        raise UserError("give FILE, a YAML file with its settings")
     if len(arguments) > 1 and not arguments[1].startswith("-"):
         command = COMMANDS.get(arguments[0])
         if command is not None and command.takes_file:

@@ -233,3 +233,8 @@ def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         error = capsys.readouterr().err
         assert error.startswith(start)
         assert error.count("\n") == 1
+
+
+def test_a_command_that_takes_a_file_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study"]) == 2
+    assert capsys.readouterr().err == "pspg-engine study: error: give FILE, a YAML file with its settings\n"
