@@ -1,4 +1,4 @@
-"""Asymmetric loss (paper eq. 4)."""
+"""Asymmetric loss (Ridnik et al. 2021), the classification loss of the paper."""
 
 from __future__ import annotations
 
