@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import logging
 import os
-import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -14,15 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from .config import plain_range
 from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import UserError
 from .utils.logging import show_messages
+from .utils.parser_messages import parser_message
 from .utils.workers import loader_deaths
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class Command:
     settings: str | type
     function: str | Callable[[Any], Any]
     help: str
-    takes_file: bool = False
-    """whether its YAML file may be given without --config"""
+    needs_file: bool = False
+    """whether it is nothing without a YAML file"""
 
     def load(self, what: str | Callable[[Any], Any]) -> Any:
         if not isinstance(what, str):
@@ -74,7 +74,7 @@ COMMANDS = {
         "commands.study.config:StudyConfig",
         "commands.study.run:study",
         "run and write a paper's table",
-        takes_file=True,
+        needs_file=True,
     ),
     **prepare_commands(),
     "prepare check": Command(
@@ -113,11 +113,13 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
             exit_on_error=False,
             allow_abbrev=False,
         )
-        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of the settings below, the same as FILE"
+        )
         parser.add_class_arguments(settings)
         branches[group].add_subcommand(word, parser, help=command.help)
         parser.prog = f"pspg-engine {name}"
-        file = "FILE" if command.takes_file else "[--config FILE]"
+        file = "FILE" if command.needs_file else "[FILE]"
         parser.usage = f"%(prog)s {file} [--key VALUE ...]"
     return root, parsers
 
@@ -127,7 +129,7 @@ def _add_group(branch: Any, group: str) -> Any:
     parser = ArgumentParser(description=GROUPS[group], exit_on_error=False, allow_abbrev=False)
     branch.add_subcommand(group, parser, help=GROUPS[group][0].lower() + GROUPS[group][1:].rstrip("."))
     parser.prog = f"pspg-engine {group}"
-    parser.usage = "%(prog)s COMMAND [--config FILE] [--key VALUE ...]"
+    parser.usage = "%(prog)s COMMAND [FILE] [--key VALUE ...]"
     return parser.add_subcommands(required=True, dest="command")
 
 
@@ -138,8 +140,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
     root, parsers = make_parser(tuple(COMMANDS.items()))
+    arguments = _with_config(list(arguments))
     try:
-        values = root.parse_args(_with_config(list(arguments)))
+        values = root.parse_args(arguments)
         name = values.command
         values = values[name]
         if name in GROUPS:
@@ -153,24 +156,41 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         _refuse_null(settings, values)
         return name, plain_numbers(settings(**vars(parsers[name].instantiate(values))))
     except ArgumentError as error:
-        raise UserError(one_line(error)) from None
+        command = _command_of(arguments)
+        keys = [action.dest for action in parsers[command]._actions] if command in parsers else []
+        raise UserError(parser_message(error, COMMANDS, keys, _given_file(arguments))) from None
     except UnicodeDecodeError:
         raise UserError("config: is not a UTF-8 text file") from None
+
+
+def _command_of(arguments: Sequence[str]) -> str:
+    """The command or group that the arguments begin with; empty: none."""
+    words = {" ".join(arguments[:count]) for count in (1, 2)}
+    return max(words & (COMMANDS.keys() | GROUPS.keys()), key=len, default="")
 
 
 def _with_config(arguments: list[str]) -> list[str]:
     """Put --config before a command's bare file.
 
     Raises:
-        UserError: a command that takes a file is given nothing.
+        UserError: a command that needs a file is given nothing.
     """
-    if len(arguments) == 1 and arguments[0] in COMMANDS and COMMANDS[arguments[0]].takes_file:
+    name = _command_of(arguments)
+    command, words = COMMANDS.get(name), len(name.split())
+    if command is None:
+        return arguments
+    if command.needs_file and len(arguments) == words:
         raise UserError("give FILE, a YAML file with its settings")
-    if len(arguments) > 1 and not arguments[1].startswith("-"):
-        command = COMMANDS.get(arguments[0])
-        if command is not None and command.takes_file:
-            return [arguments[0], "--config", *arguments[1:]]
-    return arguments
+    bare = arguments[words] if len(arguments) > words else "-"
+    is_file = command.needs_file or Path(bare).suffix in (".yaml", ".yml")
+    return [*arguments[:words], "--config", *arguments[words:]] if is_file and not bare.startswith("-") else arguments
+
+
+def _given_file(arguments: Sequence[str]) -> str | None:
+    """The last value of --config."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    values = [value if word == "--config" else word[9:] for word, value in pairs if word.split("=")[0] == "--config"]
+    return values[-1] if values else None
 
 
 def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
@@ -195,21 +215,6 @@ def plain_numbers(settings: Any) -> Any:
     return settings
 
 
-def one_line(error: Exception) -> str:
-    """Message of a parser error in one line; of the types that a setting may have, what its range refuses."""
-    text = str(error)
-    key, refused = re.search(r'key "([^"]+)"', text), re.search(r"Not of type \w+: (.*)", text)
-    if key and refused:
-        value = re.search(r"Given value: (.*)", text) or re.search(r"^(\S+) does not|'(.*)'$", refused[1])
-        return f"{key[1]}: {plain_range(refused[1], next(filter(None, value.groups()), '') if value else '')}"
-    choice = re.search(r"Expected a typing.Literal\[(.*)\]\. Got value: (.*)", text)
-    if key and choice:
-        return f"{key[1]}: {choice[2]!r} is not one of {choice[1].replace(chr(39), '')}"
-    if "but it was not provided" in text:
-        return "give a command; --help lists them"
-    return " ".join(text.split())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -217,8 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     show_messages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    known = {" ".join(arguments[:words]) for words in (1, 2)} & (COMMANDS.keys() | GROUPS.keys())
-    program = " ".join(["pspg-engine", max(known, key=len, default="")]).strip()
+    program = f"pspg-engine {_command_of(arguments)}".strip()
     try:
         name, config = parse(arguments)
         if name not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -17,6 +16,7 @@ from jsonargparse.typing import (
 )
 
 from .utils.errors import UserError
+from .utils.parser_messages import plain_range
 from .utils.registry import choices
 
 FractionBelowOne: TypeAlias = float
@@ -189,12 +189,3 @@ def check_values(settings: Any, prefix: str = "") -> None:
                     kind(value)
                 except ValueError as error:
                     raise UserError(f"{prefix}{key}: {plain_range(str(error), value)}") from None
-
-
-def plain_range(message: str, value: object) -> str:
-    """The parser's message about a number that its type excludes, in plain words."""
-    found = re.search(r"does not conform to restriction (.*)", message)
-    if not found:
-        return f"must be a number, got {value}"
-    limits = re.sub(r"v([<>]=?)", r"\1 ", found[1])
-    return f"must be {limits}, got {value}"

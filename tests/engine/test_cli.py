@@ -76,13 +76,60 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--model.decoder", "rnn"], "train: error: model.decoder: 'rnn' is not one of context, gru, lstm"),
-        ([], "error: give a command; --help lists them"),
-        (["prepare"], "prepare: error: give a command; --help lists them"),
+        ("", "pspg-engine: error: give a command; --help lists them"),
+        ("prepare", "pspg-engine prepare: error: give a command; --help lists them"),
+        ("trian", "there is no command 'trian'; did you mean train?"),
+        ("padchest", "there is no command 'padchest'; did you mean prepare padchest?"),
+        ("prepare padchst --output x", "there is no command 'padchst'; did you mean padchest?"),
+        ("train --lr 3", "there is no setting --lr; did you mean optim.lr?"),
+        ("train --optim.epocs=3", "there is no setting --optim.epocs; did you mean optim.epochs?"),
+        ("train --epocs 3", "there is no setting --epocs; did you mean optim.epochs?"),
+        ("train --zzz 3", "there is no setting --zzz"),
+        ("train x.png", "x.png: belongs to no setting; give it as --KEY x.png"),
+        ("train --optim.lr", "argument --optim.lr: expected one argument"),
+        ("train --optim 3", "optim: is a group of settings; give --optim.KEY VALUE"),
+        ("train --optim.lr abc", "optim.lr: must be a number, got abc"),
+        ("train --batch_size 3.5", "batch_size: must be a whole number, got 3.5"),
+        ("train --text_memory x", "text_memory: must be a whole number, got x"),
+        ("train --text_memory 0", "text_memory: must be > 0, got 0"),
+        ("train --data.mean 3", "data.mean: must be >= 0 and <= 1, got 3"),
+        ("train --data.augment maybe", "data.augment: must be true or false, got maybe"),
+        ("train --model.decoder rnn", "model.decoder: 'rnn' is not one of context, gru, lstm, mlp, transformer"),
+        ("train --resume foo", "resume: 'foo' is not one of latest, null"),
+        ("train --loss.pair_reduction max", "loss.pair_reduction: 'max' is not one of sum, mean, null"),
+        ("evaluate --class_lists x", "class_lists: must be names and values, {NAME: VALUE}, got x"),
+        ("study", "study: error: give FILE, a YAML file with its settings"),
+        ("study none.yaml", "config: none.yaml: no such file"),
+        ("train none.yaml", "config: none.yaml: no such file"),
+        ("train --config {folder}", "config: {folder}: is a folder; give a YAML file"),
     ],
 )
-def test_choices_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    assert main(arguments) == 2
+def test_a_mistake_is_named_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    assert main(arguments.replace("{folder}", str(tmp_path)).split()) == 2
+    error = capsys.readouterr().err
+    assert message.replace("{folder}", str(tmp_path)) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lrr: 3}", "a.yaml: there is no setting optim.lrr; did you mean optim.lr"),
+        ("train: {optim: {lr: 3}}", "a.yaml: there is no setting train.optim.lr; did you mean optim.lr?"),
+        ("task: prompt\noptim: {lr: [3}", "a.yaml:2: is not YAML: did not find expected ',' or ']'"),
+        ("- a", "a.yaml: must hold settings, `key: value` a line"),
+        ("optim: 3", "optim: is a group of settings"),
+    ],
+)
+@pytest.mark.parametrize("option", [[], ["--config"]])
+def test_a_mistake_in_a_file_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str, option: list[str]
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    assert main(["train", *option, str(file)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -202,7 +249,7 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
         main([*command.split(), "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    file = "FILE" if COMMANDS[command].takes_file else "[--config FILE]"
+    file = "FILE" if COMMANDS[command].needs_file else "[FILE]"
     assert text.startswith(f"usage: pspg-engine {command} {file} [--key VALUE ...]")
     settings = COMMANDS[command].load(COMMANDS[command].settings)
     for field in dataclasses.fields(settings):
