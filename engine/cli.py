@@ -32,11 +32,13 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its settings and its function, or where they are, so that --help imports no torch."""
+    """A subcommand: settings and function, or where they are, so that neither --help nor a refusal imports torch."""
 
     settings: str | type
     function: str | Callable[[Any], Any]
     help: str
+    check: str | None = None
+    """what refuses settings before the function is imported"""
     needs_file: bool = False
     """whether it is nothing without a YAML file"""
 
@@ -56,19 +58,33 @@ def prepare_commands() -> dict[str, Command]:
 
 
 COMMANDS = {
-    "train": Command("training.config:TrainConfig", "commands.train:train", "train either phase"),
+    "train": Command(
+        "training.config:TrainConfig", "commands.train:train", "train either phase", "training.config:check_run"
+    ),
     "evaluate": Command(
-        "evaluation.config:EvaluateConfig", "commands.evaluate:evaluate_model", "metrics, tables and a report"
+        "evaluation.config:EvaluateConfig",
+        "commands.evaluate:evaluate_model",
+        "metrics, tables and a report",
+        "evaluation.config:check_evaluate",
     ),
     "predict": Command(
-        "commands.settings:PredictConfig", "commands.predict:predict", "score images, DICOM files included"
+        "commands.settings:PredictConfig",
+        "commands.predict:predict",
+        "score images, DICOM files included",
+        "commands.settings:check_predict",
     ),
     "phantom": Command("commands.phantom:DrawConfig", "commands.phantom:draw", "draw a phantom data set"),
     "import-checkpoint": Command(
-        "commands.settings:ImportConfig", "commands.convert:import_checkpoint", "read the authors' weights"
+        "commands.settings:ImportConfig",
+        "commands.convert:import_checkpoint",
+        "read the authors' weights",
+        "commands.settings:check_import",
     ),
     "export-checkpoint": Command(
-        "commands.settings:ExportConfig", "commands.convert:export_checkpoint", "write a model folder"
+        "commands.settings:ExportConfig",
+        "commands.convert:export_checkpoint",
+        "write a model folder",
+        "commands.settings:check_export",
     ),
     "study": Command(
         "commands.study.config:StudyConfig",
@@ -78,10 +94,16 @@ COMMANDS = {
     ),
     **prepare_commands(),
     "prepare check": Command(
-        "commands.settings:CheckConfig", "commands.prepare:check_images", "find unreadable images"
+        "commands.settings:CheckConfig",
+        "commands.prepare:check_images",
+        "find unreadable images",
+        "commands.settings:check_images",
     ),
     "prepare cache": Command(
-        "commands.settings:CacheConfig", "commands.prepare:make_cache", "decode and resize images once"
+        "commands.settings:CacheConfig",
+        "commands.prepare:make_cache",
+        "decode and resize images once",
+        "commands.settings:check_cache",
     ),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
@@ -227,7 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, config = parse(arguments)
         if name not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("runs as one process; start it without a launcher")
-        function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
+        command = COMMANDS[name]
+        if command.check is not None:
+            command.load(command.check)(config)
+        function: Callable[[Any], Any] = command.load(command.function)
         with loader_deaths():
             function(config)
     except UserError as error:

@@ -21,15 +21,14 @@ from ..checkpoints.model_folder import (
 )
 from ..checkpoints.published import import_published, published_metadata, published_state, read_text_weights
 from ..checkpoints.run import load_tensors, write_json, write_tensors
-from ..config import check_values, require
 from ..data.manifest import load_label_names
 from ..data.pixels import Pixels
 from ..models.clip import clip_config
 from ..models.pspg import PsPG
 from ..models.weights import read_metadata
 from ..utils.errors import UserError
-from ..utils.files import check_new_folder, new_folder
-from .settings import ExportConfig, ImportConfig
+from ..utils.files import new_folder
+from .settings import ExportConfig, ImportConfig, check_export, check_import
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +39,7 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     Raises:
         UserError: unreadable or mismatching weights, or `output` exists.
     """
-    check_values(config)
-    require(source=config.source, output=config.output)
-    if not config.class_names:
-        raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
-    check_new_folder(config.output)
+    check_import(config)
     names = config.class_names
     model = import_published(
         config.source,
@@ -83,13 +78,9 @@ def export_checkpoint(config: ExportConfig) -> None:
         UserError: not a usable folder, `output` exists, a model that the layout has no place for, or (layout
             classifier) no context bank.
     """
-    check_values(config)
-    require(checkpoint=config.checkpoint, output=config.output)
-    if config.class_names is not None and config.layout != "classifier":
-        raise UserError("class_names: only layout classifier freezes classes; the others score any")
+    check_export(config)
     source = Path(config.checkpoint)
     description = read_description(source)
-    check_new_folder(config.output)
     if description["kind"] == "clip":
         if config.layout != "pspg-engine":
             raise UserError("layout: a phase-1 CLIP has no prompt learner; export it with layout pspg-engine")

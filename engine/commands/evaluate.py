@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import check_values, require
 from ..data.bad_image import report_bad
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import pick_loader
@@ -22,32 +21,33 @@ from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..distributed.watch import watch
 from ..distributed.world import World, start
 from ..evaluation.choose import check_source, open_source
-from ..evaluation.config import EvaluateConfig
+from ..evaluation.config import EvaluateConfig, check_evaluate
 from ..evaluation.probe import ridge_probe
 from ..evaluation.report.evaluation import Evaluation, measure
+from ..evaluation.report.summary import show_summary
 from ..evaluation.report.write import write_report
 from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
-from ..utils.files import check_output
 
 log = logging.getLogger(__name__)
 
 PROBE = "ridge probe (ceiling)"
 
 
-def evaluate_model(config: EvaluateConfig) -> Path | None:
-    """Score, measure and write the report; returns its path.
+def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
+    """Score, measure, write the report to `config.output` and print its summary.
 
-    On several ranks the first does what follows scoring; the others return None.
+    Returns:
+        Metrics, intervals, labels and probabilities. On several ranks the first does what follows scoring; the others
+        return None.
 
     Raises:
         UserError: wrong settings, unusable source or data.
     """
+    check_evaluate(config)
     source = check_source(config)
-    require(manifest=config.manifest, output=config.output)
-    check_values(config)
     world = start(config.device, config.timeout_s, hosts_only=True)
     with ExitStack() as together:
         lost = watch(world, config.timeout_s, lambda line: log.error(f"pspg-engine evaluate: error: {line}"))
@@ -64,9 +64,8 @@ class SummaryRow(NamedTuple):
     parameters: int | None
 
 
-def _evaluate(config: EvaluateConfig, source: type[Source], world: World, together: ExitStack) -> Path | None:
+def _evaluate(config: EvaluateConfig, source: type[Source], world: World, together: ExitStack) -> Evaluation | None:
     """`evaluate_model`; closes `together` where the work of other ranks than the first ends."""
-    check_output(config.output)
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
@@ -114,8 +113,9 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
         notes=config.notes,
     )
     report = write_report(Path(config.output), evaluation, progress=bars)
+    show_summary(evaluation)
     log.info(f"{len(scores.ids)} images, {len(names)} classes: {report}")
-    return report
+    return evaluation
 
 
 def _score(config: EvaluateConfig, method: Method, split: Split, world: World) -> Scores | None:

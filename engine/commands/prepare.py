@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..config import check_values, require
 from ..data.bad_image import report_bad
 from ..data.cache.build import build_cache
 from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
@@ -20,8 +19,9 @@ from ..data.images import BadImage
 from ..data.manifest import Sample, load_manifest
 from ..data.strict import read_strictly
 from ..utils.errors import UserError
-from ..utils.files import check_output, write_text
+from ..utils.files import write_text
 from ..utils.tables import write_csv
+from . import settings
 from .settings import CacheConfig, CheckConfig
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,7 @@ def check_images(config: CheckConfig) -> None:
     Raises:
         UserError: wrong settings or manifest, a damaged cache, or any unusable image.
     """
-    _check(config)
-    if config.output is not None:
-        check_output(config.output, folder=False)
-        if Path(config.output).suffix not in (".csv", ".jsonl"):
-            raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+    settings.check_images(config)
     samples = list(_samples(config))
     bad = _decode(config, samples) if config.cache is None else _verify(Path(config.cache), samples)
     if config.output is not None:
@@ -58,9 +54,7 @@ def make_cache(config: CacheConfig) -> None:
     Raises:
         UserError: wrong settings or manifest, a folder that holds something else, or an unreadable image.
     """
-    _check(config)
-    require(output=config.output)
-    check_output(config.output)
+    settings.check_cache(config)
     samples = _samples(config)
     bad = build_cache(
         Path(config.output),
@@ -84,11 +78,6 @@ def table(bad: dict[Path, str]) -> list[str]:
     rows = [(reason, str(count), str(first[reason])) for reason, count in Counter(bad.values()).most_common()]
     width = max(len(reason) for reason in first)
     return [f"{reason:{width}}  {count:>8}  {path}" for reason, count, path in [("reason", "images", "first"), *rows]]
-
-
-def _check(config: CheckConfig | CacheConfig) -> None:
-    check_values(config)
-    require(manifest="".join(config.manifest))
 
 
 def _samples(config: CheckConfig | CacheConfig) -> dict[Sample, str]:

@@ -1,11 +1,16 @@
-"""Settings of the commands that are one function; nothing here imports torch."""
+"""Settings of the commands that are one function, and what can be refused before torch is imported."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..config import check_values, require
+from ..utils.errors import UserError
+from ..utils.files import check_input, check_new_folder, check_output
 
 
 @dataclass(kw_only=True)
@@ -125,3 +130,64 @@ class CacheConfig:
     """million pixels above which an image counts as unreadable; it guards the memory"""
     workers: PositiveInt = 2
     """decoding processes"""
+
+
+def check_predict(config: PredictConfig) -> None:
+    """Refuse what the settings alone and the presence of files can tell.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    check_values(config)
+    require(checkpoint=config.checkpoint, input=config.input, output=config.output)
+    check_output(config.output, folder=False)
+    check_input(checkpoint=config.checkpoint, input=config.input, image_root=config.image_root)
+    if config.maps is not None:
+        check_new_folder(config.maps, key="maps")
+    elif config.map_classes is not None or config.map_threshold is not None:
+        key = "map_classes" if config.map_classes is not None else "map_threshold"
+        raise UserError(f"{key}: needs maps, the folder to draw to; give --maps")
+
+
+def check_import(config: ImportConfig) -> None:
+    """As `check_predict`."""
+    check_values(config)
+    require(source=config.source, output=config.output)
+    if not config.class_names:
+        raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
+    check_new_folder(config.output)
+    check_input(source=config.source)
+
+
+def check_export(config: ExportConfig) -> None:
+    """As `check_predict`."""
+    check_values(config)
+    require(checkpoint=config.checkpoint, output=config.output)
+    if config.class_names is not None and config.layout != "classifier":
+        raise UserError("class_names: only layout classifier freezes classes; the others score any")
+    check_new_folder(config.output)
+    check_input(checkpoint=config.checkpoint)
+
+
+def check_images(config: CheckConfig) -> None:
+    """As `check_predict`."""
+    _check_manifests(config)
+    if config.output is not None:
+        check_output(config.output, folder=False)
+        if Path(config.output).suffix not in (".csv", ".jsonl"):
+            raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+
+
+def check_cache(config: CacheConfig) -> None:
+    """As `check_predict`."""
+    _check_manifests(config)
+    require(output=config.output)
+    check_output(config.output)
+
+
+def _check_manifests(config: CheckConfig | CacheConfig) -> None:
+    check_values(config)
+    require(manifest="".join(config.manifest))
+    for path in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
+        check_input(manifest=path)
+    check_input(image_root=config.image_root)

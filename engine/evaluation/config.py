@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import EvaluationConfig
+from ..config import EvaluationConfig, check_values, require
+from ..utils.errors import UserError
+from ..utils.files import check_input, check_output
 
 
 @dataclass(kw_only=True)
@@ -76,3 +78,23 @@ class EvaluateConfig:
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
     timeout_s: PositiveInt = 600
     """several processes: seconds that they wait for one another, at the start and once one has scored its batches"""
+
+
+SOURCES = ("checkpoint", "clip", "predictions", "adapter")
+
+
+def check_evaluate(config: EvaluateConfig) -> None:
+    """Refuse, before torch is imported, what the settings alone and the presence of files can tell.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    given = [f"--{name}" for name in SOURCES if getattr(config, name)]
+    given += [f"--{name}" for name in config.other_source]
+    if len(given) != 1:
+        one_of = ", ".join(f"--{name}" for name in SOURCES)
+        raise UserError(f"give exactly one of {one_of}; got {' and '.join(given) or 'none'}")
+    require(manifest=config.manifest, output=config.output)
+    check_values(config)
+    check_output(config.output)
+    check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)

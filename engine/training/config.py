@@ -17,6 +17,7 @@ from ..config import (
     check_values,
 )
 from ..utils.errors import UserError
+from ..utils.files import check_input, check_output
 
 
 @dataclass(kw_only=True)
@@ -130,3 +131,17 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.cache_features: needs data.augment false, features are computed once")
     if data.cache_features and data.flip:
         raise UserError("data.cache_features: needs data.flip 0, features are computed once")
+
+
+def check_run(config: TrainConfig) -> None:
+    """Refuse, before torch is imported, what the settings alone and the presence of files can tell.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    check_train(config)
+    data = config.data
+    check_output(config.output)
+    files = {"train": data.train, "val": data.val, "label_names": data.label_names}
+    folders = {"image_root": data.image_root, "cache": data.cache}
+    check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})

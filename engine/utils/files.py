@@ -29,6 +29,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_input(**paths: str | Path | None) -> None:
+    """Refuse files and folders that are not there; key → path, None or empty: not given.
+
+    Raises:
+        UserError: naming key and path.
+    """
+    for key, path in paths.items():
+        if path and not Path(path).exists():
+            raise UserError(f"{key}: {path}: no such file or folder")
+
+
 def check_output(path: str | Path, *, folder: bool = True, key: str = "output") -> None:
     """Refuse, before any work is done, an output that could not be written; `key` is the setting that names it.
 

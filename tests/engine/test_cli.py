@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +288,59 @@ def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_a_command_that_takes_a_file_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study"]) == 2
     assert capsys.readouterr().err == "pspg-engine study: error: give FILE, a YAML file with its settings\n"
+
+
+REFUSALS = [
+    ("train --data.train none.jsonl", "data.train: none.jsonl: no such file or folder"),
+    ("train --data.train {file} --data.image_root none", "data.image_root: none: no such file or folder"),
+    ("train --data.train {file} --data.cache none", "data.cache: none: no such file or folder"),
+    ("train --data.train {file} --output {file}", "output: {file} is a file; choose another name"),
+    ("train --data.train {file} --optim.warmup_epochs 60", "optim.warmup_epochs: 60"),
+    (
+        "evaluate --manifest {file} --output out",
+        "give exactly one of --checkpoint, --clip, --predictions, --adapter",
+    ),
+    ("evaluate --clip RN50 --checkpoint x", "got --checkpoint and --clip"),
+    ("evaluate --checkpoint none --manifest {file} --output out", "checkpoint: none: no such file or folder"),
+    ("evaluate --clip RN50 --manifest none --output out", "manifest: none: no such file or folder"),
+    ("evaluate --clip RN50 --manifest {file}", "output: is required; give --output"),
+    ("predict", "checkpoint: is required; give --checkpoint"),
+    ("predict --checkpoint none --input {file}", "checkpoint: none: no such file or folder"),
+    ("predict --checkpoint {file} --input none", "input: none: no such file or folder"),
+    ("predict --checkpoint {file} --input {file} --map_classes [a]", "map_classes: needs maps"),
+    ("import-checkpoint --source none --output out --class_names [a]", "source: none: no such file or folder"),
+    ("export-checkpoint --checkpoint none --output out", "checkpoint: none: no such file or folder"),
+    ("export-checkpoint --checkpoint {file} --output out --class_names [a]", "only layout classifier"),
+    ("prepare check --manifest none", "manifest: none: no such file or folder"),
+    ("prepare cache --manifest {file}", "output: is required; give --output"),
+    ("prepare folder", "source: is required; give --source"),
+    ("phantom", "output: is required; give --output"),
+    ("study none.yaml", "config: none.yaml: no such file"),
+    ("--version", ""),
+    ("train --help", ""),
+]
+
+
+def test_a_refusal_that_needs_no_model_imports_no_torch(tmp_path: Path) -> None:
+    """torch alone takes more than a second to import, and a mistake should be told at once."""
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, sys\n"
+        "from pspg.engine.cli import main\n"
+        "for line in sys.stdin:\n"
+        "    try: status = main(line.split())\n"
+        "    except SystemExit: status = 0\n"
+        "    slow = {'torch', 'open_clip', 'deepspeed', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
+        "    print('END', status, *slow, file=sys.stderr)\n"
+    )
+    lines = [arguments.replace("{file}", str(file)) for arguments, _ in REFUSALS]
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    told = re.split(r"END (.*)\n", done.stderr)
+    for (arguments, message), error, end in zip(REFUSALS, told[::2], told[1::2], strict=False):
+        assert end == ("2" if message else "0"), arguments
+        assert message.replace("{file}", str(file)) in error
+    assert len(told[1::2]) == len(REFUSALS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def test_phase_2_keeps_the_backbone_and_saves_only_what_trains(runs: Path) -> No
     assert {name.split(".")[0] for name in names} == {"prompt_learner", "channel_attention", "logit_scale"}
 
 
-def test_evaluate_writes_the_report(runs: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_evaluate_writes_the_report_and_prints_its_summary(
+    runs: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lists = {"seen": str(phantoms / "seen.txt"), "unseen": str(phantoms / "unseen.txt")}
     config = EvaluateConfig(
         checkpoint=str(runs / "two"),
@@ -65,7 +68,7 @@ def test_evaluate_writes_the_report(runs: Path, phantoms: Path, tmp_path: Path) 
         workers=0,
         evaluation=EvaluationConfig(bootstrap=20, batch_size=16),
     )
-    evaluate_model(config)
+    evaluation = evaluate_model(config)
     document = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert document["settings"]["context"] == "batch"
     assert document["settings"]["batch_size"] == 16
@@ -78,6 +81,16 @@ def test_evaluate_writes_the_report(runs: Path, phantoms: Path, tmp_path: Path) 
     ]
     assert all(list(groups) == ["all", "seen", "unseen"] for groups in document["results"].values())
     assert len(rows(tmp_path / "report" / "predictions.csv")) == 40
+    assert evaluation is not None
+    expected = document["results"]["PsPG"]["unseen"]["macro_auc"]
+    assert evaluation.method.metrics["unseen"].macro_auc == expected
+    printed = capsys.readouterr().out
+    assert re.search(rf"^ unseen: PsPG +{expected:.3f} \[", printed, re.MULTILINE)
+    lowest = min((row for row in evaluation.main.per_class if row.auc == row.auc), key=lambda row: row.auc)
+    heading, first = printed[printed.index(" class, lowest AUC first") :].splitlines()[:2]
+    assert heading.split()[-3:] == ["AUC", "AP", "positives"]
+    assert first.startswith(f" {lowest.name} ")
+    assert f"{lowest.auc:.3f}" in first
 
 
 def test_bank_makes_scores_independent_of_the_batch(runs: Path, phantoms: Path, tmp_path: Path) -> None:
