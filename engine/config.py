@@ -43,7 +43,8 @@ class ModelConfig:
     backbone: str = "RN50"
     """open_clip model name, or the path of a JSON file in open_clip's model-config format"""
     pretrained: str | None = None
-    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; null: random weights"""
+    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; random: random weights, which in
+    phase 1 null means, too"""
     pretrained_head: str | None = None
     """phase 2: folder of a phase-2 run or an exported model whose trained prompt head to start from, whatever classes
     it was trained on (the paper's cross-dataset training); null: a fresh one"""
@@ -86,7 +87,7 @@ class DataConfig:
     val: str | None = None
     """validation manifest; picks the best epoch"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: the manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
     label_names: str | None = None
     """text file, one class name a line, in the order of the label lists; null: classes.txt beside the manifest"""
     class_names: str | list[str] | None = None

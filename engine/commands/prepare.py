@@ -16,7 +16,7 @@ from ..data.cache.build import build_cache
 from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
 from ..data.decoding import DecoderPool
 from ..data.images import BadImage
-from ..data.manifest import Sample, load_manifest
+from ..data.manifest import Sample, image_folder, load_manifest
 from ..data.strict import read_strictly
 from ..utils.errors import UserError
 from ..utils.files import write_text
@@ -84,7 +84,7 @@ def _samples(config: CheckConfig | CacheConfig) -> dict[Sample, str]:
     """Samples of all manifests, each once, and their file paths relative to the image root."""
     found: dict[Sample, str] = {}
     for name in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
-        root = os.path.realpath(config.image_root or Path(name).parent)
+        root = os.path.realpath(image_folder(name, config.image_root))
         for sample in load_manifest(name, image_root=config.image_root, need="image").samples:
             found[Sample(sample.id, sample.path)] = os.path.relpath(sample.path, root)
     return found

@@ -27,7 +27,8 @@ class PredictConfig:
     """classes to score, trained on or not: a list or a text file; null: those of the training. A classifier has its
     frozen ones, or some of them"""
     image_root: str | None = None
-    """for a manifest: folder that `filepath` is relative to; null: the manifest's own folder"""
+    """for a manifest: folder that `filepath` is relative to; null: where `prepare` found the images, else the
+    manifest's own folder"""
     context: Literal["bank", "batch"] = "bank"
     """what the prompts attend to; bank makes a score independent of the other images"""
     maps: str | None = None
@@ -101,7 +102,8 @@ class CheckConfig:
     cache: str | None = None
     """verify this cache instead of the files: checksums, that it holds every image, and that no source changed"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else each manifest's own
+    folder"""
     output: str | None = None
     """also list the unusable images in this file, .csv or .jsonl"""
     max_megapixels: PositiveFloat = 100
@@ -119,7 +121,8 @@ class CacheConfig:
     output: str = ""
     """folder of the cache; one that is there already keeps its images"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else each manifest's own
+    folder"""
     size: PositiveInt = 224
     """side of the square, pixels: data.image_size of the training"""
     resize: Literal["stretch", "pad"] = "stretch"

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from ..utils.errors import UserError
 
 Need = Literal["labels", "text", "image"]
+NOTE = "prepare.json"
+"""what `prepare` writes beside its manifests; its `image_root` is the folder of the images, relative to its own"""
 
 # What a label may be; a lookup refuses everything else, NaN included.
 LEVELS: dict[Any, float | None] = {1: 1.0, 0: 0.0, -1: -1.0, None: None}
@@ -83,7 +85,7 @@ def load_manifest(
 
     Args:
         path: JSONL file.
-        image_root: folder that `filepath` is relative to; None: the manifest's own.
+        image_root: folder that `filepath` is relative to; None: see `image_folder`.
         label_names: None: `classes.txt` beside the manifest, where labels are needed.
         need: what every line must have besides id and filepath; labels are read only where they are needed or
             `label_names` is given.
@@ -94,7 +96,7 @@ def load_manifest(
             that is absolute or leaves `image_root` by `..` or a link.
     """
     path = Path(path)
-    root = Path(image_root) if image_root is not None else path.parent
+    root = image_folder(path, image_root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data.image_root must be the folder of the images")
     if not path.exists():
@@ -126,6 +128,30 @@ def load_manifest(
     if not samples:
         raise UserError(f"{path}: the manifest is empty; write one image a line")
     return Manifest(path, samples, names)
+
+
+def image_folder(manifest: str | Path, image_root: str | Path | None) -> Path:
+    """Folder that a manifest's file paths are relative to: the one given, else the one `prepare` noted, else its own.
+
+    Raises:
+        UserError: a note that cannot be read, or that names a folder which is not there.
+    """
+    if image_root is not None:
+        return Path(image_root)
+    folder = Path(manifest).parent
+    note = folder / NOTE
+    if not note.is_file():
+        return folder
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8")).get("image_root", ".")
+        root = folder / noted
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        raise UserError(f"{note}: cannot be read; give image_root, the folder of the images") from None
+    if not root.is_dir():
+        raise UserError(
+            f"{note}: the images were in {os.path.normpath(root)}, and there is no such folder; give image_root"
+        )
+    return root
 
 
 class _Refused(Exception):

@@ -41,7 +41,7 @@ class EvaluateConfig:
     output: str = ""
     """folder for the report"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: the manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
     label_names: str | None = None
     """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
     class_lists: dict[str, str] | None = None

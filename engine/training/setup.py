@@ -29,6 +29,9 @@ from ..utils.files import write_text
 from .config import TrainConfig
 from .global_batch import SharedBatches
 
+RANDOM = "random"
+"""`model.pretrained` that asks for random weights"""
+
 
 def shares_batch(config: TrainConfig, world: World) -> bool:
     """True where several ranks are one batch: it decides the task and what the loader's batches carry."""
@@ -51,11 +54,19 @@ def load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CL
         return clip, carried
     if pretrained and (Path(pretrained) / "model.json").is_file():
         clip, carried = load_clip_folder(Path(pretrained))
+    elif pretrained is None and config.task == "prompt":
+        raise UserError(
+            "model.pretrained: phase 2 freezes the backbone, and its weights would be random; name a phase-1 run, a "
+            "weights file or an open_clip tag, or write random if you mean it"
+        )
     elif pretrained and Path(pretrained).is_dir():
         raise UserError(f"model.pretrained: {pretrained} is a folder without model.json; give a run folder or a file")
     else:
         clip = load_clip(
-            config.model.backbone, pretrained, quick_gelu=config.model.quick_gelu, image_size=data.image_size
+            config.model.backbone,
+            None if pretrained == RANDOM else pretrained,
+            quick_gelu=config.model.quick_gelu,
+            image_size=data.image_size,
         )
     return clip, training_pixels(data, manifest.samples, carried, pretrained)
 

@@ -59,6 +59,7 @@ def settings(phantoms: Path) -> Callable[[str], list[str]]:
         common = {
             "task": task,
             "model.backbone": phantoms / "clip.json",
+            "model.pretrained": "random",
             "data.train": phantoms / "train.jsonl",
             "data.val": phantoms / "val.jsonl",
             "data.image_size": 64,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from ...config import check_values, require
 from ...utils.errors import UserError
 from ...utils.files import check_new_folder, new_folder
-from ..manifest import UNPRINTABLE, Sample
+from ..manifest import NOTE, UNPRINTABLE, Sample
 from .counts import cooccurrence, count, readable, without_positives
 from .dataset import DataSet, PrepareConfig, SplitConfig
 from .rows import Journal, Row
@@ -64,14 +65,16 @@ def build(dataset: DataSet, config: PrepareConfig) -> None:
     with new_folder(config.output) as folder:
         _write(folder, rows, classes, config.salt)
         _write_json(folder / "statistics.json", statistics)
-        _write_json(folder / "prepare.json", report)
+        # Relative, so that manifests and images can be moved together.
+        place = os.path.relpath(os.path.realpath(root), os.path.realpath(config.output))
+        _write_json(folder / NOTE, {**report, "image_root": place})
         _write_csv(folder / "dropped.csv", [("reason", "place", "what"), *_dropped(journal)])
         if classes:
             matrix = cooccurrence(rows, classes).tolist()
             table = [("", *classes), *((name, *line) for name, line in zip(classes, matrix, strict=True))]
             _write_csv(folder / "cooccurrence.csv", table)
     splits = [split for split in SPLITS if split in counts]
-    print(f"wrote {', '.join(f'{split}.jsonl' for split in splits)} to {config.output}; image_root is {root}")
+    print(f"wrote {', '.join(f'{split}.jsonl' for split in splits)} to {config.output}, whose images are in {root}")
 
 
 def _check(config: PrepareConfig) -> None:
