@@ -24,7 +24,7 @@ from .child import Child
 from .harness import Sizes
 from .jobs import device_of, registry
 from .machine import environment, peak_bytes, peak_flops, timed
-from .model import IMPLS, exact_flops, make_setup, make_step
+from .setup import IMPLS, exact_flops, make_setup, make_step
 
 
 def main() -> int:

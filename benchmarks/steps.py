@@ -25,7 +25,7 @@ from .gate import Outcome, excess
 from .harness import Call, Counts, Sizes, Verdict, flop_counter, seconds_of
 from .jobs import Entry
 from .machine import DTYPES
-from .model import Setup, loss_of, make_setup, repaired_loss
+from .setup import Setup, loss_of, make_setup, repaired_loss
 
 LABELS = 3
 """positive labels an image in `text_side`, whatever the number of classes: else the positive pairs grow with C², too"""

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import step
 from benchmarks.machine import peak_bytes
-from benchmarks.model import exact_flops, make_setup, make_step, repaired_loss
+from benchmarks.setup import exact_flops, make_setup, make_step, repaired_loss
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
