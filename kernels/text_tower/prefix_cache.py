@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .block_operations import BlockOperations, RaggedPairs
-from .blocks import after_attention, last_block, project
+from .block_operations import BlockOperations, RaggedPairs, Stream
+from .blocks import finish, last_block, project
 from .reference import TextTower, layer_norm
 from .sequences import PromptTemplate
 
@@ -90,19 +91,18 @@ def encode_prefixes(
         live = rows[1:].unflatten(0, (-1, length))[:count, :tokens]
         return torch.cat([rows[:1].expand(count, 1, -1), live], dim=1)
 
-    states, delta, kept = [], None, n + template.longest_name
+    stream, states, kept = Stream(x), [], n + template.longest_name
     for layer in tower.layers[:-1]:
-        x, y = operations.add_norm(tower, x, delta, layer.ln_1_weight, layer.ln_1_bias)
-        qkv = project(layer, y)
+        stream, qkv = project(tower, operations, layer, stream)
         if keep:
             states.append(with_sos(qkv[:, width:], keep, kept))
         # The states of SOS are constants of the tower.
         sos, live = qkv[:1, width:].detach(), qkv[1:].unflatten(0, (count, length))
         attended = operations.attention(tower.heads, live, sos[None], after_sos)
         attended = torch.cat([sos[:, width:], attended.flatten(0, 1)])
-        x, delta = after_attention(tower, operations, layer, x, attended)
+        stream = finish(tower, operations, layer, stream, attended)
     last = tower.layers[-1]
-    x, y = operations.add_norm(tower, x, delta, last.ln_1_weight, last.ln_1_bias)
+    x, y = operations.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
     if keep:
         states.append(with_sos(y, keep, kept))
     if not singles:
@@ -179,19 +179,17 @@ def encode_suffixes(
         prefix_lengths=prefix_lengths,
     )
     x, entry = (operations.gather_suffix(table, pairs) for table in (suffixes.x, suffixes.entry))
-    delta = None
+    stream, qkv = Stream(x), entry
     for number, layer in enumerate(tower.layers[:-1]):
-        if number == 0:
-            qkv = entry
-        else:
-            x, y = operations.add_norm(tower, x, delta, layer.ln_1_weight, layer.ln_1_bias)
-            qkv = project(layer, y)
+        if number > 0:
+            stream, qkv = project(tower, operations, layer, stream)
         attended = operations.attention(tower.heads, qkv, cache[number], pairs)
-        x, delta = after_attention(tower, operations, layer, x, attended)
+        stream = finish(tower, operations, layer, stream, attended)
     if len(tower.layers) == 1:
         y = entry
     else:
-        x, y = operations.add_norm(tower, x, delta, tower.layers[-1].ln_1_weight, tower.layers[-1].ln_1_bias)
+        last = tower.layers[-1]
+        x, y = operations.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
     tokens = torch.cat([operations.gather_prefix(cache[-1], pairs), y], dim=1)
     if suffixes.pooled is None:
         mask = None if prefix_lengths is None else pairs.mask[..., -1:, :]
@@ -206,7 +204,9 @@ def _suffixes(tower: TextTower, tokens: Tensor, positions: Tensor) -> Suffixes:
     x = tokens + tower.positional_embedding[positions.clamp(max=tower.context_length - 1)]
     layer = tower.layers[0]
     y = layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
-    return Suffixes(x, project(layer, y) if len(tower.layers) > 1 else y, None)
+    if len(tower.layers) > 1:
+        y = F.linear(y, layer.in_proj_weight, layer.in_proj_bias)
+    return Suffixes(x, y, None)
 
 
 def _distinct_lengths(template: PromptTemplate) -> list[int]:
