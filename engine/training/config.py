@@ -79,9 +79,9 @@ class TrainConfig:
     log_every: PositiveInt = 10
     """optimizer steps between log lines; the host waits for the device only there"""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """phase 2 on a GPU: record the step once as a CUDA graph and replay it; batches of another shape, a step that
-    cannot be recorded, or whose replay differs, run as usual. auto: wherever it applies; on: refuse settings where it
-    does not"""
+    """phase 2 on a GPU: record the step as a CUDA graph and replay it, also with cached features and sampled pairs;
+    smaller batches, a step that cannot be recorded, or whose replay differs, run as usual. auto: wherever it applies;
+    on: refuse settings where it does not"""
     text_memory: PositiveInt | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: Seed = 0
@@ -92,8 +92,6 @@ def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
     needs = {
         "task prompt": config.task == "prompt",
         "zero_stage 0": config.zero_stage == 0,
-        "data.cache_features false": not config.data.cache_features,
-        "loss.pair_samples 0, they are drawn on the host": not config.loss.pair_samples,
         "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
         "a GPU, device is cpu": config.device != "cpu",
         "one process or scope local, collectives are not recorded": processes == 1 or config.scope == "local",

@@ -20,7 +20,7 @@ from ..distributed.deepspeed import Engine
 from ..distributed.watch import advance
 from ..distributed.world import World
 from ..models.weights import check_fit
-from ..utils.device import autocast_dtype, peak_bytes
+from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
@@ -227,12 +227,17 @@ class Trainer:
         for number, batch in enumerate(batches, start + 1):
             advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
-            found = None if self.graph is None else self.graph(batch)
-            loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
-            self.engine.backward(loss)
+            replayed = None if self.graph is None else self.graph(batch)
+            if replayed is None:
+                loss, parts = self.task.loss(self.engine(*self.task.inputs(batch)), batch)
+                self.engine.backward(loss)
+                loss = loss.detach()  # nothing of this step's graph may live while another is recorded
+            else:
+                loss, parts, gradients = replayed
+                self.engine.accumulate(gradients)
             lr = self.engine.lr
             self.engine.step()
-            for key, value in {"loss": loss.detach(), **parts}.items():
+            for key, value in {"loss": loss, **parts}.items():
                 sums[key] = sums[key] + value if key in sums else value.clone()
             pending += 1
             self.telemetry.batch(self.config.batch_size)
@@ -276,8 +281,12 @@ class Trainer:
         score, best = self.task.score(metrics), self.best["best_score"]
         if score is not None and math.isfinite(score) and (best is None or score > best):
             self.best = {"best_step": self.step, "best_score": score}
-        peaks = all_gather_object(peak_bytes(self.world.device))
-        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks})
+        memory = all_gather_object((peak_bytes(self.world.device), reserved_bytes(self.world.device)))
+        peaks, reserved = (list(column) for column in zip(*memory, strict=True))
+        row: dict[str, Any] = {"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks}
+        if all(reserved):
+            row["reserved_bytes"] = reserved
+        self.telemetry.log(row)
         if self.world.is_main:
             shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
             mark = "  (best)" if self.best["best_step"] == self.step else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairs import PairSample, number_of_pairs, pair_indices
+from ..pairs import PairSample, number_of_pairs, pair_indices, pin
 
 
 def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None = None) -> PairSample:
@@ -33,7 +33,7 @@ def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None =
     others = number_of_pairs(classes) - len(positive)
     if others <= count:
         first, second = pair_indices(classes)
-        return _pin(PairSample(first, second, torch.ones(len(first))))
+        return PairSample(pin(first), pin(second), pin(torch.ones(len(first))))
     a = _class_probabilities(labels == 1)
     i, j = positive // classes, positive % classes
     z = 1 - (a**2).sum() - (2 * a[i] * a[j]).sum()
@@ -49,7 +49,7 @@ def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None =
     keys, weights = torch.cat([positive, keys]), torch.cat([weights.new_ones(len(positive)), weights])
     order = keys.argsort()
     keys = keys[order]
-    return _pin(PairSample(keys // classes, keys % classes, weights[order].float()))
+    return PairSample(pin(keys // classes), pin(keys % classes), pin(weights[order].float()))
 
 
 def _positive_pairs(positive: Tensor) -> Tensor:
@@ -64,7 +64,3 @@ def _class_probabilities(positive: Tensor) -> Tensor:
     images = positive.sum(0).double()
     uniform = torch.full_like(images, 1 / len(images))
     return (uniform + images / images.sum()) / 2 if images.any() else uniform
-
-
-def _pin(sample: PairSample) -> PairSample:
-    return PairSample(*(tensor.pin_memory() for tensor in sample)) if torch.cuda.is_available() else sample
