@@ -26,9 +26,22 @@ from numpy.typing import NDArray
 
 from ..utils.errors import UserError
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
+from .dicom_grey import render
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+NEEDED = (
+    "PhotometricInterpretation",
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+)
+NOT_GREY = "a DICOM file whose pixels are not 8 to 16 bits of grey"
 
 
 def read_dicom(
@@ -36,10 +49,7 @@ def read_dicom(
 ) -> NDArray[np.uint8]:
     """Read a one-frame monochrome DICOM image; uint8 (h,w), air dark and bone bright.
 
-    The grey pipeline of DICOM PS3.3 C.11: modality LUT or rescale, then the first VOI LUT, else the first
-    window, else the range of the pixels; MONOCHROME1 is inverted last; padding pixels are black. Stored
-    values of 8 to 16 bits, signed or not. The pipeline runs on a table of the stored values, not on every
-    pixel.
+    Stored values of 8 to 16 bits, signed or not, go through `dicom_grey.render`.
 
     Args:
         path: the file; named in errors.
@@ -48,8 +58,8 @@ def read_dicom(
 
     Raises:
         UserError: pydicom is not installed.
-        BadImage: not DICOM, no pixels, truncated, colour, several frames, too large, no decoder, an unusable
-            window.
+        BadImage: not DICOM, no pixels, truncated, colour, several frames, too large, no decoder, or an attribute that
+            is missing, unusable or of unknown meaning.
     """
     path = Path(path)
     pydicom = _pydicom()
@@ -58,14 +68,13 @@ def read_dicom(
             warnings.simplefilter("ignore")
             ds = pydicom.dcmread(io.BytesIO(path.read_bytes() if data is None else data))
             _check(path, ds, max_megapixels)
-            stored = ds.pixel_array
-            return _render(path, stored, ds)
+            return render(path, _stored(path, ds), ds)
     except (BadImage, MemoryError):
         raise
     except FileNotFoundError:
         raise BadImage(path, "no such file") from None
     except pydicom.errors.InvalidDicomError:
-        raise BadImage(path, "not a DICOM file") from None
+        raise BadImage(path, "not a DICOM file: bytes 129 to 132 are not DICM (see PS3.10); write it anew") from None
     except BaseException as error:  # on broken files pydicom raises any type; its text can hold attribute values
         # A panic in a decoder written in Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -91,10 +100,21 @@ def _check(path: Path, ds: Dataset, max_megapixels: float) -> None:
 
     if "PixelData" not in ds:
         raise BadImage(path, "a DICOM file without pixels, or cut short")
+    missing = [name for name in NEEDED if ds.get(name) is None]
+    if "TransferSyntaxUID" not in ds.file_meta:
+        missing.append("TransferSyntaxUID")
+    if missing:
+        raise BadImage(path, f"a DICOM file without {', '.join(missing)}, so its pixels are not known")
     if int(ds.get("NumberOfFrames") or 1) != 1:
         raise BadImage(path, "a DICOM file of several frames; give one frame a file")
     if ds.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadImage(path, "a DICOM file that is not monochrome")
+    if ds.SamplesPerPixel != 1:
+        raise BadImage(path, "SamplesPerPixel is not 1, as PhotometricInterpretation asks for")
+    if ds.PixelRepresentation not in (0, 1):
+        raise BadImage(path, "PixelRepresentation is neither 0 nor 1")
+    if not 1 <= ds.BitsStored <= ds.HighBit + 1 <= ds.BitsAllocated:
+        raise BadImage(path, "BitsStored, HighBit and BitsAllocated contradict each other")
     check_extent(path, ds.Columns, ds.Rows, max_megapixels)
     syntax = ds.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated and len(ds.PixelData) < get_expected_length(ds):
@@ -103,66 +123,73 @@ def _check(path: Path, ds: Dataset, max_megapixels: float) -> None:
         raise BadImage(path, "compressed in a way that needs a decoder: pip install 'pspg-engine[dicom]'")
 
 
-def _render(path: Path, stored: NDArray[Any], ds: Dataset) -> NDArray[np.uint8]:
-    lowest, highest = int(stored.min()), int(stored.max())
-    if stored.ndim != 2 or not np.issubdtype(stored.dtype, np.integer) or highest - lowest > 65535:
-        raise BadImage(path, "a DICOM file whose pixels are not 8 to 16 bits of grey")
-    values, index = np.arange(lowest, highest + 1), stored.astype(np.int32) - lowest
-    padding = _padding(values, ds)
-    shown = np.zeros(len(values), dtype=bool)
-    shown[index] = True
-    grey = _window(path, _modality(values, ds), ds, shown & ~padding)
-    if ds.PhotometricInterpretation == "MONOCHROME1":
-        grey = 1 - grey
-    grey[padding] = 0
-    return np.rint(grey * 255).astype(np.uint8)[index]
+def _stored(path: Path, ds: Dataset) -> NDArray[Any]:
+    """Stored values (h,w): the BitsStored bits below and including HighBit, with the sign of PixelRepresentation.
 
+    pydicom masks native pixels only, and takes HighBit to be BitsStored - 1.
 
-def _padding(values: NDArray[np.int64], ds: Dataset) -> NDArray[np.bool_]:
-    first = ds.get("PixelPaddingValue")
-    if first is None:
-        return np.zeros(len(values), dtype=bool)
-    limit = ds.get("PixelPaddingRangeLimit", first)
-    return (values >= min(first, limit)) & (values <= max(first, limit))
-
-
-def _modality(values: NDArray[np.int64], ds: Dataset) -> NDArray[np.float64]:
-    if ds.get("ModalityLUTSequence"):
-        return _lookup(values, ds.ModalityLUTSequence[0], ds)[0]
-    slope, intercept = float(ds.get("RescaleSlope") or 1), float(ds.get("RescaleIntercept") or 0)
-    return values.astype(np.float64) * slope + intercept
-
-
-def _window(path: Path, values: NDArray[np.float64], ds: Dataset, shown: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Modality values to [0, 1] (PS3.3 C.11.2)."""
-    if ds.get("VOILUTSequence"):
-        grey, low, high = _lookup(values, ds.VOILUTSequence[0], ds)
-        return (grey - low) / max(high - low, 1)
-    if ds.get("WindowCenter") is None or ds.get("WindowWidth") is None:
-        if not shown.any():
-            return np.zeros(len(values))
-        low, high = values[shown].min(), values[shown].max()
-        return np.clip((values - low) / max(high - low, 1), 0, 1)
-    center, width = (float(np.atleast_1d(ds[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
-    function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
-    if not np.isfinite([center, width]).all() or width < (1 if function == "LINEAR" else 1e-9):
-        raise BadImage(path, "a DICOM file whose window is not usable")
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if function == "LINEAR":
-        center, width = center - 0.5, max(width - 1, 1e-9)
-    return np.clip((values - center) / width + 0.5, 0, 1)
-
-
-def _lookup(values: NDArray[Any], item: Dataset, ds: Dataset) -> tuple[NDArray[np.float64], float, float]:
-    """Values through a modality or VOI LUT, and the LUT's smallest and largest entry.
-
-    pydicom's own functions wrap indices of LUTs with 8-bit entries and refuse some depths.
+    Raises:
+        BadImage: not grey of at most 16 bits, or the compressed stream contradicts the attributes.
     """
-    (entries, first, _), data = item.LUTDescriptor, item.LUTData
-    if isinstance(data, bytes):
-        order = "<" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        data = np.frombuffer(data, "u1" if len(data) == entries else f"{order}u2")
-    table = np.atleast_1d(np.asarray(data, dtype=np.float64))
-    index = np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)
-    return table[index], float(table.min()), float(table.max())
+    from pydicom.pixels import get_decoder
+
+    precision, signed_stream = _stream(ds)
+    settings: Any = {
+        "correct_unused_bits": False,
+        "apply_j2k_sign_correction": False,
+        "apply_jls_sign_correction": False,
+        "bits_stored": min(max(precision, int(ds.BitsStored)), int(ds.BitsAllocated)),  # GDCM clears the others
+    }
+    raw, _ = get_decoder(ds.file_meta.TransferSyntaxUID).as_array(ds, raw=True, **settings)
+    if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.integer):
+        raise BadImage(path, NOT_GREY)
+    pattern: NDArray[Any] = raw.astype(f"u{raw.dtype.itemsize}").astype(
+        np.int32 if raw.dtype.itemsize <= 2 else np.int64
+    )
+    bits, shift, signed = int(ds.BitsStored), int(ds.HighBit) + 1 - int(ds.BitsStored), bool(ds.PixelRepresentation)
+    if precision < bits:  # the stream's samples are whole values
+        negative = pattern >> (precision - 1) & 1
+        if signed != signed_stream and negative.any():
+            raise BadImage(path, "PixelRepresentation and BitsStored contradict the compressed pixels")
+        values = raw.astype(pattern.dtype) if signed_stream else pattern
+    else:
+        if shift and precision <= ds.HighBit:
+            if precision > bits:
+                raise BadImage(path, "HighBit and BitsStored contradict the compressed pixels")
+            shift = 0  # the stream's samples are as wide as a value
+        values = pattern >> shift & (2**bits - 1)
+        if signed:
+            values -= values >> (bits - 1) << bits
+    if np.ptp(values) > 65535:
+        raise BadImage(path, NOT_GREY)
+    return values
+
+
+def _stream(ds: Dataset) -> tuple[int, bool]:
+    """Bits of a decoded sample, and whether they are signed by the compressed stream itself.
+
+    Native and RLE pixels are whole words of BitsAllocated; a stream that does not say has BitsStored.
+    """
+    from pydicom.encaps import get_frame
+    from pydicom.pixels.utils import get_j2k_parameters
+    from pydicom.uid import JPEG2000TransferSyntaxes, RLELossless
+
+    syntax = ds.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated or syntax == RLELossless:
+        return int(ds.BitsAllocated), False
+    stream = get_frame(ds.PixelData, 0, number_of_frames=1)
+    if syntax in JPEG2000TransferSyntaxes:
+        found = get_j2k_parameters(stream)
+        return found.get("precision", int(ds.BitsStored)), found.get("is_signed", bool(ds.PixelRepresentation))
+    return _jpeg_precision(stream) or int(ds.BitsStored), False
+
+
+def _jpeg_precision(stream: bytes) -> int | None:
+    """Bits of a sample of a JPEG or JPEG-LS stream, by its frame header; None: there is none."""
+    at = 2
+    while at + 5 <= len(stream) and stream[at] == 0xFF:
+        marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return stream[at + 4]
+        at += 1 if marker == 0xFF else 2 + length
+    return None

@@ -36,7 +36,7 @@ from ..images import Resize
 from ..manifest import Sample
 
 FORMAT = "pspg-engine pixel cache"
-VERSION = 1
+VERSION = 2
 """Raised when the layout, or the pixels that `images` makes of a file, change."""
 AGAIN = "run pspg-engine prepare cache again"
 

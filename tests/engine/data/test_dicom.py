@@ -10,39 +10,15 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 
 from pydicom.data import get_testdata_file  # noqa: E402
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_voi_lut  # noqa: E402
-from pydicom.sequence import Sequence  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless  # noqa: E402
+from pydicom.uid import RLELossless  # noqa: E402
 
 from pspg.engine.data import dicom as module  # noqa: E402
 from pspg.engine.data.bad_image import BadImage  # noqa: E402
 from pspg.engine.data.dicom import read_dicom  # noqa: E402
 from pspg.engine.data.images import read_image  # noqa: E402
 from pspg.engine.utils.errors import UserError  # noqa: E402
-
-SECRET = "Doe^Jane^19610214"
-
-
-def dataset(pixels, bits=12, photometric="MONOCHROME2", **attributes):
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3"
-    ds.PatientName = ds.StudyDescription = SECRET
-    ds.Rows, ds.Columns = pixels.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, photometric
-    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = pixels.dtype.itemsize * 8, bits, bits - 1
-    ds.PixelData = pixels.tobytes()
-    for name, value in attributes.items():
-        setattr(ds, name, value)
-    return ds
-
-
-def saved(path, ds):
-    ds.save_as(path, enforce_file_format=True)
-    return path
+from tests.engine.data.dicom_files import SECRET, dataset, lut, saved  # noqa: E402
 
 
 def read(tmp_path, *args, **attributes):
@@ -82,12 +58,6 @@ def test_rescale_comes_before_the_window(tmp_path):
 def test_signed_pixels(tmp_path):
     grey = read(tmp_path, np.array([[-2048, 0, 2047]], np.int16), WindowCenter=0, WindowWidth=4096)
     assert grey.tolist() == [[0, 128, 255]]
-
-
-def lut(entries, first, bits, data):
-    item = Dataset()
-    item.LUTDescriptor, item.LUTData = [entries, first, bits], data
-    return Sequence([item])
 
 
 def test_modality_and_voi_luts_with_8_bit_entries(tmp_path):
