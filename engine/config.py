@@ -143,6 +143,9 @@ class LossConfig:
     """probability shift of the asymmetric loss"""
 
 
+BlendName: TypeAlias = Literal["none", "novelty", "fixed"]
+
+
 @dataclass(kw_only=True)
 class EvaluationConfig:
     """Scores and metrics: how they are computed."""
@@ -153,6 +156,11 @@ class EvaluationConfig:
     """images a batch; under context=batch it changes the scores, so it is recorded with them"""
     bank_size: PositiveInt = 64
     """training images in the bank that a checkpoint keeps"""
+    blend: BlendName = "none"
+    """evaluate: add the paper's templates to the prompts' log-odds. none: the paper; novelty: the more, the less a
+    class name is like those of the training classes, which stay as they are; fixed: alike for all"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
     bootstrap: NonNegativeInt = 1000
     """resamples of the 95 % confidence intervals; 0: none"""
     threshold: ClosedUnitInterval = 0.5

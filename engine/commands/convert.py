@@ -87,6 +87,9 @@ def export_checkpoint(config: ExportConfig) -> None:
     require(checkpoint=config.checkpoint, output=config.output)
     if config.class_names is not None and config.layout != "classifier":
         raise UserError("class_names: only layout classifier freezes classes; the others score any")
+    if (config.blend is not None or config.blend_weight is not None) and config.layout != "classifier":
+        key = "blend" if config.blend is not None else "blend_weight"
+        raise UserError(f"{key}: only layout classifier freezes a blend; evaluate and predict have it as a setting")
     source = Path(config.checkpoint)
     description = read_description(source)
     check_new_folder(config.output)
@@ -100,7 +103,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         loaded = load_model(source)
         if config.layout == "classifier":
             loaded.set_classes(config.class_names)
-            write_classifier(config.output, loaded)
+            write_classifier(config.output, loaded, blend=config.blend or "novelty", blend_weight=config.blend_weight)
         elif config.layout == "published":
             _write_published(config.output, loaded, description)
         else:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..config import BlendName
 
 
 @dataclass(kw_only=True)
@@ -25,6 +27,12 @@ class PredictConfig:
     """for a manifest: folder that `filepath` is relative to; null: the manifest's own folder"""
     context: Literal["bank", "batch"] = "bank"
     """what the prompts attend to; bank makes a score independent of the other images"""
+    blend: BlendName | None = None
+    """add the paper's templates to the prompts' log-odds. novelty: the more, the less a class name is like those of the
+    training classes, which stay as they are; fixed: alike for all; none: prompts alone, the paper; null: novelty. A
+    classifier has the blend that it was frozen with"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
     maps: str | None = None
     """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
     more like the class's positive prompt than its negative one; null: none"""
@@ -85,6 +93,10 @@ class ExportConfig:
     a fixed class list, prompted once under the context bank, and the towers as open_clip loads them"""
     class_names: str | list[str] | None = None
     """layout classifier: classes to freeze, trained on or not: a list or a text file; null: those of the training"""
+    blend: BlendName | None = None
+    """layout classifier: add the paper's templates to the prompts' log-odds, as predict does; null: novelty"""
+    blend_weight: NonNegativeFloat | None = None
+    """layout classifier: weight of the templates; null: 4 for novelty, 1 for fixed"""
 
 
 @dataclass(kw_only=True)

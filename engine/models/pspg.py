@@ -246,6 +246,8 @@ class PsPG(nn.Module):
         self._head = (head,)
         self._image_tower: tuple[FrozenImageTower] | None = None
         self.class_set = self._make_class_set(names)
+        self.training_set = self.class_set
+        """the classes that the head was trained on"""
         self.to(self.tower.projection.dtype)
         self.prompt_learner.start(clip.token_embedding.weight)
 
