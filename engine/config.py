@@ -69,6 +69,9 @@ class ModelConfig:
     """dropout on the decoder outputs; mlp and context have none"""
     drop_path: FractionBelowOne = 0.1
     """transformer: probability of dropping a residual branch of its last block in training"""
+    residual: Literal["none", "class"] = "none"
+    """class: also train a vector for each training class and side, added to its text feature; classes never trained on
+    have none, so their scores stay those of the prompts"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
     fusion: FusionName = "gate_after_norm"

@@ -28,6 +28,7 @@ from .published import class_encoder
 from .run import best_checkpoint, load_tensors, read_json, write_json, write_tensors
 
 FORMAT = "pspg-engine/1"
+RESIDUAL = "residual.offsets"
 CLASSIFIER_JSON = "open_clip_config.json"
 """The file that a classifier's folder has instead of model.json; see `classifier.py`."""
 
@@ -217,16 +218,27 @@ def load_model(folder: str | Path) -> LoadedModel:
     )
 
 
-def load_head(model: PsPG, folder: Path) -> Path:
+def load_head(model: PsPG, folder: Path, *, other_classes: bool = False) -> Path:
     """Load the trained prompt head of a folder into a model, and return its file.
+
+    Args:
+        model: of the same architecture.
+        folder: run or model folder.
+        other_classes: it may have been trained on other classes, or without a residual; the model then keeps its own.
 
     Raises:
         UserError: missing, damaged or mismatching files, or a folder of phase 1.
     """
-    if read_description(folder)["kind"] != "pspg":
+    description = read_description(folder)
+    if description["kind"] != "pspg":
         raise UserError(f"{folder}: holds a CLIP of phase 1, which has no prompt head")
     weights = weights_of(folder)
-    load_strictly(model.head, load_tensors(weights), weights)
+    tensors = load_tensors(weights)
+    same = description["class_names"] == model.training_names and RESIDUAL in tensors
+    if other_classes and not same:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != RESIDUAL}
+        tensors |= {name: tensor for name, tensor in model.head.state_dict().items() if name == RESIDUAL}
+    load_strictly(model.head, tensors, weights)
     return weights
 
 

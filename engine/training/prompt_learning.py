@@ -49,7 +49,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     clip, pixels = load_backbone(config, manifest)
     model = PsPG(clip, config.model, names)
     if config.model.pretrained_head and last_checkpoint(run) is None:
-        load_head(model, Path(config.model.pretrained_head))
+        load_head(model, Path(config.model.pretrained_head), other_classes=True)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
     training = f"{len(manifest.samples)} images labelled with {len(names)} classes ({data.train})"
     description = describe("pspg", clip, pixels, head=config.model, class_names=names, training=training)
