@@ -70,6 +70,9 @@ class ModelConfig:
     """dropout on the decoder outputs; mlp and context have none"""
     drop_path: FractionBelowOne = 0.1
     """transformer: probability of dropping a residual branch of its last block in training"""
+    residual: Literal["none", "class"] = "none"
+    """class: also train a vector for each training class and side, added to its text feature; classes never trained on
+    have none, so their scores stay those of the prompts"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
     fusion: FusionName = "gate_after_norm"
@@ -144,6 +147,9 @@ class LossConfig:
     """probability shift of the asymmetric loss"""
 
 
+BlendName: TypeAlias = Literal["none", "novelty", "fixed"]
+
+
 @dataclass(kw_only=True)
 class EvaluationConfig:
     """Scores and metrics: how they are computed."""
@@ -154,6 +160,11 @@ class EvaluationConfig:
     """images a batch; under context=batch it changes the scores, so it is recorded with them"""
     bank_size: PositiveInt = 64
     """training images in the bank that a checkpoint keeps"""
+    blend: BlendName = "none"
+    """evaluate: add the paper's templates to the prompts' log-odds. none: the paper; novelty: the more, the less a
+    class name is like those of the training classes, which stay as they are; fixed: alike for all"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
     bootstrap: NonNegativeInt = 1000
     """resamples of the 95 % confidence intervals; 0: none"""
     threshold: ClosedUnitInterval = 0.5

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import BlendName
 from ..data.labels import select_classes
 from ..data.pixels import Pixels
+from ..models.blend import blended
 from ..models.clip import ImageFeatures, build_clip, clip_config
 from ..models.frozen_image import FrozenImageTower
 from ..models.fusions import FUSIONS, Fusion
@@ -47,10 +49,12 @@ class Classifier(nn.Module):
         text_features: (2,C,D), unit norm, positive first; negative ones are zero where there are positive prompts only.
         class_names: C names.
         pixels: what `read` makes of a file.
+        blend_features: (C,D), as `models.blend.blended` takes it; None: nothing is blended.
     """
 
     text_features: Tensor
     logit_scale: Tensor
+    blend_features: Tensor | None
 
     def __init__(
         self,
@@ -61,11 +65,13 @@ class Classifier(nn.Module):
         *,
         class_names: Sequence[str],
         pixels: Pixels,
+        blend_features: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.tower, self.channel_attention = tower, deepcopy(fusion)
         self.register_buffer("logit_scale", logit_scale.detach().clone())
         self.register_buffer("text_features", text_features.detach().clone())
+        self.register_buffer("blend_features", None if blend_features is None else blend_features.detach().clone())
         self.class_names, self.pixels = list(class_names), pixels
         self.requires_grad_(False).eval()
 
@@ -83,6 +89,8 @@ class Classifier(nn.Module):
         except UserError as error:
             raise UserError(f"{error} (the classes are frozen; for others export the model again)") from None
         self.text_features = self.text_features[:, rows]
+        if self.blend_features is not None:
+            self.blend_features = self.blend_features[rows]
 
     def read(self, path: str | Path) -> Tensor:
         """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU.
@@ -101,19 +109,27 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities (B,C), float32 or better, columns as `class_names`, of images (B,3,h,w)."""
         tokens = self.image_features(images).tokens
-        return probabilities(self.channel_attention.class_logits(self.logit_scale, tokens, *self.text_features)[0])
+        logits, _ = self.channel_attention.class_logits(self.logit_scale, tokens, *self.text_features)
+        return probabilities(blended(logits, tokens, self.blend_features))
 
 
 @torch.no_grad()
-def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> Classifier:
+def freeze_classifier(
+    loaded: LoadedModel,
+    dtype: torch.dtype | None = None,
+    *,
+    blend: BlendName = "none",
+    blend_weight: float | None = None,
+) -> Classifier:
     """The model's present classes under its context bank, where the model is.
 
     Args:
         loaded: with a bank.
         dtype: low precision of the towers; None: that of their weights.
+        blend, blend_weight: templates to blend in, see `models/blend.py`.
 
     Raises:
-        UserError: there is no bank.
+        UserError: there is no bank, or none that can be blended with.
     """
     model = loaded.model
     if loaded.bank is None:
@@ -122,6 +138,7 @@ def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> 
     bank = loaded.bank.to(model.logit_scale.device)
     with torch.autocast(bank.device.type, dtype, enabled=dtype is not None):
         text = model.head.text_features(bank, model.class_set, tower)
+    added = loaded.blend(model.class_set, blend, blend_weight, dtype)
     return Classifier(
         FrozenImageTower(model.clip, dtype),
         model.channel_attention,
@@ -129,20 +146,27 @@ def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> 
         torch.stack([text.positive, text.negative]),
         class_names=model.class_set.names,
         pixels=loaded.pixels,
+        blend_features=added,
     )
 
 
-def write_classifier(folder: str | Path, loaded: LoadedModel) -> None:
+def write_classifier(
+    folder: str | Path, loaded: LoadedModel, *, blend: BlendName = "novelty", blend_weight: float | None = None
+) -> None:
     """Freeze the model's present classes and write them with both towers, float32, into a new folder.
 
+    Args:
+        folder: new folder.
+        loaded, blend, blend_weight: as in `freeze_classifier`.
+
     Raises:
-        UserError: there is no bank, or the folder holds something.
+        UserError: as `freeze_classifier`, or the folder holds something.
     """
-    classifier = freeze_classifier(loaded)
+    classifier = freeze_classifier(loaded, blend=blend, blend_weight=blend_weight)
     with new_folder(folder) as partial:
         write_tensors(partial / TOWERS, dict(loaded.model.clip.state_dict()))
         write_tensors(partial / CLASSIFIER, _own_state(classifier))
-        write_json(partial / CLASSIFIER_JSON, _describe(classifier, loaded))
+        write_json(partial / CLASSIFIER_JSON, {**_describe(classifier, loaded), "blend": blend})
 
 
 def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Classifier:
@@ -170,10 +194,16 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
         raise UserError(f"{file}: is damaged; export the model again") from None
     clip = build_clip(config).eval()
     load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
-    classifier = Classifier(
-        FrozenImageTower(clip, dtype), FUSIONS[fusion](), torch.zeros(()), text, class_names=names, pixels=pixels
-    )
     tensors = load_tensors(folder / CLASSIFIER)
+    classifier = Classifier(
+        FrozenImageTower(clip, dtype),
+        FUSIONS[fusion](),
+        torch.zeros(()),
+        text,
+        class_names=names,
+        pixels=pixels,
+        blend_features=torch.zeros_like(text[0]) if "blend_features" in tensors else None,
+    )
     check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
     classifier.load_state_dict(tensors, strict=False)  # all but the image tower
     return classifier

@@ -15,10 +15,12 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, check_values
+from ..config import BlendName, ModelConfig, check_values
 from ..data.manifest import load_label_names
 from ..data.pixels import Pixels
-from ..models.clip import build_clip, clip_config
+from ..models.blend import make_blend
+from ..models.class_set import ClassSet
+from ..models.clip import ImageFeatures, build_clip, clip_config, with_unit_token
 from ..models.pspg import PsPG, check_head
 from ..models.weights import load_strictly
 from ..utils.errors import UserError
@@ -26,6 +28,7 @@ from .published import class_encoder
 from .run import best_checkpoint, load_tensors, read_json, write_json, write_tensors
 
 FORMAT = "pspg-engine/1"
+RESIDUAL = "residual.offsets"
 CLASSIFIER_JSON = "open_clip_config.json"
 """The file that a classifier's folder has instead of model.json; see `classifier.py`."""
 
@@ -38,6 +41,8 @@ class LoadedModel:
     pixels: Pixels
     class_names: list[str]
     bank: Tensor | None
+    bank_features: ImageFeatures | None
+    """global features and tokens of the bank's images; None: the model does not keep them"""
     source: Path
     weights: Path
     training: str | None
@@ -50,6 +55,24 @@ class LoadedModel:
         """
         if names is not None:
             self.model.set_classes(load_label_names(names) if isinstance(names, str) else names)
+
+    def blend(
+        self, class_set: ClassSet, kind: BlendName, weight: float | None = None, autocast: torch.dtype | None = None
+    ) -> Tensor | None:
+        """What `blended` adds to the log-odds of these classes, (C,D), where the model is; None: nothing.
+
+        Args:
+            class_set: classes to score.
+            kind, weight: see `models/blend.py`.
+            autocast: low precision that the model is scored in.
+
+        Raises:
+            UserError: the model keeps no features of its bank's images.
+        """
+        device = self.model.logit_scale.device
+        bank = None if self.bank_features is None else ImageFeatures(*(t.to(device) for t in self.bank_features))
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            return make_blend(self.model, class_set, bank, kind, weight, source=self.source)
 
 
 def describe(
@@ -182,27 +205,40 @@ def load_model(folder: str | Path) -> LoadedModel:
     model = PsPG(clip, ModelConfig(**description["head"]), names, class_encoder=encoder)
     weights = load_head(model, folder)
     bank = folder / "bank.safetensors"
+    context = load_bank(bank, model) if bank.is_file() else None
     return LoadedModel(
         model=model.eval(),
         pixels=pixels,
         class_names=names,
-        bank=load_bank(bank, model) if bank.is_file() else None,
+        bank=context,
+        bank_features=None if context is None else bank_features(bank, context),
         source=folder,
         weights=weights,
         training=description.get("training"),
     )
 
 
-def load_head(model: PsPG, folder: Path) -> Path:
+def load_head(model: PsPG, folder: Path, *, other_classes: bool = False) -> Path:
     """Load the trained prompt head of a folder into a model, and return its file.
+
+    Args:
+        model: of the same architecture.
+        folder: run or model folder.
+        other_classes: it may have been trained on other classes, or without a residual; the model then keeps its own.
 
     Raises:
         UserError: missing, damaged or mismatching files, or a folder of phase 1.
     """
-    if read_description(folder)["kind"] != "pspg":
+    description = read_description(folder)
+    if description["kind"] != "pspg":
         raise UserError(f"{folder}: holds a CLIP of phase 1, which has no prompt head")
     weights = weights_of(folder)
-    load_strictly(model.head, load_tensors(weights), weights)
+    tensors = load_tensors(weights)
+    same = description["class_names"] == model.training_names and RESIDUAL in tensors
+    if other_classes and not same:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != RESIDUAL}
+        tensors |= {name: tensor for name, tensor in model.head.state_dict().items() if name == RESIDUAL}
+    load_strictly(model.head, tensors, weights)
     return weights
 
 
@@ -216,3 +252,22 @@ def load_bank(file: Path, model: PsPG) -> Tensor:
     if bank is None or bank.ndim != 2 or bank.shape[1] != model.tower.projection.shape[1]:
         raise UserError(f"{file}: is not the context bank of this model")
     return bank
+
+
+def bank_tensors(features: ImageFeatures) -> dict[str, Tensor]:
+    """Contents of bank.safetensors: the context bank, and its images' tokens, rounded to bfloat16."""
+    return {"bank": features.global_.cpu(), "tokens": features.tokens.to("cpu", torch.bfloat16)}
+
+
+def bank_features(file: Path, bank: Tensor) -> ImageFeatures | None:
+    """Features of the images of a context bank (M,D); None where the file has no tokens.
+
+    Raises:
+        UserError: unreadable, or tokens of another bank.
+    """
+    tokens = load_tensors(file).get("tokens")
+    if tokens is None:
+        return None
+    if tokens.ndim != 3 or tokens.shape[::2] != bank.shape:
+        raise UserError(f"{file}: its tokens are not those of its bank; train again")
+    return with_unit_token(bank, tokens[:, 1:].to(bank.dtype))

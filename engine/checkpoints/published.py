@@ -109,10 +109,11 @@ def published_state(model: PsPG) -> dict[str, Tensor]:
     CLIP's own temperature, which phase 2 does not use, has no place there.
 
     Raises:
-        UserError: a decoder or fusion that has no place there.
+        UserError: a decoder, fusion or residual that has no place there.
     """
     for key, value, known in (
         ("decoder", model.config.decoder, tuple(_published_decoders())),
+        ("residual", model.config.residual, ("none",)),
         ("fusion", model.config.fusion, _published_fusions()),
     ):
         if value not in known:

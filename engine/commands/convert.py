@@ -91,7 +91,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         loaded = load_model(source)
         if config.layout == "classifier":
             loaded.set_classes(config.class_names)
-            write_classifier(config.output, loaded)
+            write_classifier(config.output, loaded, blend=config.blend or "novelty", blend_weight=config.blend_weight)
         elif config.layout == "published":
             _write_published(config.output, loaded, description)
         else:

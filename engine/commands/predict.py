@@ -22,6 +22,7 @@ from ..data.pixels import Reading
 from ..evaluation.map_pictures import MapWriter
 from ..evaluation.scorer import Scorer, open_scorer
 from ..evaluation.similarity_maps import similarity_maps
+from ..models.blend import blended
 from ..models.features import frozen_features
 from ..models.pspg import probabilities
 from ..utils.device import autocast_dtype, pick_device
@@ -57,7 +58,15 @@ def predict(config: PredictConfig) -> Predictions:
     samples = find_images(Path(config.input), image_root=config.image_root)
     device = pick_device(config.device)
     autocast = autocast_dtype(config.precision, device)
-    scorer = open_scorer(Path(config.checkpoint), config.class_names, device, autocast, bank=config.context == "bank")
+    scorer = open_scorer(
+        Path(config.checkpoint),
+        config.class_names,
+        device,
+        autocast,
+        bank=config.context == "bank",
+        blend=config.blend,
+        blend_weight=config.blend_weight,
+    )
     drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
     reading = Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels)
     dataset = ImageDataset(samples, scorer.pixels, reading)
@@ -99,11 +108,12 @@ def _score(
         features = frozen_features(model, batch, device, autocast)
         sides = scorer.text(features)
         logits, _ = model.channel_attention.class_logits(model.logit_scale, features.tokens, *sides)
-        found = probabilities(logits.double()).cpu().numpy()
+        found = probabilities(blended(logits, features.tokens, scorer.blend).double()).cpu().numpy()
         if not np.isfinite(found).all():
             raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")
         if maps is not None:
-            maps.write(batch.ids, batch.pixels, similarity_maps(features.tokens, *sides, model.logit_scale), found)
+            drawn = similarity_maps(features.tokens, *sides, model.logit_scale, blend=scorer.blend)
+            maps.write(batch.ids, batch.pixels, drawn, found)
         ids += batch.ids
         parts.append(found)
     if not parts:

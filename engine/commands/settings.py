@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..config import BlendName
 
 from ..config import check_values, require
 from ..utils.errors import UserError
@@ -31,6 +33,12 @@ class PredictConfig:
     manifest's own folder"""
     context: Literal["bank", "batch"] = "bank"
     """what the prompts attend to; bank makes a score independent of the other images"""
+    blend: BlendName | None = None
+    """add the paper's templates to the prompts' log-odds. novelty: the more, the less a class name is like those of the
+    training classes, which stay as they are; fixed: alike for all; none: prompts alone, the paper; null: novelty. A
+    classifier has the blend that it was frozen with"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
     maps: str | None = None
     """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
     more like the class's positive prompt than its negative one; null: none"""
@@ -91,6 +99,10 @@ class ExportConfig:
     a fixed class list, prompted once under the context bank, and the towers as open_clip loads them"""
     class_names: str | list[str] | None = None
     """layout classifier: classes to freeze, trained on or not: a list or a text file; null: those of the training"""
+    blend: BlendName | None = None
+    """layout classifier: add the paper's templates to the prompts' log-odds, as predict does; null: novelty"""
+    blend_weight: NonNegativeFloat | None = None
+    """layout classifier: weight of the templates; null: 4 for novelty, 1 for fixed"""
 
 
 @dataclass(kw_only=True)
@@ -168,6 +180,9 @@ def check_export(config: ExportConfig) -> None:
     require(checkpoint=config.checkpoint, output=config.output)
     if config.class_names is not None and config.layout != "classifier":
         raise UserError("class_names: only layout classifier freezes classes; the others score any")
+    if (config.blend is not None or config.blend_weight is not None) and config.layout != "classifier":
+        key = "blend" if config.blend is not None else "blend_weight"
+        raise UserError(f"{key}: only layout classifier freezes a blend; evaluate and predict have it as a setting")
     check_new_folder(config.output)
     check_input(checkpoint=config.checkpoint)
 

@@ -48,6 +48,8 @@ def open_source(
     """
     if config.evaluation.context == "bank" and not source.has_context(config):
         raise UserError("evaluation.context: only PsPG's scores have a context; leave it at batch")
+    if config.evaluation.blend != "none" and not source.has_context(config):
+        raise UserError("evaluation.blend: only learned prompts are blended with templates; leave it at none")
     return source.open(config, device, autocast)
 
 

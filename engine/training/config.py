@@ -27,6 +27,10 @@ class OptimConfig:
     name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
+    residual_lr: PositiveFloat | None = None
+    """learning rate of model.residual, on the same schedule; null: lr"""
+    residual_decay: NonNegativeFloat | None = None
+    """weight decay of model.residual, towards zero; null: weight_decay"""
     momentum: FractionBelowOne = 0.9
     """Nesterov momentum of sgd"""
     epochs: PositiveInt = 50

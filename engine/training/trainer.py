@@ -61,21 +61,31 @@ class Task(Protocol):
         """Score of an epoch, of which the best has most; None: no validation, the last epoch is the best."""
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without.
+
+    A residual has a learning rate and a decay of its own.
+    """
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for name, parameter in named if not name.startswith("residual.")]
+    lr, decay = config.lr, config.weight_decay
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+        {
+            "params": [p for name, p in named if name.startswith("residual.")],
+            "lr": lr if config.residual_lr is None else config.residual_lr,
+            "weight_decay": decay if config.residual_decay is None else config.residual_decay,
+        },
     ]
     return [group for group in groups if group["params"]]
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW over `parameter_groups`."""
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config)
     for group in groups:
-        group["initial_lr"] = config.lr
+        group["initial_lr"] = group["lr"]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)

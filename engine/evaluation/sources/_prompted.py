@@ -39,7 +39,8 @@ class Prompted(ImageMethod):
         if self.context == "bank" and loaded.bank is None:
             raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
         head = loaded.model.config
-        self.name = config.method or method_name(head)
+        blend = config.evaluation.blend
+        self.name = config.method or method_name(head) + ("" if blend == "none" else f", {blend} blend")
         decoder = DECODERS[head.decoder]
         self.about = decoder.about
         if not decoder.uses_context:
@@ -54,6 +55,7 @@ class Prompted(ImageMethod):
         self.training = read_metrics(Path(config.checkpoint) / "metrics.jsonl")
         self.training_data = loaded.training
         self._device, self._autocast = device, autocast
+        self._evaluation = config.evaluation
         self._loaded = loaded
         self._model = loaded.model.to(device).freeze(autocast)
         self._bank = loaded.bank.to(device) if config.evaluation.context == "bank" and loaded.bank is not None else None
@@ -67,7 +69,11 @@ class Prompted(ImageMethod):
             model.class_set if names == self._loaded.class_names else model.class_set_of(names) for names in class_lists
         ]
         device, autocast = self._device, self._autocast
-        found = score_batches(model, model.head, class_sets, batches, device, autocast, context=self._bank)
+        kind, weight = self._evaluation.blend, self._evaluation.blend_weight
+        blends = [self._loaded.blend(class_set, kind, weight, autocast) for class_set in class_sets]
+        found = score_batches(
+            model, model.head, class_sets, batches, device, autocast, context=self._bank, blends=blends
+        )
         return [scores for _, scores in found]
 
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:

@@ -94,7 +94,9 @@ def test_open_clip_makes_the_same_pixels(export: Callable[..., tuple[Path, Path]
 def test_a_classifier_scores_like_the_live_model(
     export: Callable[..., tuple[Path, Path]], head: dict[str, Any], classes: list[str] | None
 ) -> None:
-    source, folder = export(*([] if classes is None else ["--class_names", json.dumps(classes)]), vit=True, **head)
+    source, folder = export(
+        *([] if classes is None else ["--class_names", json.dumps(classes), "--blend", "none"]), vit=True, **head
+    )
     classifier = load_classifier(folder)
     expected = live(source, images(), classes)
     assert classifier.class_names == (classes or load_model(source).class_names)

@@ -147,7 +147,7 @@ def test_average_follows_the_weights(tmp_path: Path, world) -> None:
 
 def test_decay_spares_vectors_and_the_temperature() -> None:
     module = ToyTask().module
-    decayed, plain = parameter_groups(module, 0.05)
+    decayed, plain = parameter_groups(module, OptimConfig(weight_decay=0.05))
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in plain["params"]} == {0, 1}
     assert plain["weight_decay"] == 0.0
