@@ -32,7 +32,6 @@ from pspg.engine.models.decoders._base import PromptLearner
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.cuda_graph import _Replayed
 from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.launch import Launch, record
 from pspg.kernels.spcl.chunked_loss import sum_of_chunks
@@ -139,9 +138,10 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
             with log.within(BACKWARD):
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             loss = loss.detach()
+            # As `Engine.accumulate` hands a replay's gradients over.
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             with log.within(OPTIMIZER):
-                _Replayed.apply(loss, gradients, *parameters).backward()
-                del gradients
                 optimizer.step()
     return Step(classes, batch, log.operations, log.peak, log.operations[log.peak_at])
 

@@ -8,9 +8,7 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import BlendName
-
-from ..config import check_values, require
+from ..config import BlendName, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_new_folder, check_output
 
