@@ -35,7 +35,8 @@ class OptimConfig:
     """Nesterov momentum of sgd"""
     epochs: PositiveInt = 50
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: NonNegativeFloat = 5
+    warmup_epochs: NonNegativeFloat | None = None
+    """null: 5, or half of fewer than 10 epochs"""
     warmup_lr: NonNegativeFloat = 1e-6
     """where the linear warm-up starts"""
     min_lr: NonNegativeFloat = 5e-6
@@ -115,7 +116,7 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.train: name the training manifest (a JSONL file)")
     if (data.mean is None) != (data.std is None):
         raise UserError("data.mean: give data.mean and data.std together, or neither")
-    if optim.warmup_epochs > optim.epochs:
+    if optim.warmup_epochs is not None and optim.warmup_epochs > optim.epochs:
         raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if config.zero_stage == 3:
         if config.task == "prompt":

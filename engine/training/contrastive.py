@@ -13,7 +13,7 @@ from ..models.clip import tokenize
 from .config import TrainConfig
 from .fingerprint import data_digest, resume_fingerprint
 from .global_batch import GlobalContrastiveTask
-from .setup import load_backbone, make_dataset, make_loader, share_batches, shares_batch, write_start
+from .setup import load_backbone, make_dataset, make_loader, report_run, share_batches, shares_batch, write_start
 from .tasks import ContrastiveTask
 from .trainer import Trainer
 
@@ -49,5 +49,6 @@ def build_contrastive(config: TrainConfig, world: World) -> Trainer:
     task = (GlobalContrastiveTask if shared else ContrastiveTask)(
         clip.to(world.device), world, validation, config.precision, sharded=config.zero_stage == 3
     )
+    report_run(config, world, clip, loader, f"{len(manifest.samples):,} image-report pairs")
     fingerprint = resume_fingerprint(config, {"data.train": data_digest(manifest)})
     return Trainer(config, task, share_batches(config, world, loader), world, fingerprint)

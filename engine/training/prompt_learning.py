@@ -27,7 +27,8 @@ from .feature_cache import CachedBatches, cache_features
 from .fingerprint import data_digest, resume_fingerprint
 from .global_batch import GlobalPromptTask
 from .losses import PromptLoss
-from .setup import load_backbone, make_dataset, make_loader, share_batches, shares_batch, write_start
+from .losses.pair import PAIR_LOSSES
+from .setup import load_backbone, make_dataset, make_loader, report_run, share_batches, shares_batch, write_start
 from .tasks import PromptTask
 from .trainer import Trainer
 
@@ -103,6 +104,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         bank=bank.to(world.device) if config.evaluation.context == "bank" else None,
         precision=config.precision,
     )
+    report_run(config, world, model, loader, _data(config, labels))
     fingerprint = resume_fingerprint(config, {"data.train": data_digest(manifest, labels), "data.class_names": names})
     return Trainer(config, task, share_batches(config, world, loader), world, fingerprint)
 
@@ -125,6 +127,14 @@ def _bank(
     chosen = np.random.default_rng(config.seed).choice(len(manifest.samples), count, replace=False)
     subset = replace(manifest, samples=[manifest.samples[i] for i in sorted(chosen)])
     return features_of(make_dataset(config, subset, pixels, augment=False), "context bank").features
+
+
+def _data(config: TrainConfig, labels: np.ndarray) -> str:
+    """What a run trains on, in words."""
+    images, classes = labels.shape
+    positives = int((labels == 1).any(axis=0).sum())
+    pairs = f", {classes * (classes - 1) // 2:,} pairs" if PAIR_LOSSES[config.loss.pair].needs_pairs else ""
+    return f"{images:,} images, {positives} of {classes} classes with positives{pairs}"
 
 
 def _report_classes(names: list[str], labels: np.ndarray) -> None:

@@ -24,6 +24,7 @@ from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
+from .remarks import Remarks
 from .telemetry import LoaderWatch, Telemetry
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
     """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    epochs = min(5, config.epochs / 2) if config.warmup_epochs is None else config.warmup_epochs
+    warmup = round(epochs * steps_per_epoch)
     if step < warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     if config.schedule == "constant":
@@ -183,6 +185,8 @@ class Trainer:
                 load_into(self.average.module, checkpoint / "ema.safetensors")
             self.engine.load_scaler(state["scaler"])
         self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
+        epochs = config.optim.epochs
+        self.remarks = Remarks(epochs, epochs * self.steps_per_epoch, self.step, active=world.is_main)
         cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
         self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
 
@@ -279,6 +283,7 @@ class Trainer:
         self.telemetry.log(row)
         if not math.isfinite(row["loss"]):
             raise UserError(f"training diverged: the loss is {row['loss']} at step {self.step}; {self._advice()}")
+        self.remarks.logged(row, batches)
 
     def _advice(self) -> str:
         last = last_checkpoint(self.run)
@@ -297,10 +302,9 @@ class Trainer:
         if all(reserved):
             row["reserved_bytes"] = reserved
         self.telemetry.log(row)
-        if self.world.is_main:
-            shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-            mark = "  (best)" if self.best["best_step"] == self.step else ""
-            log.info(f"epoch {self.epoch}/{self.config.optim.epochs}  {shown}{mark}")
+        best_step = self.best["best_step"]
+        best_epoch = None if best_step is None else best_step // self.steps_per_epoch
+        self.remarks.validated(self.epoch, self.engine.lr, metrics, best_epoch)
         self._save()
         return metrics
 

@@ -17,6 +17,7 @@ from pspg.engine.commands.train import check_parts
 from pspg.engine.config import DataConfig, LossConfig, ModelConfig
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.losses import PromptLoss
+from pspg.engine.training.trainer import learning_rate
 from pspg.engine.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -217,7 +218,8 @@ def test_paper_hyper_parameters() -> None:
     for c in (config, plain):
         assert (c.model.prompt_length, c.model.hidden_size, c.model.dropout) == (16, 512, 0.2)
         assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.epochs) == ("sgd", 1e-4, 0.05, 50)
-        assert (c.optim.warmup_epochs, c.optim.warmup_lr, c.optim.min_lr, c.batch_size) == (5, 1e-6, 5e-6, 64)
+        assert (c.optim.warmup_lr, c.optim.min_lr, c.batch_size) == (1e-6, 5e-6, 64)
+        assert [learning_rate(step, 1, c.optim) == c.optim.lr for step in (4, 5)] == [False, True]  # 5 epochs
         assert (c.loss.gamma_positive, c.loss.gamma_negative, c.loss.clip) == (1, 2, 0.05)
 
 

@@ -106,11 +106,14 @@ def test_resume_is_exact(tmp_path: Path, world, name: str, zero_stage: int) -> N
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
-def test_fresh_start_is_said_and_an_existing_run_is_not_overwritten(tmp_path: Path, world, capsys) -> None:
+def test_fresh_start_is_said_and_an_existing_run_is_not_overwritten(
+    tmp_path: Path, world, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pspg")
     settings = config(tmp_path, epochs=1)
     settings.resume = "latest"
     fit(settings, world)
-    assert "starting fresh" in capsys.readouterr().err
+    assert "starting fresh" in caplog.text
     settings.resume = None
     with pytest.raises(UserError, match=r"^output: .* already holds a run"):
         fit(settings, world)
@@ -180,8 +183,15 @@ class Clock:
     ],
 )
 def test_waiting_for_the_loader_is_measured_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys, wait: float, step: float, device_wait: float, share: float, said: bool
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wait: float,
+    step: float,
+    device_wait: float,
+    share: float,
+    said: bool,
 ) -> None:
+    caplog.set_level("INFO", "pspg")
     clock = Clock()
     monkeypatch.setattr(telemetry, "time", clock)
     watch = telemetry.LoaderWatch("raise data.workers (2)")
@@ -191,7 +201,7 @@ def test_waiting_for_the_loader_is_measured_and_said_once(
             clock.now += step
         clock.now += device_wait
         assert watch.share(device_wait) == pytest.approx(share)
-    text = capsys.readouterr().err
+    text = caplog.text
     assert text.count("the loader is the bottleneck") == said
     assert not said or f"{share:.0%} of the time goes into waiting for images; raise data.workers (2)" in text
 
