@@ -21,13 +21,14 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import UserError
+from .utils.help import SettingsHelp
 from .utils.logging import show_messages
 from .utils.parser_messages import parser_message
 from .utils.workers import loader_deaths
 
 log = logging.getLogger(__name__)
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Command:
     """what refuses settings before the function is imported"""
     needs_file: bool = False
     """whether it is nothing without a YAML file"""
+    example: str | None = None
+    """its most common use: what stands after its name"""
 
     def load(self, what: str | Callable[[Any], Any]) -> Any:
         if not isinstance(what, str):
@@ -59,38 +62,52 @@ def prepare_commands() -> dict[str, Command]:
 
 COMMANDS = {
     "train": Command(
-        "training.config:TrainConfig", "commands.train:train", "train either phase", "training.config:check_run"
+        "training.config:TrainConfig",
+        "commands.train:train",
+        "train either phase",
+        "training.config:check_run",
+        example="configs/chexpert_phase2.yaml --model.pretrained openai --output runs/a",
     ),
     "evaluate": Command(
         "evaluation.config:EvaluateConfig",
         "commands.evaluate:evaluate_model",
         "metrics, tables and a report",
         "evaluation.config:check_evaluate",
+        example="--checkpoint runs/a --manifest data/own/test.jsonl --output report",
     ),
     "predict": Command(
         "commands.settings:PredictConfig",
         "commands.predict:predict",
         "score images, DICOM files included",
         "commands.settings:check_predict",
+        example="--checkpoint runs/a --input new_images --output predictions.csv",
     ),
-    "phantom": Command("commands.phantom:DrawConfig", "commands.phantom:draw", "draw a phantom data set"),
+    "phantom": Command(
+        "commands.phantom:DrawConfig",
+        "commands.phantom:draw",
+        "draw a phantom data set",
+        example="--train 600 --val 60 --test 150 --output data/phantoms",
+    ),
     "import-checkpoint": Command(
         "commands.settings:ImportConfig",
         "commands.convert:import_checkpoint",
         "read the authors' weights",
         "commands.settings:check_import",
+        example="--source best.pth --class_names classes.txt --output models/imported",
     ),
     "export-checkpoint": Command(
         "commands.settings:ExportConfig",
         "commands.convert:export_checkpoint",
         "write a model folder",
         "commands.settings:check_export",
+        example="--checkpoint runs/a --layout classifier --output shipped",
     ),
     "study": Command(
         "commands.study.config:StudyConfig",
         "commands.study.run:study",
         "run and write a paper's table",
         needs_file=True,
+        example="configs/studies/phantom/table1.yaml",
     ),
     **prepare_commands(),
     "prepare check": Command(
@@ -98,12 +115,14 @@ COMMANDS = {
         "commands.prepare:check_images",
         "find unreadable images",
         "commands.settings:check_images",
+        example="--manifest data/own/train.jsonl --output bad.csv",
     ),
     "prepare cache": Command(
         "commands.settings:CacheConfig",
         "commands.prepare:make_cache",
         "decode and resize images once",
         "commands.settings:check_cache",
+        example="--manifest data/own/train.jsonl --output data/own/cache",
     ),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
@@ -119,6 +138,7 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
         version=version("pspg-engine"),
+        formatter_class=SettingsHelp,  # the commands' parsers take it over
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -142,13 +162,16 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
         branches[group].add_subcommand(word, parser, help=command.help)
         parser.prog = f"pspg-engine {name}"
         file = "FILE" if command.needs_file else "[FILE]"
-        parser.usage = f"%(prog)s {file} [--key VALUE ...]"
+        example = f"\nexample: %(prog)s {command.example}" if command.example else ""
+        parser.usage = f"%(prog)s {file} [--key VALUE ...]{example}"
     return root, parsers
 
 
 def _add_group(branch: Any, group: str) -> Any:
     """Add the parser of `group`; return the subcommands that its second words go to."""
-    parser = ArgumentParser(description=GROUPS[group], exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        description=GROUPS[group], formatter_class=SettingsHelp, exit_on_error=False, allow_abbrev=False
+    )
     branch.add_subcommand(group, parser, help=GROUPS[group][0].lower() + GROUPS[group][1:].rstrip("."))
     parser.prog = f"pspg-engine {group}"
     parser.usage = "%(prog)s COMMAND [FILE] [--key VALUE ...]"

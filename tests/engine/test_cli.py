@@ -260,6 +260,23 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
     for field in dataclasses.fields(settings):
         assert f"--{field.name}" in text
     assert "(type:" in text
+    assert not re.search(r"default:\s*\)", text)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].example])
+def test_the_example_of_a_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS[0].parents[1])
+    name, config = parse([*command.split(), *str(COMMANDS[command].example).split()])
+    assert name == command
+    assert config.output
+
+
+def test_shells_complete_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print_completion", "shtab-bash"])
+    script = capsys.readouterr().out
+    assert "--optim.lr" in script
+    assert "import-checkpoint" in script
 
 
 def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
