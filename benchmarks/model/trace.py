@@ -17,12 +17,12 @@ from importlib import import_module
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -34,7 +34,7 @@ from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.launch import Launch, record
-from pspg.kernels.spcl.chunked_loss import sum_of_chunks
+from pspg.kernels.spcl.chunked_loss import chunked_loss, sum_of_chunks
 from pspg.kernels.text_tower import TextTower, default_memory
 from pspg.kernels.text_tower.prefix_cache import encode_prefixes
 
@@ -47,6 +47,7 @@ PAIRS, LOSSES, BACKWARD, OPTIMIZER = "pair chunks", "losses", "outer backward", 
 PARTS = (IMAGE, DECODERS, PREFIXES, SINGLES, PAIRS, LOSSES, BACKWARD, OPTIMIZER)
 _PARTS: tuple[tuple[CodeType, str], ...] = (
     (sum_of_chunks.__code__, PAIRS),
+    (chunked_loss.__code__, PAIRS),
     (encode_prefixes.__code__, PREFIXES),
     (PromptHead.encode.__code__, SINGLES),
     (PromptLearner.forward.__code__, DECODERS),
@@ -133,7 +134,8 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
         optimizer.step()  # makes its state
         optimizer.zero_grad(set_to_none=True)
         log.keep([*_tensors(setup), *tree_iter(list(optimizer.state.values()))])
-        with log, _AttentionOfAGPU(), record(ARCHITECTURE, log.launched):
+        attention = patch.object(nn.functional, "scaled_dot_product_attention", _attention_of_a_gpu)
+        with log, attention, record(ARCHITECTURE, log.launched):
             loss = loss_of(setup, "triton", torch.bfloat16)
             with log.within(BACKWARD):
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -185,11 +187,13 @@ class _Log(TorchDispatchMode):
         overwrites = function._schema.is_mutable
         storages = {_storage(tensor) for tensor in before}
         view = bool(after) and not overwrites and all(_storage(tensor) in storages for tensor in after)
-        if function.namespace != "aten" or name in _FREE or view:
+        if function.namespace != "aten" or name in _FREE or view or not (after or overwrites):
             return result
         read, written = _bytes(before), _bytes(after)
         if name.startswith("_fused"):  # parameters, gradients, momentum
             written = read // 3 * 2
+        elif name.startswith("_foreach_copy"):
+            read, written = _bytes(args[1]), _bytes(args[0])
         elif overwrites:
             written = kwargs["out"].nbytes if "out" in kwargs else _bytes(before[:1])
         if name in FILLS:
@@ -248,19 +252,15 @@ class _Log(TorchDispatchMode):
         self._live -= self._sizes.pop(key)
 
 
-class _AttentionOfAGPU(TorchFunctionMode):
+def _attention_of_a_gpu(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, scale: float | None = None
+) -> Tensor:
     """Scaled-dot-product attention as the memory-efficient kernel, which is what wide heads get on a GPU."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not nn.functional.scaled_dot_product_attention:
-            return function(*args, **(kwargs or {}))
-        query, key, value = args
-        bias, scale = (kwargs or {}).get("attn_mask"), (kwargs or {}).get("scale")
-        if bias is not None and bias.dtype == torch.bool:
-            bias = bias.to(query.dtype)
-        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args)
-        attend = torch.ops.aten._scaled_dot_product_efficient_attention
-        return attend(query, key, value, bias, keep, scale=scale)[0]
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = attn_mask.to(query.dtype)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(query, key, value, attn_mask, keep, scale=scale)[0]
 
 
 def _on_fake_cpu(setup: Setup) -> Setup:

@@ -243,9 +243,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*inputs[:4], output[1])
     ctx.heads = inputs[4]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros are written for the log-sum-exp
 
 
-def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
     prefix_gradient = ctx.needs_input_grad[1]
     d_qkv, d_prefix_kv = _attention_backward(d_out, *ctx.saved_tensors, ctx.heads, prefix_gradient)
     return d_qkv, d_prefix_kv if prefix_gradient else None, None, None, None
