@@ -92,7 +92,7 @@ def configuration(kernel: str, device: torch.device) -> dict[str, int]:
     """Configuration of a kernel on a device; the interpreter takes the oldest architecture's."""
     known = CONFIGS[kernel]
     architecture = _architecture(device)
-    return known[max((number for number in known if number <= architecture), default=min(known))]
+    return dict(known[max((number for number in known if number <= architecture), default=min(known))])
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:

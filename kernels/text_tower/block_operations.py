@@ -23,7 +23,7 @@ class RaggedPairs:
         prefixes, suffixes: how many there are, N and J.
         prefix_tokens: S, tokens of a prefix, padding included.
         suffix_tokens: T, tokens of a suffix.
-        prefix_lengths: (R,) tokens of each sequence's prefix that are not padding; None: all.
+        prefix_lengths: (R,) tokens of each sequence's prefix that are not padding, a number of the prefix; None: all.
     """
 
     def __init__(

@@ -86,8 +86,8 @@ def _add_norm(dtype: torch.dtype, rows: int) -> None:
 
 def _flops(products: int) -> Callable[[Mapping[str, Any]], float]:
     def flops(a: Mapping[str, Any]) -> float:
-        width, seen = a["heads"] * a["WIDTH"], a["prefix_tokens"] + a["suffix_tokens"]
-        return products * 2.0 * a["qkv"].shape[0] * a["suffix_tokens"] * seen * width
+        width, seen = a["qkv"].shape[2] // 3, a["PREFIX_TOKENS"] + a["TOKENS"]
+        return products * 2.0 * a["qkv"].shape[0] * a["TOKENS"] * seen * width
 
     return flops
 
