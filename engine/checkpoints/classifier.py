@@ -84,13 +84,13 @@ class Classifier(nn.Module):
             raise UserError(f"{error} (the classes are frozen; for others export the model again)") from None
         self.text_features = self.text_features[:, rows]
 
-    def read(self, path: str | Path) -> Tensor:
-        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU.
+    def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:
+        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU; `bit_depth` of a 16-bit PNG.
 
         Raises:
             UserError: it cannot be read.
         """
-        return self.pixels.read(path)
+        return self.pixels.read(path, bit_depth=bit_depth)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> ImageFeatures:
