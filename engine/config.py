@@ -20,6 +20,7 @@ from .utils.parser_messages import plain_range
 from .utils.registry import choices
 
 FractionBelowOne: TypeAlias = float
+BitDepth: TypeAlias = int
 Seed: TypeAlias = int
 DecoderName: TypeAlias = str
 FusionName: TypeAlias = str
@@ -27,6 +28,7 @@ ClassificationLossName: TypeAlias = str
 PairLossName: TypeAlias = str
 if not TYPE_CHECKING:
     FractionBelowOne = restricted_number_type("FractionBelowOne", float, [(">=", 0), ("<", 1)])
+    BitDepth = restricted_number_type("BitDepth", int, [(">=", 8), ("<=", 16)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
     # A setting's values are the files of a folder, so that whoever adds one edits no list. Nothing is imported.
     _ENGINE = Path(__file__).parent
@@ -120,6 +122,9 @@ class DataConfig:
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
     """million pixels above which an image counts as unreadable; it guards the memory"""
+    bit_depth: BitDepth | None = None
+    """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
+    and images of which it could be a smaller one but for a few pixels are unreadable"""
     cache: str | None = None
     """folder of `pspg-engine prepare cache` that holds the images of both manifests; null: decode the files"""
     cache_features: bool = False

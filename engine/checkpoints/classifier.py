@@ -92,13 +92,13 @@ class Classifier(nn.Module):
         if self.blend_features is not None:
             self.blend_features = self.blend_features[rows]
 
-    def read(self, path: str | Path) -> Tensor:
-        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU.
+    def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:
+        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU; `bit_depth` of a 16-bit PNG.
 
         Raises:
             UserError: it cannot be read.
         """
-        return self.pixels.read(path)
+        return self.pixels.read(path, bit_depth=bit_depth)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> ImageFeatures:

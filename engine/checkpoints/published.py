@@ -17,7 +17,7 @@ from ..models.clip import TextEncoder, build_clip, clip_config, count_blocks, te
 from ..models.decoders import DECODERS
 from ..models.fusions import FUSIONS
 from ..models.pspg import PromptHead, PsPG
-from ..models.weights import check_fit, plain_state, read_weights
+from ..models.weights import OPENAI_SETTINGS, check_fit, plain_state, read_weights, trained_with_quick_gelu
 from ..utils.errors import UserError
 
 _TOKENS = 49408
@@ -142,6 +142,7 @@ def _read(
     metadata: dict[str, str] = {}
     if isinstance(source, Mapping):
         state, name = plain_state(source, "state dict"), "state dict"
+        state = {key: tensor for key, tensor in state.items() if key not in OPENAI_SETTINGS}
     else:
         (state, metadata), name = read_weights(source, scripted=scripted), str(source)
     # A file of reference results keeps its weights apart from them.
@@ -268,9 +269,12 @@ def read_text_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Te
     """Text tower of CLIP weights or of a published checkpoint, under OpenAI's names; the rest is left out.
 
     Raises:
-        UserError: unreadable file.
+        UserError: unreadable file, or weights known to be trained without QuickGELU, which the published code has.
     """
-    state = _with_whole_embedding(_read(source, scripted=True)[0])
+    state, metadata, name = _read(source, scripted=True)
+    if not isinstance(source, Mapping) and trained_with_quick_gelu(Path(source), metadata) is False:
+        raise UserError(f"{name}: trained without QuickGELU; give the weights of the checkpoint's own CLIP")
+    state = _with_whole_embedding(state)
     bare = {re.sub(f"^{re.escape(_TEXT)}", "", key): tensor for key, tensor in state.items()}
     return {key: tensor for key, tensor in bare.items() if key.startswith(_TEXT_PARTS)}
 

@@ -68,7 +68,9 @@ def predict(config: PredictConfig) -> Predictions:
         blend_weight=config.blend_weight,
     )
     drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
-    reading = Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels)
+    reading = Reading(
+        on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth
+    )
     dataset = ImageDataset(samples, scorer.pixels, reading)
     load = load_with(pick_loader("loader", config.loader, device), device)
     loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)

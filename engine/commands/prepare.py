@@ -65,6 +65,7 @@ def make_cache(config: CacheConfig) -> None:
         workers=config.workers,
         on_bad_image=config.on_bad_image,
         max_megapixels=config.max_megapixels,
+        bit_depth=config.bit_depth,
     )
     log.info(f"{len(samples)} images of {config.size} pixels ({config.resize}): {config.output}")
     report_bad({str(path): f"{path}: {reason}" for path, reason in bad.items()})
@@ -93,7 +94,7 @@ def _samples(config: CheckConfig | CacheConfig) -> dict[Sample, str]:
 def _decode(config: CheckConfig, samples: list[Sample]) -> dict[Path, str]:
     paths = list(dict.fromkeys(sample.path for sample in samples))
     bad: dict[Path, str] = {}
-    read = partial(_readable, max_megapixels=config.max_megapixels)
+    read = partial(_readable, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth)
     with DecoderPool(read, config.workers) as pool, tqdm(total=len(paths), unit="img", disable=None) as bar:
         for start in range(0, len(paths), GROUP):
             for result in pool.map(paths[start : start + GROUP]):
@@ -103,13 +104,13 @@ def _decode(config: CheckConfig, samples: list[Sample]) -> dict[Path, str]:
     return bad
 
 
-def _readable(path: Path, *, max_megapixels: float) -> None:
-    read_strictly(path, max_megapixels=max_megapixels)
+def _readable(path: Path, *, max_megapixels: float, bit_depth: int | None) -> None:
+    read_strictly(path, max_megapixels=max_megapixels, bit_depth=bit_depth)
 
 
 def _verify(folder: Path, samples: list[Sample]) -> dict[Path, str]:
     header = Header.read(folder)
-    cache = PixelCache.open(folder, samples, size=header.size, resize=header.resize)
+    cache = PixelCache.open(folder, samples, size=header.size, resize=header.resize, bit_depth=header.bit_depth)
     for shard in tqdm(header.shards, "verifying", unit="shard", disable=None):
         check_pixels(folder, shard)
     return {error.path: error.reason for error in cache.bad.values()}

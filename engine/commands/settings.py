@@ -12,6 +12,8 @@ from ..config import BlendName, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_new_folder, check_output
 
+from ..config import BitDepth
+
 
 @dataclass(kw_only=True)
 class PredictConfig:
@@ -53,6 +55,9 @@ class PredictConfig:
     GPU if it is installed, else torch"""
     max_megapixels: PositiveFloat = 100
     """million pixels above which an image counts as unreadable; it guards the memory"""
+    bit_depth: BitDepth | None = None
+    """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
+    and images of which it could be a smaller one but for a few pixels are unreadable"""
     workers: NonNegativeInt = 2
     """loader processes; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -118,6 +123,9 @@ class CheckConfig:
     """also list the unusable images in this file, .csv or .jsonl"""
     max_megapixels: PositiveFloat = 100
     """million pixels above which an image counts as unreadable; it guards the memory"""
+    bit_depth: BitDepth | None = None
+    """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
+    and images of which it could be a smaller one but for a few pixels are unreadable"""
     workers: PositiveInt = 2
     """decoding processes"""
 
@@ -141,6 +149,9 @@ class CacheConfig:
     """stop at an unreadable image, or keep it as unreadable; training then does what its own on_bad_image says"""
     max_megapixels: PositiveFloat = 100
     """million pixels above which an image counts as unreadable; it guards the memory"""
+    bit_depth: BitDepth | None = None
+    """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
+    and images of which it could be a smaller one but for a few pixels are unreadable"""
     workers: PositiveInt = 2
     """decoding processes"""
 

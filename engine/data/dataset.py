@@ -131,6 +131,5 @@ class ImageDataset(Dataset[Batch]):
         if self.cache is not None:
             image = self.cache.image(row)
         else:
-            limit = self.reading.max_megapixels
-            image = square_image(self.paths[row], self.rule.size, self.rule.resize, max_megapixels=limit)
+            image = square_image(self.paths[row], self.rule.size, self.rule.resize, **self.reading.limits)
         return to_uint8(apply(image, self.plan(epoch, row)))

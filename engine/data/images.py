@@ -17,29 +17,40 @@ from torch import Tensor
 
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
 from .dicom import read_dicom
+from .png import PNG_MAGIC, lacks_rows, without_large_metadata
 
 Resize = Literal["stretch", "pad"]
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MARKER = 0.01
+"""share of the pixels below which they may be a marker that is brighter than the depth of the film"""
 JPEG_MAGIC = b"\xff\xd8\xff"
 PLUGINS = {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile}
 
 
-def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+def read_image(
+    path: str | Path,
+    data: bytes | None = None,
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    bit_depth: int | None = None,
+) -> Image.Image:
     """Read a PNG, JPEG or DICOM file as an 8-bit grey image (mode "L").
 
     Colour is reduced to luminance, transparency ignored, EXIF orientation applied. 16-bit grey goes through `window16`.
 
-    Truncation is detected. Bytes corrupted within a JPEG's scan decode to wrong pixels; `strict.read_strictly` finds
-    many of them.
+    Truncation is detected, rows that a PNG lacks included. Bytes corrupted within a JPEG's scan decode to wrong
+    pixels; `strict.read_strictly` finds many of them.
 
     Args:
         path: the file; named in errors.
         data: its content, if already read.
+        max_megapixels: million pixels that are still decoded.
+        bit_depth: true depth of a 16-bit PNG; None: told by its pixels.
 
     Raises:
-        BadImage: missing, empty, truncated, not one of these formats, or more than `max_megapixels` million pixels.
+        BadImage: missing, empty, truncated, not one of these formats, more than `max_megapixels` million pixels, or a
+            16-bit PNG whose depth its pixels do not tell.
     """
     path = Path(path)
     data = read_bytes(path) if data is None else data
@@ -52,13 +63,18 @@ def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: f
     if plugin is None:
         raise BadImage(path, "not a PNG, JPEG or DICOM image")
     try:
+        if plugin is PngImageFile:
+            data = without_large_metadata(data)
         # Not Image.open: it has a limit of its own, one for the whole process.
         image: Image.Image = plugin(io.BytesIO(data))
         check_extent(path, *image.size, max_megapixels)
         image.load()
+        if plugin is PngImageFile and _may_lack_rows(image) and lacks_rows(data):
+            raise BadImage(path, "a PNG with fewer rows of pixels than its header says")
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
-            return Image.fromarray(window16(np.asarray(image)))
+            pixels = np.asarray(image)
+            return Image.fromarray(window16(pixels, bit_depth or _depth(path, pixels)))
         return image.convert("L")
     except (BadImage, MemoryError):
         raise
@@ -66,20 +82,40 @@ def read_image(path: str | Path, data: bytes | None = None, *, max_megapixels: f
         raise BadImage(path, f"cannot be decoded: {_first_line(error)}") from None
 
 
-def window16(pixels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Window 16-bit pixels (h,w) to 8 bits by their true bit depth; uint8 (h,w).
+def window16(pixels: NDArray[np.integer], bit_depth: int) -> NDArray[np.uint8]:
+    """Window 16-bit pixels (h,w) to 8 bits by their true depth; uint8 (h,w).
 
-    Radiographs of 10, 12 or 14 bits are stored in 16-bit PNGs as they are, so dividing by 257 leaves a
-    12-bit radiograph with 16 grey levels (black), and clipping at 255 saturates it (white). PNG does not tell the
-    true depth, so it is taken from the largest value: the smallest of 8, 10, 12, 14, 16 bits that holds it.
-    Then `round(255 · v / (2^bits - 1))`: one scale for each depth, not one for each image, so that exposure
-    within a depth stays comparable; for 16 bits this is the division by 257.
+    Radiographs of 10, 12 or 14 bits are stored in 16-bit PNGs as they are, so dividing by 257 leaves a 12-bit
+    radiograph with 16 grey levels (black), and clipping at 255 saturates it (white). `round(255 · v / (2^bits - 1))` is
+    one scale for each depth, not one for each image, so that exposure within a depth stays comparable; for 16 bits it
+    is the division by 257. Brighter pixels, such as markers burnt in, are white.
     """
-    values = np.clip(pixels, 0, 65535).astype(np.uint16, copy=False)
-    largest = int(values.max(initial=0))
-    bits = next(depth for depth in BIT_DEPTHS if largest < 2**depth)
-    table = np.rint(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)
-    return table[values]
+    table = np.rint(np.arange(2**bit_depth) * (255 / (2**bit_depth - 1))).astype(np.uint8)
+    return table[np.clip(pixels, 0, 2**bit_depth - 1)]
+
+
+def _depth(path: Path, pixels: NDArray[np.integer]) -> int:
+    """The smallest of 8, 10, 12, 14, 16 bits that holds all pixels; PNG does not tell the true one.
+
+    Raises:
+        BadImage: a smaller one holds almost all, so the others may be a marker, brighter than the film can be.
+    """
+    held = [(depth, np.count_nonzero(pixels >= 2**depth)) for depth in BIT_DEPTHS]
+    bits = next(depth for depth, beyond in held if not beyond)
+    smaller = next((depth for depth, beyond in held if beyond < MARKER * pixels.size), bits)
+    if smaller < bits:
+        raise BadImage(
+            path,
+            f"a 16-bit PNG of unknown depth: {smaller} bits hold all but a few of its pixels, {bits} bits all; say"
+            " which by bit_depth",
+        )
+    return bits
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Pixels that a PNG lacks are 0, and the last ones: for most images a look at the last row is enough."""
+    width, height = image.size
+    return bool(image.info.get("interlace")) or not np.asarray(image.crop((0, height - 1, width, height))).any()
 
 
 def resize(image: Image.Image, size: int, mode: Resize = "stretch") -> Image.Image:
@@ -97,9 +133,16 @@ def resize(image: Image.Image, size: int, mode: Resize = "stretch") -> Image.Ima
     return square
 
 
-def square_image(path: str | Path, size: int, mode: Resize, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+def square_image(
+    path: str | Path,
+    size: int,
+    mode: Resize,
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    bit_depth: int | None = None,
+) -> Image.Image:
     """Read and resize: what the loader augments and the cache keeps; raises like `read_image`."""
-    return resize(read_image(path, max_megapixels=max_megapixels), size, mode)
+    return resize(read_image(path, max_megapixels=max_megapixels, bit_depth=bit_depth), size, mode)
 
 
 def normalize(pixels: Tensor, mean: float, std: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from torch import Tensor
 
@@ -28,13 +28,21 @@ class Pixels:
     std: float
     """pixel standard deviation, in the same unit"""
 
-    def read(self, path: str | Path) -> Tensor:
-        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w).
+    def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:
+        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w); `bit_depth` of a 16-bit PNG, if known.
 
         Raises:
             BadImage: it cannot be read.
         """
-        return normalize(to_uint8(square_image(path, self.size, self.resize)), self.mean, self.std)
+        image = square_image(path, self.size, self.resize, bit_depth=bit_depth)
+        return normalize(to_uint8(image), self.mean, self.std)
+
+
+class ReadingLimits(TypedDict):
+    """How `images.read_image` reads a file."""
+
+    max_megapixels: float
+    bit_depth: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +53,15 @@ class Reading:
     """stop at an unreadable image, or leave it out and list it"""
     max_megapixels: float = MAX_MEGAPIXELS
     """million pixels above which an image counts as unreadable"""
+    bit_depth: int | None = None
+    """true depth of 16-bit PNGs; None: told by their pixels"""
     cache: str | Path | None = None
     """folder of `prepare cache` that holds the images; None: decode the files"""
+
+    @property
+    def limits(self) -> ReadingLimits:
+        """Arguments of `read_image`."""
+        return {"max_megapixels": self.max_megapixels, "bit_depth": self.bit_depth}
 
     def open_cache(self, samples: Sequence[Sample], size: int, resize: Resize) -> PixelCache | None:
         """The cached pixels of `samples`, if a cache is configured.
@@ -54,4 +69,6 @@ class Reading:
         Raises:
             UserError: see `PixelCache.open`.
         """
-        return None if self.cache is None else PixelCache.open(self.cache, samples, size=size, resize=resize)
+        if self.cache is None:
+            return None
+        return PixelCache.open(self.cache, samples, size=size, resize=resize, bit_depth=self.bit_depth)

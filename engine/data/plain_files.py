@@ -11,7 +11,8 @@ import zlib
 
 from PIL import Image
 
-from .images import JPEG_MAGIC, PNG_MAGIC
+from .images import JPEG_MAGIC
+from .png import PNG_MAGIC
 
 PLAIN_PNG = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"tEXt"}
 """chunks that change no pixel"""

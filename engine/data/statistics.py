@@ -50,7 +50,12 @@ def training_pixels(data: DataConfig, samples: Sequence[Sample], carried: Pixels
 
 def reading_of(data: DataConfig) -> Reading:
     """Settings by which a run reads its files."""
-    return Reading(on_bad_image=data.on_bad_image, max_megapixels=data.max_megapixels, cache=data.cache)
+    return Reading(
+        on_bad_image=data.on_bad_image,
+        max_megapixels=data.max_megapixels,
+        bit_depth=data.bit_depth,
+        cache=data.cache,
+    )
 
 
 def pixel_statistics(

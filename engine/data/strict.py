@@ -25,13 +25,13 @@ from .images import JPEG_MAGIC, read_bytes, read_image
 DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
 
 
-def read_strictly(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+def read_strictly(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS, bit_depth: int | None = None) -> Image.Image:
     """`images.read_image`, the same pixels.
 
     Raises:
         BadImage: also where libjpeg met damaged data and went on.
     """
-    image = read_image(path, max_megapixels=max_megapixels)
+    image = read_image(path, max_megapixels=max_megapixels, bit_depth=bit_depth)
     data = read_bytes(path)
     if data.startswith(JPEG_MAGIC):
         try:

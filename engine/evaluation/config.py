@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import EvaluationConfig, check_values, require
+from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_output
 
@@ -66,6 +66,9 @@ class EvaluateConfig:
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
     """million pixels above which an image counts as unreadable; it guards the memory"""
+    bit_depth: BitDepth | None = None
+    """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
+    and images of which it could be a smaller one but for a few pixels are unreadable"""
     cache: str | None = None
     """folder of `pspg-engine prepare cache` that holds the images of the manifest (and of the probe's)"""
     loader: Literal["auto", "dali", "torch"] = "auto"

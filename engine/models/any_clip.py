@@ -12,15 +12,15 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from ..data.images import Resize
 from ..utils.errors import UserError
-from .clip import named_config, read_model_json, weights_file
-from .weights import load_strictly, read_weights
+from .clip import check_activation, check_context_length, named_config, read_model_json, weights_file
+from .weights import load_strictly, read_weights, trained_with_quick_gelu
 
 
 @dataclass(kw_only=True)
@@ -57,8 +57,13 @@ def load_any_clip(source: str, weights: str) -> AnyClip:
     if tag:
         config["quick_gelu"] = bool(tag.get("quick_gelu", False))  # as these weights were trained
     file = weights_file(source, weights, config, key="clip_weights")
+    tensors, metadata = read_weights(file, scripted=True)
+    trained = trained_with_quick_gelu(file, metadata)
+    if trained:
+        config.setdefault("quick_gelu", True)  # a name such as ViT-B-32 says nothing
+    check_activation(trained, config, weights, "quick_gelu in clip")
     model = _build(config, source)
-    _load(model, file)
+    _load(model, tensors, file, source)
     pixels = merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), tag), preprocess)
     sides = model.visual.image_size
     sides = {sides} if isinstance(sides, int) else set(sides)
@@ -113,7 +118,8 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _build(config: dict[str, Any], source: str) -> Any:
     arguments = deepcopy(config)
-    custom = arguments.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
+    custom = _custom(config)
+    arguments.pop("custom_text", None)
     kind = (open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP) if custom else open_clip.CLIP
     try:
         return kind(**arguments)
@@ -121,13 +127,18 @@ def _build(config: dict[str, Any], source: str) -> Any:
         raise UserError(f"clip: open_clip cannot build {source} ({_reason(error)})") from error
 
 
-def _load(model: Any, file: Path) -> None:
+def _custom(config: dict[str, Any]) -> bool:
+    """The text tower is a module of its own."""
+    return bool(config.get("custom_text") or config["text_cfg"].get("hf_model_name"))
+
+
+def _load(model: Any, tensors: dict[str, Tensor], file: Path, source: str) -> None:
     """Load weights that must fit exactly, OpenAI's layout and older ones of open_clip's included.
 
     Raises:
-        UserError: unreadable or mismatching.
+        UserError: mismatching; another image size or context length by its setting.
     """
-    tensors = convert_state_dict(model, read_weights(file, scripted=True)[0])
+    tensors = convert_state_dict(model, tensors)
     expected = model.state_dict()
     if "positional_embedding" in tensors and "positional_embedding" not in expected:
         tensors = convert_to_custom_text_state_dict(tensors)
@@ -137,8 +148,19 @@ def _load(model: Any, file: Path) -> None:
     for scalar in ("logit_scale", "logit_bias"):  # () or (1,)
         if scalar in tensors and scalar in expected and tensors[scalar].numel() == 1:
             tensors[scalar] = tensors[scalar].reshape(expected[scalar].shape)
-    resize_pos_embed(tensors, model)
+    check_context_length(tensors, model, f"clip: {source}")
+    _check_image_size(tensors, expected, file, source)
     load_strictly(model, tensors, file)
+
+
+def _check_image_size(tensors: dict[str, Tensor], expected: dict[str, Tensor], file: Path, source: str) -> None:
+    for name in ("visual.positional_embedding", "visual.attnpool.positional_embedding"):
+        if name in tensors and name in expected and tensors[name].shape[0] != expected[name].shape[0]:
+            theirs, ours = (round((positions[name].shape[0] - 1) ** 0.5) for positions in (tensors, expected))
+            raise UserError(
+                f"clip: {source}: vision_cfg.image_size makes a grid of {ours} × {ours} places, the weights {file} "
+                f"were trained with {theirs} × {theirs}; set it so"
+            )
 
 
 def _tokenizer(text: dict[str, Any], source: str) -> Callable[[list[str]], Tensor]:

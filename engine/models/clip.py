@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import open_clip
@@ -22,7 +23,7 @@ from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.text_tower import TextLayer, TextTower, encode
 
 from ..utils.errors import UserError
-from .weights import load_strictly, read_weights
+from .weights import load_strictly, read_weights, trained_with_quick_gelu
 
 # What `TextTower` and CLIP's tokenizer can follow; other keys are refused where they are set.
 _TEXT_KEYS = {
@@ -115,10 +116,58 @@ def load_clip(
     file = None if pretrained is None else weights_file(backbone, pretrained, config)
     clip = build_clip(config)
     if file is not None:
-        tensors, _ = read_weights(file, scripted=True)
+        tensors, metadata = read_weights(file, scripted=True)
+        check_activation(trained_with_quick_gelu(file, metadata), config, pretrained)
+        check_context_length(tensors, clip, "model.backbone")
         resize_pos_embed(tensors, clip)
+        _resize_pool_positions(tensors, clip)
         load_strictly(clip, tensors, file)
     return clip
+
+
+def check_activation(
+    trained: bool | None, config: Mapping[str, Any], weights: str | None, key: str = "model.quick_gelu"
+) -> None:
+    """Refuse an architecture whose activation is not that of the weights: they would fit, and every feature be off.
+
+    Args:
+        trained: whether the weights were trained with QuickGELU; None: unknown.
+        config: architecture.
+        weights, key: file or tag, and the setting to change, for the message.
+
+    Raises:
+        UserError: they differ.
+    """
+    if trained is not None and trained != bool(config.get("quick_gelu", False)):
+        raise UserError(
+            f"{key}: the weights {weights} were trained {'with' if trained else 'without'} QuickGELU; set {key} to "
+            f"{str(trained).lower()}{' and take a backbone without it' if not trained else ''}"
+        )
+
+
+def check_context_length(tensors: Mapping[str, Tensor], clip: Any, key: str) -> None:
+    """Refuse weights of another context length by the name of the setting.
+
+    Raises:
+        UserError: the text tower has another number of positions.
+    """
+    name, module = "positional_embedding", getattr(clip, "text", clip)
+    theirs, ours = tensors.get(name, tensors.get(f"text.{name}")), getattr(module, name, None)
+    if theirs is not None and ours is not None and theirs.shape[0] != ours.shape[0]:
+        raise UserError(
+            f"{key}: text_cfg.context_length is {ours.shape[0]}, the weights have {theirs.shape[0]}; set it so"
+        )
+
+
+def _resize_pool_positions(tensors: dict[str, Tensor], clip: open_clip.CLIP) -> None:
+    """Fit the positions of a ResNet's attention pool to the image size, as open_clip does those of a ViT."""
+    name = "visual.attnpool.positional_embedding"
+    if not isinstance(clip.visual, ModifiedResNet) or name not in tensors:
+        return
+    positions = {"visual.positional_embedding": tensors[name]}
+    side = clip.visual.image_size // 32
+    resize_pos_embed(positions, SimpleNamespace(visual=SimpleNamespace(grid_size=(side, side))))
+    tensors[name] = positions["visual.positional_embedding"]
 
 
 def image_features(clip: open_clip.CLIP, images: Tensor) -> ImageFeatures:
@@ -310,12 +359,7 @@ def weights_file(backbone: str, pretrained: str, config: Mapping[str, Any], key:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise UserError(f"{key}: {pretrained} is neither a file nor a tag of {backbone} (its tags: {tags})")
     weights = open_clip.get_pretrained_cfg(name, pretrained)
-    trained = bool(weights.get("quick_gelu", False))
-    if trained != bool(config.get("quick_gelu", False)):
-        raise UserError(
-            f"model.quick_gelu: the weights {pretrained} of {backbone} were trained {'with' if trained else 'without'} "
-            f"QuickGELU; set model.quick_gelu to {str(trained).lower()}"
-        )
+    check_activation(bool(weights.get("quick_gelu", False)), config, f"{pretrained} of {backbone}")
     try:
         return Path(open_clip.download_pretrained(weights))
     except Exception as error:  # whatever the network or the hub's client raises

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
+import open_clip
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
 
-_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+OPENAI_SETTINGS = {"input_resolution", "context_length", "vocab_size"}
 """Settings that OpenAI's files hold among the weights."""
+_NESTED = ("state_dict", "model_state_dict", "model")
+"""entries of a checkpoint that hold its weights"""
+_WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
+"""parts of a name that parallel training and torch.compile add"""
 
 
 def read_weights(path: str | Path, *, scripted: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata (of safetensors) of a weight file, on the CPU.
 
     Reads .safetensors, `torch.save` files (tensors only) and, where `scripted` allows it, the TorchScript archives that
-    OpenAI publishes: loading one can run code in it, so such a file must come from somebody you trust. An entry
-    `state_dict` is opened, and the prefix `module.` of parallel training dropped.
+    OpenAI publishes: loading one can run code in it, so such a file must come from somebody you trust. See
+    `plain_state`; the settings in OpenAI's files go to the metadata.
 
     Raises:
         UserError: missing or unreadable file, or one that holds something else.
@@ -34,12 +42,12 @@ def read_weights(path: str | Path, *, scripted: bool = False) -> tuple[dict[str,
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
-                return plain_state({name: file.get_tensor(name) for name in names}, path), file.metadata() or {}
+                return _split({name: file.get_tensor(name) for name in names}, path, file.metadata() or {})
         if _is_torchscript(path):
             if not scripted:
                 raise UserError(f"{path}: is a TorchScript archive, which can hold code; give plain weights")
-            return plain_state(torch.jit.load(path, map_location="cpu").state_dict(), path), {}
-        return plain_state(torch.load(path, map_location="cpu", weights_only=True), path), {}
+            return _split(torch.jit.load(path, map_location="cpu").state_dict(), path, {})
+        return _split(torch.load(path, map_location="cpu", weights_only=True), path, {})
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in its parser
@@ -58,24 +66,75 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def plain_state(value: object, source: str | Path) -> dict[str, Tensor]:
-    """State dict in `value`: the mapping itself or its `state_dict`, without the prefix `module.`.
+    """State dict in `value`: the mapping itself, or its entry `state_dict`, `model_state_dict` or `model`.
+
+    What parallel training and torch.compile add to names (`module.`, `_orig_mod.`) is dropped, and so is `model.` where
+    all names begin with it.
 
     Raises:
-        UserError: it is no mapping of names to tensors.
+        UserError: it is no mapping of names to tensors, or several, or holds a name twice.
     """
-    if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
-        value = value["state_dict"]
+    while isinstance(value, Mapping) and (inner := [key for key in _NESTED if isinstance(value.get(key), Mapping)]):
+        if len(inner) > 1:
+            raise UserError(f"{source}: holds several state dicts ({', '.join(inner)}); save one of them")
+        value = value[inner[0]]
     if not isinstance(value, Mapping) or not value:
         raise UserError(f"{source}: holds no state dict (a mapping of names to tensors)")
+    names = {key: _WRAPPERS.sub("", str(key)) for key in value}
+    while all(name.startswith("model.") for name in names.values()):
+        names = {key: name.removeprefix("model.") for key, name in names.items()}
     state: dict[str, Tensor] = {}
-    for name, tensor in value.items():
-        name = str(name).removeprefix("module.")
-        if name in _NOT_WEIGHTS:
-            continue
+    for key, tensor in value.items():
+        name = names[key]
+        if name in state:
+            raise UserError(f"{source}: holds {name} twice")
         if not isinstance(tensor, Tensor):
-            raise UserError(f"{source}: entry {name} is a {type(tensor).__name__}, not a tensor")
+            if name in OPENAI_SETTINGS and isinstance(tensor, int):
+                tensor = torch.tensor(tensor)
+            else:
+                raise UserError(f"{source}: entry {name} is a {type(tensor).__name__}, not a tensor")
         state[name] = tensor
     return state
+
+
+def _split(value: object, source: Path, metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights, and the metadata with OpenAI's settings."""
+    state = plain_state(value, source)
+    settings = {name: str(int(state.pop(name))) for name in OPENAI_SETTINGS & state.keys()}
+    return state, metadata | settings
+
+
+def trained_with_quick_gelu(file: Path, metadata: Mapping[str, str]) -> bool | None:
+    """Whether weights were trained with QuickGELU activations, which their tensors do not show; None: unknown.
+
+    Known of OpenAI's files by their settings, of folders of the Hugging Face hub by `open_clip_config.json`, and of
+    files that open_clip names, by their name with its hash.
+
+    Args:
+        file: the weights.
+        metadata: of `read_weights`.
+    """
+    if metadata.keys() >= OPENAI_SETTINGS:
+        return True
+    try:
+        beside = json.loads((file.parent / "open_clip_config.json").read_text("utf-8"))
+        if isinstance(beside["model_cfg"], dict):
+            return bool(beside["model_cfg"].get("quick_gelu", False))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return _published_files().get(file.name)
+
+
+@cache
+def _published_files() -> dict[str, bool]:
+    """File name with a hash → QuickGELU, of the weights that open_clip lists."""
+    known: dict[str, bool] = {}
+    for name, tag in open_clip.list_pretrained():
+        weights = open_clip.get_pretrained_cfg(name, tag)
+        file = str(weights.get("url", "")).rsplit("/", 1)[-1]
+        if re.search(r"-[0-9a-f]{8}\.pt$", file):
+            known[file] = bool(weights.get("quick_gelu", False))
+    return known
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:

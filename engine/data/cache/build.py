@@ -50,6 +50,7 @@ def build_cache(
     workers: int = 1,
     on_bad_image: Literal["error", "skip"] = "error",
     max_megapixels: float = MAX_MEGAPIXELS,
+    bit_depth: int | None = None,
 ) -> dict[Path, str]:
     """Add every sample that the cache does not hold yet, could not read, or whose source changed.
 
@@ -66,6 +67,7 @@ def build_cache(
         on_bad_image: stop at an unreadable image, or keep it as unreadable, with its reason. Damage is looked for
             strictly.
         max_megapixels: million pixels that are still decoded.
+        bit_depth: of 16-bit PNGs, see `read_image`.
 
     Returns:
         path → reason of the unreadable images among the samples.
@@ -73,7 +75,7 @@ def build_cache(
     Raises:
         UserError: the folder holds a cache of another kind, or something else; an unreadable image.
     """
-    header = _start(folder, size, resize)
+    header = _start(folder, size, resize, bit_depth)
     found = {row: entry for row, (_, entry) in find_entries(folder, header, samples).items()}
     todo = [row for row, sample in enumerate(samples) if row not in found or _again(found[row], sample.path)]
     bad: dict[Path, str] = {}
@@ -81,8 +83,9 @@ def build_cache(
         return bad
     header.finished = False
     header.write(folder)
+    decode = partial(_pixels, size=size, mode=resize, max_megapixels=max_megapixels, bit_depth=bit_depth)
     with (
-        DecoderPool(partial(_pixels, size=size, mode=resize, max_megapixels=max_megapixels), workers) as pool,
+        DecoderPool(decode, workers) as pool,
         tqdm(total=len(samples), initial=len(samples) - len(todo), desc="caching", unit="img", disable=None) as bar,
     ):
         for start in range(0, len(todo), SHARD_IMAGES):
@@ -110,11 +113,11 @@ def build_cache(
     return bad
 
 
-def _start(folder: Path, size: int, resize: Resize) -> Header:
+def _start(folder: Path, size: int, resize: Resize, bit_depth: int | None) -> Header:
     """The header of the folder's cache without its damaged shards, or of an empty one."""
     if not folder.exists() or not any(folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
-        return Header(size, resize)
+        return Header(size, resize, bit_depth)
     if not (folder / "cache.json").exists():
         raise UserError(f"output: {folder} holds something else; choose another folder")
     header = Header.read(folder)
@@ -123,6 +126,7 @@ def _start(folder: Path, size: int, resize: Resize) -> Header:
             f"{folder}: holds images of {header.size} pixels ({header.resize}), not {size} ({resize});"
             " choose another folder"
         )
+    header.check_depth(folder, bit_depth)
     kept = [shard for shard in tqdm(header.shards, "verifying", delay=2, disable=None) if _is_whole(folder, shard)]
     if kept != header.shards:
         header.finished, header.shards = False, kept
@@ -143,8 +147,9 @@ def _is_whole(folder: Path, shard: Shard) -> bool:
     return True
 
 
-def _pixels(path: Path, *, size: int, mode: Resize, max_megapixels: float) -> NDArray[np.uint8]:
-    return np.asarray(resize_image(read_strictly(path, max_megapixels=max_megapixels), size, mode))
+def _pixels(path: Path, *, size: int, mode: Resize, max_megapixels: float, bit_depth: int | None) -> NDArray[np.uint8]:
+    image = read_strictly(path, max_megapixels=max_megapixels, bit_depth=bit_depth)
+    return np.asarray(resize_image(image, size, mode))
 
 
 def _write_shard(folder: Path, number: int, entries: Sequence[Entry], pixels: NDArray[np.uint8]) -> Shard:

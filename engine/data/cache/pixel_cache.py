@@ -2,8 +2,8 @@
 
 A folder holds
 
-- `cache.json`: format, version, `finished`, side `size` in pixels, `resize`, and one entry a shard: its `number`, how
-  many `images` it has, and the SHA-256 of its two files;
+- `cache.json`: format, version, `finished`, side `size` in pixels, `resize`, `bit_depth`, and one entry a shard: its
+  `number`, how many `images` it has, and the SHA-256 of its two files;
 - `pixels-NNNNN.npy`: a shard's pixels, uint8 (images, size, size), one grey channel, a plain NumPy array;
 - `index-NNNNN.jsonl`: a line for each of them, in order: `id`, `filepath` (relative to the image root), `bytes` and
   `mtime_ns` of the source file (null: it was not there), and `bad`, the reason, where the image could not be read (its
@@ -68,6 +68,7 @@ class Header:
 
     size: int
     resize: Resize
+    bit_depth: int | None = None
     finished: bool = False
     shards: list[Shard] = field(default_factory=list)
 
@@ -76,6 +77,17 @@ class Header:
         counts = {"images": sum(shard.images for shard in self.shards)}
         document = {"format": FORMAT, "version": VERSION, **counts, **asdict(self)}
         write_text(folder / "cache.json", json.dumps(document, indent=1) + "\n")
+
+    def check_depth(self, folder: Path, bit_depth: int | None) -> None:
+        """
+        Raises:
+            UserError: the images were read with another bit_depth.
+        """
+        if self.bit_depth != bit_depth:
+            raise UserError(
+                f"{folder}: holds images read with bit_depth {_said(self.bit_depth)}, asked for is {_said(bit_depth)};"
+                " build another cache, or set bit_depth so"
+            )
 
     @classmethod
     def read(cls, folder: Path) -> Header:
@@ -96,13 +108,19 @@ class Header:
                 Shard(int(shard["number"]), int(shard["images"]), shard["pixels_sha256"], shard["index_sha256"])
                 for shard in document["shards"]
             ]
-            return cls(int(document["size"]), document["resize"], bool(document["finished"]), shards)
+            depth = document["bit_depth"]
+            depth = None if depth is None else int(depth)
+            return cls(int(document["size"]), document["resize"], depth, bool(document["finished"]), shards)
         except FileNotFoundError:
             raise UserError(f"{folder}: holds no cache; make it with pspg-engine prepare cache") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}: is not the header of a pixel cache; build it in a new folder") from None
+
+
+def _said(bit_depth: int | None) -> str:
+    return "unset" if bit_depth is None else str(bit_depth)
 
 
 def pixels_file(folder: Path, shard: Shard) -> Path:
@@ -202,13 +220,21 @@ class PixelCache:
     """The cached pixels of a list of samples; picklable, and every process maps the shards when it first reads."""
 
     @classmethod
-    def open(cls, folder: str | Path, samples: Sequence[Sample], *, size: int, resize: Resize) -> PixelCache:
+    def open(
+        cls,
+        folder: str | Path,
+        samples: Sequence[Sample],
+        *,
+        size: int,
+        resize: Resize,
+        bit_depth: int | None = None,
+    ) -> PixelCache:
         """Find every sample in a cache; reads the index and the headers of the shards, not the pixels.
 
         Args:
             folder: what `pspg-engine prepare cache` wrote.
             samples: N samples; ids must be unique.
-            size, resize: what the run needs.
+            size, resize, bit_depth: what the run needs.
 
         Raises:
             UserError: no cache, unfinished, damaged index, shard cut short, another size or resize, samples that are
@@ -223,6 +249,7 @@ class PixelCache:
                 f"{folder}: holds images of {header.size} pixels ({header.resize}), the run needs {size} ({resize});"
                 " build another cache"
             )
+        header.check_depth(folder, bit_depth)
         for shard in header.shards:
             map_pixels(folder, shard, size)
         found = find_entries(folder, header, samples)

@@ -106,7 +106,7 @@ class DaliInput(Dataset[Prepared]):
             check_extent(path, *size, limit)
             return content, size
         rule = self.dataset.rule
-        image = resize(read_image(path, content, max_megapixels=limit), rule.size, rule.resize)
+        image = resize(read_image(path, content, **self.dataset.reading.limits), rule.size, rule.resize)
         return b"P5\n%d %d\n255\n" % image.size + image.tobytes(), image.size
 
 

@@ -114,7 +114,7 @@ class AdapterImages(ImageDataset):
         super().__init__(
             manifest.samples,
             Pixels(size=0, resize="stretch", mean=0.0, std=1.0),
-            Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels),
+            Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth),
             labels=labels,
         )
         self.adapter = adapter
@@ -134,7 +134,7 @@ class AdapterImages(ImageDataset):
 
     def pixels(self, epoch: int, row: int) -> Tensor:
         """The input of one image."""
-        image = read_image(self.paths[row], max_megapixels=self.reading.max_megapixels).convert("RGB")
+        image = read_image(self.paths[row], **self.reading.limits).convert("RGB")
         value = self.adapter.call("preprocess", image)
         if not isinstance(value, Tensor):
             raise self.adapter.refuse("preprocess", f"gave a {type(value).__name__}, not a torch.Tensor")

@@ -27,10 +27,22 @@ def test_16_bit_png_neither_collapses_nor_saturates(tmp_path, bits):
 def test_window_keeps_exposure_within_a_bit_depth():
     # an underexposed 12-bit image stays darker than a well exposed one
     dim, bright = np.array([[0, 2048]]), np.array([[0, 4095]])
-    assert window16(dim).tolist() == [[0, 128]]
-    assert window16(bright).tolist() == [[0, 255]]
-    assert window16(np.array([[0, 65535]])).tolist() == [[0, 255]]
-    assert window16(np.zeros((2, 2), dtype=np.uint16)).tolist() == [[0, 0], [0, 0]]
+    assert window16(dim, 12).tolist() == [[0, 128]]
+    assert window16(bright, 12).tolist() == [[0, 255]]
+    assert window16(np.array([[0, 65535]]), 16).tolist() == [[0, 255]]
+    assert window16(np.zeros((2, 2), dtype=np.uint16), 8).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("marker", [65535, 16383, 40000])
+def test_a_marker_burnt_in_does_not_decide_the_depth(tmp_path, marker):
+    path, film = tmp_path / "film.png", np.rint(np.tile(np.linspace(0, 4095, 256), (100, 1))).astype(np.uint16)
+    film[:4, :40] = marker
+    Image.fromarray(film).save(path)
+    with pytest.raises(BadImage, match=r"12 bits hold all but a few .* bit_depth"):
+        read_image(path)
+    found = np.asarray(read_image(path, bit_depth=12)).astype(int)
+    assert (found[:4, :40] == 255).all()
+    assert np.abs(found[4:] - np.linspace(0, 255, 256)).max() <= 0.51
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK"])

@@ -236,7 +236,7 @@ WRONG = {
     "not a header": (lambda f, s: (f / "cache.json").write_text("[]"), "is not the header"),
     "cut header": (lambda f, s: cut(f / "cache.json") or cut(f / "cache.json"), "is not the header"),
     "edited header": (lambda f, s: edit(f / "cache.json", '"number": 1', '"number": "x"'), "is not the header"),
-    "other version": (lambda f, s: edit(f / "cache.json", '"version": 1', '"version": 9'), "of version 9, not 1"),
+    "other version": (lambda f, s: edit(f / "cache.json", '"version": 2', '"version": 9'), "of version 9, not 2"),
     "unfinished": (lambda f, s: edit(f / "cache.json", "true", "false"), "not finished"),
     "cut shard": (lambda f, s: cut(f / "pixels-00001.npy"), r"pixels-00001\.npy: a shard cut short"),
     "no shard": (lambda f, s: (f / "pixels-00001.npy").unlink(), r"pixels-00001\.npy: no such file"),

@@ -314,9 +314,9 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def broken_png(deflated):
+def broken_png(deflated, depth=8, colour=0):
     """A PNG with every chunk whole, whose pixels are not."""
-    header = struct.pack(">IIBBBBB", 260, 300, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 260, 300, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", deflated) + chunk(b"IEND", b"")
 
 
@@ -333,6 +333,9 @@ BAD = {
     "16-bit png of colour": PNG[:24] + b"\x10\x02" + PNG[26:],
     # These pass for plain, and DALI fails on them.
     "png of garbage": broken_png(b"\x78\x9cgarbage" * 20),
+    "png with rows missing": broken_png(zlib.compress((b"\0" + b"\x80" * 260) * 299)),
+    "png of colour with rows missing": broken_png(zlib.compress((b"\0" + b"\x80" * 780) * 150), colour=2),
+    "16-bit png with rows missing": broken_png(zlib.compress((b"\0" + b"\x80" * 520) * 150), depth=16),
     "missing": None,
 }
 
