@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +23,33 @@ from ..config import BlendName
 from ..data.labels import select_classes
 from ..data.pixels import Pixels
 from ..models.blend import blended
-from ..models.clip import ImageFeatures, build_clip, clip_config
+from ..models.clip import ImageFeatures, build_clip, check_config, clip_config
 from ..models.frozen_image import FrozenImageTower
 from ..models.fusions import FUSIONS, Fusion
 from ..models.pspg import probabilities
 from ..models.weights import check_fit, load_strictly
+from ..utils.documents import as_schema
 from ..utils.errors import UserError
 from ..utils.files import new_folder
-from .model_folder import CLASSIFIER_JSON, LoadedModel, require_true
+from .integrity import check_files, sha256_of
+from .model_folder import CLASSIFIER_JSON, LoadedModel, check_names, require_true
 from .run import load_tensors, read_json, write_json, write_tensors
 
 FORMAT = "pspg-classifier/1"
 TOWERS, CLASSIFIER = "open_clip_model.safetensors", "classifier.safetensors"
+
+
+@dataclass(kw_only=True)
+class Description:
+    """open_clip_config.json, as far as a classifier reads it."""
+
+    format: Literal["pspg-classifier/1"]
+    class_names: list[str]
+    pixels: Pixels
+    fusion: str
+    model_cfg: dict[str, Any]
+    files: dict[str, str] | None = None
+    """file name → SHA-256; None: an older version wrote the folder"""
 
 
 class Classifier(nn.Module):
@@ -166,7 +181,8 @@ def write_classifier(
     with new_folder(folder) as partial:
         write_tensors(partial / TOWERS, dict(loaded.model.clip.state_dict()))
         write_tensors(partial / CLASSIFIER, _own_state(classifier))
-        write_json(partial / CLASSIFIER_JSON, {**_describe(classifier, loaded), "blend": blend})
+        files = {name: sha256_of(partial / name) for name in (TOWERS, CLASSIFIER)}
+        write_json(partial / CLASSIFIER_JSON, {**_describe(classifier, loaded), "blend": blend, "files": files})
 
 
 def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Classifier:
@@ -185,13 +201,15 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{file}: not of the format {FORMAT}")
     try:
-        config, names, fusion = description["model_cfg"], description["class_names"], description["fusion"]
-        pixels = Pixels(**description["pixels"])
-        require_true(pixels.std > 0, pixels.size == config["vision_cfg"]["image_size"], fusion in FUSIONS.names())
-        require_true(isinstance(names, list), len(names) > 0, all(isinstance(name, str) for name in names))
-        text = torch.zeros(2, len(names), config["embed_dim"])
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        raise UserError(f"{file}: is damaged; export the model again") from None
+        found = as_schema(Description, description)
+        check_names(found.class_names)
+        check_config(found.model_cfg, str(file))
+        require_true(found.pixels.size == found.model_cfg["vision_cfg"]["image_size"], found.fusion in FUSIONS.names())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: is damaged ({error}); export the model again") from None
+    check_files(folder, found.files or {})
+    config, names, fusion, pixels = found.model_cfg, found.class_names, found.fusion, found.pixels
+    text = torch.zeros(2, len(names), config["embed_dim"])
     clip = build_clip(config).eval()
     load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
     tensors = load_tensors(folder / CLASSIFIER)

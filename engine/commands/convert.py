@@ -11,12 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints.classifier import write_classifier
+from ..checkpoints.integrity import sha256_of
 from ..checkpoints.model_folder import (
     LoadedModel,
     describe,
     load_clip_folder,
     load_model,
     read_description,
+    training_data,
+    without_places,
     write_model,
 )
 from ..checkpoints.published import import_published, published_metadata, published_state, read_text_weights
@@ -26,6 +29,7 @@ from ..data.pixels import Pixels
 from ..models.clip import clip_config
 from ..models.pspg import PsPG
 from ..models.weights import read_metadata
+from ..utils.documents import as_schema, parse_json
 from ..utils.errors import UserError
 from ..utils.files import new_folder
 from .settings import ExportConfig, ImportConfig, check_export, check_import
@@ -52,9 +56,9 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     size = clip_config(model.clip)["vision_cfg"]["image_size"]
     given = {key: value for key, value in (("mean", config.mean), ("std", config.std)) if value is not None}
     try:
-        carried = json.loads(read_metadata(config.source).get("pixels", "{}"))
-        pixels = Pixels(**{"size": size, "resize": "stretch", "mean": 0.5, "std": 0.25, **carried, **given})
-        usable = 0 <= pixels.mean <= 1 and pixels.std > 0 and pixels.size == size
+        carried = parse_json(read_metadata(config.source).get("pixels", "{}"))
+        pixels = as_schema(Pixels, {"size": size, "resize": "stretch", "mean": 0.5, "std": 0.25, **carried, **given})
+        usable = pixels.size == size
     except (ValueError, TypeError):
         usable = False
     if not usable:
@@ -81,6 +85,9 @@ def export_checkpoint(config: ExportConfig) -> None:
     check_export(config)
     source = Path(config.checkpoint)
     description = read_description(source)
+    description["training"] = training_data(description)
+    if description["kind"] == "pspg":  # older versions wrote paths of the trainer's machine
+        description["head"] = without_places(description["head"])
     if description["kind"] == "clip":
         if config.layout != "pspg-engine":
             raise UserError("layout: a phase-1 CLIP has no prompt learner; export it with layout pspg-engine")
@@ -113,7 +120,8 @@ def _write_published(output: str, loaded: LoadedModel, description: dict[str, An
         write_tensors(partial / "model.safetensors", state, metadata)
         for name, tensors in _beside(loaded.source, "class_text").items():
             write_tensors(partial / f"{name}.safetensors", tensors)
-        write_json(partial / "export.json", {**description, "layout": "published"})
+        files = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
+        write_json(partial / "export.json", {**description, "layout": "published", "files": files})
 
 
 def _beside(folder: Path, *names: str) -> dict[str, dict[str, Tensor]]:

@@ -30,6 +30,7 @@ from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
+from ..utils.names import data_name, named
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +177,13 @@ def _manifest(config: EvaluateConfig, path: str) -> Manifest:
 
 
 def _settings(config: EvaluateConfig, source: type[Source], method: Method) -> dict[str, Any]:
-    """Settings as the report shows them."""
+    """Settings as the report shows them: data by base name and digest, no folder of this machine."""
     return {
         **asdict(config.evaluation),
         "context": method.context,
-        **method.settings,
-        "manifest": config.manifest,
-        "class lists": config.class_lists or "all labels",
+        **named(dict(method.settings)),
+        "manifest": data_name(config.manifest),
+        "class lists": named(config.class_lists or "all labels"),
         "uncertain": config.uncertain,
         "blank": config.blank,
         **({"precision": config.precision, "loader": config.loader} if source.engine_loader else {}),

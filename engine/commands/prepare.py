@@ -21,6 +21,7 @@ from ..data.strict import read_strictly
 from ..utils.errors import UserError
 from ..utils.files import write_text
 from ..utils.tables import write_csv
+from ..utils.text import printable
 from . import settings
 from .settings import CacheConfig, CheckConfig
 
@@ -43,7 +44,7 @@ def check_images(config: CheckConfig) -> None:
         _write(Path(config.output), samples, bad)
     if bad:
         for line in table(bad):
-            print(line)
+            print(printable(line))
         raise UserError(f"{len(bad)} of {len(samples)} images cannot be used")
     log.info(f"{len(samples)} images: all can be used")
 

@@ -8,11 +8,9 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import BlendName, check_values, require
+from ..config import BitDepth, BlendName, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_new_folder, check_output
-
-from ..config import BitDepth
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ..utils.errors import UserError
+from ..utils.text import printable
 
 Need = Literal["labels", "text", "image"]
 NOTE = "prepare.json"
@@ -21,8 +22,9 @@ NOTE = "prepare.json"
 
 # What a label may be; a lookup refuses everything else, NaN included.
 LEVELS: dict[Any, float | None] = {1: 1.0, 0: 0.0, -1: -1.0, None: None}
-# Control characters and lone surrogates: they would break one-line messages, CSV files and file names.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+# Control characters (C0, C1), separators of lines, lone surrogates: they would break one-line messages, CSV files and
+# file names. What only hides or turns text is escaped where it is shown (utils/text.py).
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ def load_label_names(path: str | Path) -> list[str]:
     for number, name in enumerate(lines, 1):
         if not name:
             raise UserError(f"{path}:{number}: empty line between class names; remove it")
+        if UNPRINTABLE.search(name):
+            raise UserError(f"{path}:{number}: class name {name!r} holds a control character; remove it")
         if name in names:
             raise UserError(f"{path}:{number}: class name {name!r} is already on line {names.index(name) + 1}")
         names.append(name)
@@ -113,7 +117,7 @@ def load_manifest(
     locate = _Locator(root)
     samples: list[Sample] = []
     first_line: dict[str, int] = {}
-    lines = tqdm(_read_lines(path, "manifest"), f"reading {path.name}", delay=2, disable=None, leave=False)
+    lines = tqdm(_read_lines(path, "manifest"), f"reading {printable(path.name)}", delay=2, disable=None, leave=False)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

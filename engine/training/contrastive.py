@@ -10,6 +10,7 @@ from ..data.loaders.evaluation import make_eval_loader
 from ..data.manifest import load_manifest
 from ..distributed.world import World
 from ..models.clip import tokenize
+from ..utils.names import data_name
 from .config import TrainConfig
 from .fingerprint import data_digest, resume_fingerprint
 from .global_batch import GlobalContrastiveTask
@@ -43,7 +44,7 @@ def build_contrastive(config: TrainConfig, world: World) -> Trainer:
             load=load_with(data.loader, world.device),
         )
     loader = make_loader(config, dataset, world)
-    training = f"{len(manifest.samples)} image-report pairs ({data.train})"
+    training = f"{len(manifest.samples)} image-report pairs, {data_name(data.train)}"
     write_start(config, world, describe("clip", clip, pixels, training=training), {})
     shared = shares_batch(config, world)
     task = (GlobalContrastiveTask if shared else ContrastiveTask)(

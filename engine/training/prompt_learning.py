@@ -22,6 +22,7 @@ from ..distributed.world import World
 from ..models.clip import ImageFeatures
 from ..models.pspg import PsPG
 from ..utils.device import autocast_dtype
+from ..utils.names import data_name
 from .config import TrainConfig
 from .feature_cache import CachedBatches, cache_features
 from .fingerprint import data_digest, resume_fingerprint
@@ -52,7 +53,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     if config.model.pretrained_head and last_checkpoint(run) is None:
         load_head(model, Path(config.model.pretrained_head), other_classes=True)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
-    training = f"{len(manifest.samples)} images labelled with {len(names)} classes ({data.train})"
+    training = f"{len(manifest.samples)} images labelled with {len(names)} classes, {data_name(data.train)}"
     description = describe("pspg", clip, pixels, head=config.model, class_names=names, training=training)
     towers = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
     autocast = autocast_dtype(config.precision, world.device)

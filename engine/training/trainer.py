@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..checkpoints.run import last_checkpoint, load_tensors, read_json, save_checkpoint
+from ..checkpoints.integrity import State
+from ..checkpoints.run import good_checkpoint, last_checkpoint, load_tensors, save_checkpoint
 from ..distributed.collectives import all_gather_object, barrier, broadcast_buffers
 from ..distributed.deepspeed import Engine
 from ..distributed.watch import advance
@@ -141,14 +142,14 @@ class Trainer:
         self.fingerprint = {**fingerprint, "optimizer steps an epoch": self.steps_per_epoch}
         self.epoch, self.step = 0, 0
         self.best: dict[str, Any] = {"best_step": None, "best_score": None}
-        checkpoint = self._resume_from()
-        state = self._read_state(checkpoint) if checkpoint else {}
+        checkpoint, state = self._resume_from() or (None, None)
         if checkpoint:
             load_into(task.module, checkpoint / "model.safetensors")
         optimizer = make_optimizer(task.module, config.optim)
         if state:
-            self.epoch, self.step = state["epoch"], state["step"]
-            self.best = {key: state[key] for key in self.best}
+            assert state.epoch is not None
+            self.epoch, self.step = state.epoch, state.step
+            self.best = {"best_step": state.best_step, "best_score": state.best_score}
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate(step, self.steps_per_epoch, config.optim) / config.optim.lr,
@@ -179,11 +180,11 @@ class Trainer:
             self.average.module._forward_hooks.clear()
             # The first update of a fresh average copies the weights; a restored one must go on averaging.
             self.average.n_averaged.fill_(self.step)
-        if checkpoint:
+        if checkpoint and state:
             self.engine.load_optimizer_state(load_tensors(checkpoint / "optimizer.safetensors"))
             if self.average is not None:
                 load_into(self.average.module, checkpoint / "ema.safetensors")
-            self.engine.load_scaler(state["scaler"])
+            self.engine.load_scaler(state.scaler)
         self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
         epochs = config.optim.epochs
         self.remarks = Remarks(epochs, epochs * self.steps_per_epoch, self.step, active=world.is_main)
@@ -326,26 +327,37 @@ class Trainer:
         advance()
         barrier()
 
-    def _resume_from(self) -> Path | None:
+    def _resume_from(self) -> tuple[Path, State] | None:
         check_fresh(self.config)
         if self.config.resume is None:
             return None
-        last = last_checkpoint(self.run)
+        found = good_checkpoint(self.run)
         if self.world.is_main:
-            log.info(f"resuming from {last}" if last else f"{self.run} holds no checkpoint yet: starting fresh")
-        return last
+            log.info(f"resuming from {found[0]}" if found else f"{self.run} holds no checkpoint yet: starting fresh")
+        if found:
+            self._check_state(*found)
+        return found
 
-    def _read_state(self, checkpoint: Path) -> dict[str, Any]:
-        state = read_json(checkpoint / "state.json")
-        if not isinstance(state, dict) or not {"step", "epoch", "scaler", "contract", *self.best} <= state.keys():
+    def _check_state(self, checkpoint: Path, state: State) -> None:
+        """Refuse a state that this run cannot have written.
+
+        Raises:
+            UserError: impossible numbers, or other settings.
+        """
+        steps = self.steps_per_epoch
+        if state.epoch is None or state.contract is None:
             raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
         for key, value in self.fingerprint.items():
-            if state["contract"].get(key) != value:
+            if state.contract.get(key) != value:
                 raise UserError(
-                    f"{key}: {checkpoint} was made with {state['contract'].get(key)!r}, this run asks for {value!r}; "
+                    f"{key}: {checkpoint} was made with {state.contract.get(key)!r}, this run asks for {value!r}; "
                     "resume with the same settings or start another run"
                 )
-        return state
+        if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps or state.epoch > self.config.optim.epochs:
+            raise UserError(
+                f"{checkpoint / 'state.json'}: step {state.step} after {state.epoch} epochs, and an epoch has {steps}; "
+                "the file is damaged"
+            )
 
 
 def load_into(module: nn.Module, file: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...checkpoints.model_folder import load_model
+from ...checkpoints.model_folder import load_model, without_places
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
@@ -48,7 +48,7 @@ class Prompted(ImageMethod):
         self.settings = {
             "checkpoint": str(loaded.weights),
             "pixels": asdict(loaded.pixels),
-            "model": asdict(head),
+            "model": without_places(asdict(head)),
         }
         self.parameters = sum(p.numel() for p in loaded.model.head.parameters() if p.requires_grad)
         self.baseline_parameters = sum(parameter.numel() for parameter in loaded.model.clip.parameters())

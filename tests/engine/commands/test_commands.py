@@ -19,6 +19,7 @@ from pspg.engine.commands.predict import predict
 from pspg.engine.commands.settings import PredictConfig
 from pspg.engine.config import EvaluationConfig
 from pspg.engine.evaluation.config import EvaluateConfig
+from tests.engine.seal import seal
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,7 @@ def damage(run: Path, how: str) -> None:
         tensors = load_tensors(weights)
         del tensors["logit_scale"]
         write_tensors(weights, {**tensors, "surprise": tensors["channel_attention.conv.weight"].clone()})
+        seal(checkpoint)
     elif how == "no model.json":
         (run / "model.json").unlink()
     elif how == "not JSON":
@@ -271,6 +273,7 @@ def test_resume_refuses_an_optimizer_state_that_does_not_fit(
     else:
         tensors["logit_scale/exp_avg"] = tensors["logit_scale/exp_avg"].expand(7).clone()
     write_tensors(file, tensors)
+    seal(checkpoint)
     assert main([*resume(settings, runs, phantoms, broken), "--zero_stage", str(stage)]) == 2
     assert "optimizer.safetensors: missing, unexpected or of another shape: " in capsys.readouterr().err
 
