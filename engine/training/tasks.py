@@ -152,7 +152,8 @@ class PromptTask:
         """Pairs for the pair loss, from labels on the host: nothing waits for the device. None: all of them."""
         if not self._loss.config.pair_samples or not self._loss.needs_pairs:
             return None
-        return sample_pairs(labels, self._loss.config.pair_samples * len(self._model.class_set))
+        count = self._loss.config.pair_samples * len(self._model.class_set)
+        return sample_pairs(labels, count, positives=count)
 
     def _prompt_loss(
         self, output: PsPGOutput, labels: Tensor, sample: PairSample | None, global_batch: GlobalBatch | None = None
