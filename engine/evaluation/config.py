@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..config import EvaluationConfig
 
@@ -44,6 +44,13 @@ class EvaluateConfig:
     """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
     class_lists: dict[str, str] | None = None
     """name → text file of class names; each list is prompted and reported by itself; null: one list of all labels"""
+    prevalence: str | None = None
+    """training manifest; the report then also has the classes by how often they are positive there, as groups head,
+    medium and tail; null: no such groups"""
+    head_above: ClosedUnitInterval = 0.1
+    """share of positives above which a class is of the head"""
+    tail_below: ClosedUnitInterval = 0.01
+    """share of positives below which a class is of the tail"""
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
     """what a label of -1 becomes"""
     blank: Literal["zeros", "ignore"] = "zeros"
