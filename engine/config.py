@@ -140,8 +140,8 @@ class LossConfig:
     pair: PairLossName = "spcl"
     """pair loss: batch-level co-occurrence, sample-level co-occurrence, multi-label margin, or none"""
     pair_samples: NonNegativeInt = 0
-    """spcl, pcl: estimate the loss from all positive pairs and this many others a class, for more than a few
-    hundred classes; the estimate is unbiased, and the cost grows with C instead of C²; 0: all pairs"""
+    """spcl, pcl: estimate the loss from at most this many positive pairs a class and as many others, for more than a
+    few hundred classes; the estimate is unbiased, and the cost grows with C instead of C²; 0: all pairs"""
     classification_weight: NonNegativeFloat | None = None
     classification_reduction: Literal["sum", "mean"] | None = None
     pair_weight: NonNegativeFloat | None = None

@@ -22,6 +22,7 @@ from ..distributed.watch import watch
 from ..distributed.world import World, start
 from ..evaluation.choose import check_source, open_source
 from ..evaluation.config import EvaluateConfig, check_evaluate
+from ..evaluation.prevalence import GROUPS, prevalence_groups
 from ..evaluation.probe import ridge_probe
 from ..evaluation.report.evaluation import Evaluation, measure
 from ..evaluation.report.summary import show_summary
@@ -70,6 +71,7 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
+    groups = _groups(config, names, lists)
     device = world.device
     # Sources without the engine's loader read images with Pillow.
     loader = pick_loader("loader", config.loader, device) if source.engine_loader else "torch"
@@ -84,8 +86,6 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
     if scores is None:
         return None
     assert scores.labels is not None
-    # The first group of a report is everything it shows.
-    groups = {"all": names, **lists} if len(lists) > 1 else lists
     bars = sys.stderr.isatty()
     evaluation = Evaluation(
         title=config.title or f"{method.name} evaluation",
@@ -171,6 +171,22 @@ def class_lists(config: EvaluateConfig, manifest: Manifest) -> dict[str, list[st
     return lists
 
 
+def _groups(config: EvaluateConfig, names: list[str], lists: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Groups of classes that the report shows: everything, which comes first, groups by prevalence, class lists.
+
+    Raises:
+        UserError: a training manifest that cannot be read or lacks a class, or a class list named like a group.
+    """
+    groups = {"all": names} if len(lists) > 1 or config.prevalence else {}
+    if config.prevalence:
+        for name in GROUPS:
+            if name in lists:
+                raise UserError(f"class_lists: {name!r} is a group by prevalence; choose another name")
+        split = _split(config, _manifest(config, config.prevalence), names, [], "")
+        groups |= prevalence_groups(split.labels, names, head=config.head_above, tail=config.tail_below)
+    return {**groups, **lists}
+
+
 def _manifest(config: EvaluateConfig, path: str) -> Manifest:
     names = None if config.label_names is None else load_label_names(config.label_names)
     return load_manifest(path, image_root=config.image_root, label_names=names, need="labels")
@@ -184,6 +200,15 @@ def _settings(config: EvaluateConfig, source: type[Source], method: Method) -> d
         **named(dict(method.settings)),
         "manifest": data_name(config.manifest),
         "class lists": named(config.class_lists or "all labels"),
+        **(
+            {
+                "prevalence": data_name(config.prevalence),
+                "head_above": config.head_above,
+                "tail_below": config.tail_below,
+            }
+            if config.prevalence
+            else {}
+        ),
         "uncertain": config.uncertain,
         "blank": config.blank,
         **({"precision": config.precision, "loader": config.loader} if source.engine_loader else {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
@@ -46,6 +46,13 @@ class EvaluateConfig:
     """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
     class_lists: dict[str, str] | None = None
     """name → text file of class names; each list is prompted and reported by itself; null: one list of all labels"""
+    prevalence: str | None = None
+    """training manifest; the report then also has the classes by how often they are positive there, as groups head,
+    medium and tail; null: no such groups"""
+    head_above: ClosedUnitInterval = 0.1
+    """share of positives above which a class is of the head"""
+    tail_below: ClosedUnitInterval = 0.01
+    """share of positives below which a class is of the tail"""
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
     """what a label of -1 becomes"""
     blank: Literal["zeros", "ignore"] = "zeros"
@@ -99,5 +106,9 @@ def check_evaluate(config: EvaluateConfig) -> None:
         raise UserError(f"give exactly one of {one_of}; got {' and '.join(given) or 'none'}")
     require(manifest=config.manifest, output=config.output)
     check_values(config)
+    if config.tail_below > config.head_above:
+        raise UserError(
+            f"tail_below: {config.tail_below} is above head_above {config.head_above}; a class has one group"
+        )
     check_output(config.output)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)

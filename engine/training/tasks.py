@@ -157,7 +157,8 @@ class PromptTask:
         if not self._loss.config.pair_samples or not self._loss.needs_pairs:
             return None
         generator = torch.Generator().manual_seed(torch.initial_seed())
-        return sample_pairs(labels, self._loss.config.pair_samples * len(self._model.class_set), generator)
+        count = self._loss.config.pair_samples * len(self._model.class_set)
+        return sample_pairs(labels, count, generator, positives=count)
 
     def _padded_sample(self, labels: Tensor) -> PaddedSample | None:
         """`_sample` with as many pairs as the largest so far and some more, so that the number hardly ever changes."""
