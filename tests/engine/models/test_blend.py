@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pspg.engine.checkpoints.classifier import freeze_classifier, load_classifier
+from pspg.engine.checkpoints.integrity import sha256_of
 from pspg.engine.checkpoints.model_folder import load_model
 from pspg.engine.cli import main
 from pspg.engine.commands.evaluate import evaluate_model
@@ -164,6 +165,9 @@ def test_a_bank_of_other_images_is_refused(folder: Make) -> None:
     source = folder()
     tensors = load_file(source / "bank.safetensors")
     save_file({**tensors, "tokens": tensors["tokens"][:3].clone()}, source / "bank.safetensors")
+    description = json.loads((source / "model.json").read_text())
+    description["files"]["bank.safetensors"] = sha256_of(source / "bank.safetensors")
+    (source / "model.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"bank\.safetensors: its tokens are not those of its bank"):
         load_model(source)
 
