@@ -8,9 +8,10 @@ torch takes on a GPU for heads wider than 256.
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -88,8 +89,12 @@ class Operation:
     """of the tensors that go in"""
     dtype: torch.dtype
     """of the last of them"""
+    result: torch.dtype
+    """dtype of what comes out first, or is overwritten"""
     live: int
     """bytes that are alive behind it"""
+    constants: tuple[int, ...]
+    """numbers of the tensors that go in and were there before the step: weights, class features, images"""
     kernels: int = 1
     launch: Launch | None = None
     """of a Triton kernel, its tensors replaced by their shapes"""
@@ -156,6 +161,7 @@ class _Log(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.peak = self.peak_at = self._live = 0
         self._sizes: dict[int, int] = {}
+        self._constants: dict[int, int] = {}
         self._kernel_flops = kernel_flops
         self._outer: str | None = None
 
@@ -167,10 +173,11 @@ class _Log(TorchDispatchMode):
         self._outer = None
 
     def keep(self, tensors: list[Any]) -> None:
-        """Count tensors that are alive from the start."""
+        """Count tensors that are alive from the start, and number them."""
         for tensor in tensors:
             if isinstance(tensor, Tensor):
                 self._follow(tensor)
+                self._constants.setdefault(_storage(tensor), len(self._constants))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -204,8 +211,11 @@ class _Log(TorchDispatchMode):
             read = min(read, written)
         count = flop_registry.get(function._overloadpacket, _baddbmm if name == "baddbmm_" else None)
         kernels = _KERNELS.get(name, 1) + (name == "convolution" and args[2] is not None)
+        if name.startswith(("_foreach", "_fused")):
+            kernels = _multi_tensor_launches(args)
         flops = 0.0 if count is None else float(count(*args, **kwargs, out_val=result))
-        self._add(name, before, read=read, written=written, flops=flops, kernels=kernels)
+        dtype = before[0].dtype if overwrites else after[0].dtype
+        self._add(name, before, result=dtype, read=read, written=written, flops=flops, kernels=kernels)
         return result
 
     def launched(self, launch: Launch) -> None:
@@ -215,13 +225,25 @@ class _Log(TorchDispatchMode):
         flops = self._kernel_flops.get(name, lambda _: 0.0)(launch.arguments)
         arguments = {key: v.shape if isinstance(v, Tensor) else v for key, v in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
-        self._add(name, tensors, read=_bytes(tensors), written=0, flops=flops, launch=launch)
+        dtype = tensors[-1].dtype
+        self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, launch=launch)
 
     def _add(self, name: str, tensors: list[Tensor], **numbers: Any) -> None:
         part, where = self._place()
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors[:8])
-        dtype = tensors[-1].dtype if tensors else torch.float32
-        self.operations.append(Operation(name, part, where, shapes=shapes, dtype=dtype, live=self._live, **numbers))
+        self.operations.append(
+            Operation(
+                name,
+                part,
+                where,
+                shapes=tuple(tuple(tensor.shape) for tensor in tensors[:8]),
+                dtype=tensors[-1].dtype if tensors else torch.float32,
+                live=self._live,
+                constants=tuple(
+                    self._constants[_storage(tensor)] for tensor in tensors if _storage(tensor) in self._constants
+                ),
+                **numbers,
+            )
+        )
 
     def _place(self) -> tuple[str, str]:
         """Part and line of the project of what is running."""
@@ -300,6 +322,14 @@ def _kernel_flops() -> dict[str, Callable[[Mapping[str, Any]], float]]:
         for case in import_module(f"pspg.kernels.{operator}.cases").CASES:
             found.update(case.flops)
     return found
+
+
+def _multi_tensor_launches(lists: Sequence[Any]) -> int:
+    """Launches of an operator on lists of tensors: 320 blocks of 65,536 elements, 36 to 110 tensors, at a time."""
+    depth = sum(isinstance(entry, list | tuple) and bool(entry) for entry in lists)
+    tensors = next(entry for entry in lists if isinstance(entry, list | tuple))
+    blocks = sum(math.ceil(tensor.numel() / 2**16) for tensor in tensors)
+    return max(math.ceil(blocks / 320), math.ceil(len(tensors) / {1: 110, 2: 64, 3: 48}.get(depth, 36)))
 
 
 def _baddbmm(into: Any, left: Tensor, right: Tensor, **_: Any) -> int:

@@ -131,7 +131,8 @@ class _Replayed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if part is None else part * gradient for part in ctx.gradients)
+        scaled = iter(torch._foreach_mul([part for part in ctx.gradients if part is not None], gradient))
+        return None, None, *(None if part is None else next(scaled) for part in ctx.gradients)
 
 
 def _record_on_gpu(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:

@@ -48,7 +48,8 @@ def gather_suffix(table: Tensor, pairs: RaggedPairs) -> Tensor:
     return table.index_select(0, pairs.suffix_index)
 
 
-EAGER = BlockOperations(add_norm, mlp, attention, gather_prefix, gather_suffix)
+# Two inputs of LayerNorms, queries, keys and values of the prefix and the token, and the attended value.
+EAGER = BlockOperations(10, add_norm, mlp, attention, gather_prefix, gather_suffix)
 
 
 class _MLP(torch.autograd.Function):

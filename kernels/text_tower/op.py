@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..dispatch import check_shapes, resolve, with_triton
 from ..precision import compute_dtype, no_autocast
 from . import reference
-from .block_operations import BlockOperations
+from .block_operations import BlockOperations, RaggedPairs
 from .blocks import is_frozen, require_frozen, token_bytes
 from .eager import EAGER
 from .prefix_cache import Prompts, encode_prefixes, encode_suffixes, single_suffixes, unpadded_lengths
@@ -140,9 +140,9 @@ def _encode_with_cache(
     operations: BlockOperations,
 ) -> EncodedPrompts:
     require_frozen(tower)
-    given = Prompts(prompts[0], template)
     dtype = compute_dtype(prompts)
-    tower, template, prompts = tower.to(dtype), template.to(dtype), prompts.to(dtype)
+    tower, template = tower.to(dtype), template.to(dtype)
+    given, prompts = Prompts(prompts[0], template), prompts.to(dtype)
     sides, classes, n, _ = prompts.shape
 
     def encode_group(prompts: Tensor, template: PromptTemplate) -> tuple[Tensor, ...]:
@@ -152,12 +152,21 @@ def _encode_with_cache(
         index = rows % count
         lengths = unpadded_lengths(template, index, n)
         suffixes = single_suffixes(tower, template, n)
-        features = encode_suffixes(tower, cache, suffixes, rows, index, lengths, operations)
+        pairs = RaggedPairs(
+            rows,
+            index,
+            prefixes=len(rows),
+            suffixes=count,
+            prefix_tokens=cache[0].shape[1],
+            suffix_tokens=suffixes.x.shape[1],
+            prefix_lengths=lengths,
+        )
+        features = encode_suffixes(tower, cache, suffixes, pairs, operations)
         kept = (state[:count] for state in cache) if keep_cache else ()
         return features.unflatten(0, (sides, count)), *kept
 
     with no_autocast(prompts):
-        needed = sides * template.single_tokens(n) * token_bytes(tower)
+        needed = sides * template.single_tokens(n) * token_bytes(tower, operations)
         size = max(memory // needed, 1)
         groups = []
         for start in range(0, classes, size):
@@ -167,6 +176,9 @@ def _encode_with_cache(
                 groups.append(checkpoint(encode_group, *part, use_reentrant=False, preserve_rng_state=False))
             else:
                 groups.append(encode_group(*part))
-    features, *states = zip(*groups, strict=True)
-    cache = tuple(map(torch.cat, states)) or None
-    return EncodedPrompts(torch.cat(features, dim=1), given._replace(cache=cache))
+    if len(groups) == 1:  # nothing to join, and joining would copy
+        features, *cache = groups[0]
+    else:
+        parts, *states = zip(*groups, strict=True)
+        features, cache = torch.cat(parts, dim=1), list(map(torch.cat, states))
+    return EncodedPrompts(features, given._replace(cache=tuple(cache) or None))
