@@ -43,6 +43,8 @@ from pspg.kernels.text_tower.prefix_cache import encode_prefixes
 from ..setup import Setup, loss_of, make_setup
 
 ARCHITECTURE = 90
+Count = Callable[[Mapping[str, Any]], float]
+"""of a launch with the given arguments"""
 _SOURCES = tuple(str(Path(next(iter(package.__path__)))) for package in (engine, kernels))
 IMAGE, DECODERS, PREFIXES, SINGLES = "image tower", "decoders", "prefixes", "single prompts"
 PAIRS, LOSSES, BACKWARD, OPTIMIZER = "pair chunks", "losses", "outer backward", "optimizer"
@@ -96,6 +98,8 @@ class Operation:
     constants: tuple[int, ...]
     """numbers of the tensors that go in and were there before the step: weights, class features, images"""
     kernels: int = 1
+    trips: float = 0.0
+    """turns of a Triton kernel's loop, over all programs, where its case states them"""
     launch: Launch | None = None
     """of a Triton kernel, its tensors replaced by their shapes"""
 
@@ -129,7 +133,7 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
     meta = torch.device("meta")
     with meta:
         setup = make_setup(classes, batch, meta, "triton", torch.bfloat16)
-    log = _Log(_kernel_flops())
+    log = _Log()
     with FakeTensorMode():
         setup = _on_fake_cpu(setup)
         setup.head.text_memory = memory or default_memory(torch.device("cuda"))
@@ -156,13 +160,13 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
 class _Log(TorchDispatchMode):
     """Lists operations, and follows which storages are alive."""
 
-    def __init__(self, kernel_flops: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         self.peak = self.peak_at = self._live = 0
         self._sizes: dict[int, int] = {}
         self._constants: dict[int, int] = {}
-        self._kernel_flops = kernel_flops
+        self._counts = _kernel_counts()
         self._outer: str | None = None
 
     @contextmanager
@@ -222,11 +226,11 @@ class _Log(TorchDispatchMode):
         """List a launch of a Triton kernel."""
         name = launch.kernel.fn.__name__
         tensors = [value for value in launch.arguments.values() if isinstance(value, Tensor)]
-        flops = self._kernel_flops.get(name, lambda _: 0.0)(launch.arguments)
+        flops, trips = (counts[name](launch.arguments) if name in counts else 0.0 for counts in self._counts)
         arguments = {key: v.shape if isinstance(v, Tensor) else v for key, v in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
         dtype = tensors[-1].dtype
-        self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, launch=launch)
+        self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, trips=trips, launch=launch)
 
     def _add(self, name: str, tensors: list[Tensor], **numbers: Any) -> None:
         part, where = self._place()
@@ -315,13 +319,15 @@ def _state(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _kernel_flops() -> dict[str, Callable[[Mapping[str, Any]], float]]:
-    """Kernel → FLOPs of a launch with the given arguments, as the operators' cases state them."""
-    found = {}
+def _kernel_counts() -> tuple[dict[str, Count], dict[str, Count]]:
+    """Kernel → FLOPs, and turns of its loop, of a launch, as the operators' cases state them."""
+    flops: dict[str, Count] = {}
+    trips: dict[str, Count] = {}
     for operator in ("asymmetric_loss", "pair_loss", "prompt_decoder", "text_tower"):
         for case in import_module(f"pspg.kernels.{operator}.cases").CASES:
-            found.update(case.flops)
-    return found
+            flops.update(case.flops)
+            trips.update(case.trips)
+    return flops, trips
 
 
 def _multi_tensor_launches(lists: Sequence[Any]) -> int:
