@@ -11,7 +11,7 @@ OLDEST_TRITON := 3.6.0
 OLDEST := build/triton-$(OLDEST_TRITON)
 NEWEST := build/triton-newest
 
-.PHONY: help demo test test-slow test-triton test-triton-newest check-kernels inspect-kernels sanitize bench bench-gpu lint format clean
+.PHONY: help demo test test-slow test-triton test-triton-newest check-kernels inspect-kernels sanitize bench bench-gpu gpu-1 gpu-2 gpu-3 lint format clean
 
 help:
 	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real radiograph, report (minutes on 2 cores)"
@@ -23,6 +23,7 @@ help:
 	@echo "make sanitize         the kernels' GPU tests under compute-sanitizer"
 	@echo "make bench            speed and memory of every operator, then figures and tables (OUT=build/bench; ARGS='--only spcl')"
 	@echo "make bench-gpu        the measurements alone, with any PYTHON that has torch; at most BUDGET_S=540 s; run it again to go on"
+	@echo "make gpu-1|gpu-2|gpu-3  the first half hour on a GPU: probe and tests, whole steps, profile; build/gpu; ARGS=--rehearse on a CPU"
 	@echo "make lint             ruff and mypy"
 	@echo "make format           let ruff rewrite the sources"
 
@@ -106,6 +107,10 @@ bench: $(STAMP)
 # Installs nothing: the links below make pspg importable.
 bench-gpu: build/typing/pspg
 	PYTHONPATH=$(CURDIR)/build/typing $(PYTHON) -m benchmarks.run --device cuda --budget_s $(BUDGET_S) --output $(OUT) $(ARGS)
+
+# The first half hour on a GPU, with any PYTHON that has torch, triton and pytest; WHEELS=folder of others to install.
+gpu-1 gpu-2 gpu-3: build/typing/pspg
+	PYTHONPATH=$(CURDIR)/build/typing $(PYTHON) -m benchmarks.gpu $(@:gpu-%=%) --out build/gpu $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 # mypy, and a python without an installation, find the mapped packages through links.
 build/typing/pspg:

@@ -21,7 +21,7 @@ W, LAYERS = 512, 12
 """width and layers of the text tower"""
 HEADS = 8
 """attention heads of the tower and of the decoders"""
-PAIRS = 367
+PAIRS = 482
 """pairs of a chunk"""
 
 
@@ -36,6 +36,8 @@ class Case:
     """dtypes of production: bf16, fp16, fp32"""
     flops: Mapping[str, Callable[[Mapping[str, Any]], float]] = field(default_factory=dict)
     """kernel → FLOPs of a launch with the given arguments"""
+    trips: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)
+    """kernel → turns of its longest loop in a launch, over all programs"""
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -141,6 +141,13 @@ def _layout(tensor: Tensor) -> str:
     return f"shape {tuple(tensor.shape)} with strides {tensor.stride()}"
 
 
+def processors(device: torch.device) -> int | None:
+    """Streaming multiprocessors of a GPU, where launches are recorded those of an H100; None: a CPU."""
+    if _recorder is not None:
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
+
+
 def _architecture(device: torch.device) -> int:
     if _recorder is not None:
         return _recorder[0]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,10 +12,6 @@ from .trace import FILLS, OPTIMIZER, Operation, Step
 
 SPLITS = (1, 2, 4, 8, 16)
 _PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "baddbmm_"])
-_TRIPS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
-    name: lambda a: a["qkv"][0] * a["heads"] for name in ("_attention_kernel", "_attention_backward_kernel")
-}
-"""kernel → turns of its loop over all programs, of the shapes and numbers that it is given"""
 
 
 @dataclass
@@ -126,11 +120,11 @@ def _launch(operation: Operation, table: Assumptions) -> float:
     assert operation.launch is not None
     name, launch = operation.name, operation.launch
     seconds = _pass(operation.read, operation.written, table)
-    if name not in _TRIPS:
+    if name not in table.trip_instructions:
         return seconds
-    trips = _TRIPS[name](launch.arguments)
+    trips = operation.trips
     warps = launch.options.get("num_warps", 4)
     issued = trips * warps * table.trip_instructions[name]
     issue = issued / (table.processors * table.issue_per_cycle * table.clock)
     turns = math.ceil(trips / math.prod(launch.grid))
-    return max(seconds, issue, 1e-6 * table.trip_us[name] * turns)
+    return max(seconds, issue, 1e-6 * table.trip_us.get(name, 0.0) * turns)

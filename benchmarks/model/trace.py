@@ -8,9 +8,10 @@ torch takes on a GPU for heads wider than 256.
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -41,6 +42,8 @@ from pspg.kernels.text_tower.prefix_cache import encode_prefixes
 from ..setup import Setup, loss_of, make_setup
 
 ARCHITECTURE = 90
+Count = Callable[[Mapping[str, Any]], float]
+"""of a launch with the given arguments"""
 _SOURCES = tuple(str(Path(next(iter(package.__path__)))) for package in (engine, kernels))
 IMAGE, DECODERS, PREFIXES, SINGLES = "image tower", "decoders", "prefixes", "single prompts"
 PAIRS, LOSSES, BACKWARD, OPTIMIZER = "pair chunks", "losses", "outer backward", "optimizer"
@@ -87,9 +90,15 @@ class Operation:
     """of the tensors that go in"""
     dtype: torch.dtype
     """of the last of them"""
+    result: torch.dtype
+    """dtype of what comes out first, or is overwritten"""
     live: int
     """bytes that are alive behind it"""
+    constants: tuple[int, ...]
+    """numbers of the tensors that go in and were there before the step: weights, class features, images"""
     kernels: int = 1
+    trips: float = 0.0
+    """turns of a Triton kernel's loop, over all programs, where its case states them"""
     launch: Launch | None = None
     """of a Triton kernel, its tensors replaced by their shapes"""
 
@@ -123,7 +132,7 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
     meta = torch.device("meta")
     with meta:
         setup = make_setup(classes, batch, meta, "triton", torch.bfloat16)
-    log = _Log(_kernel_flops())
+    log = _Log()
     with FakeTensorMode():
         setup = _on_fake_cpu(setup)
         setup.head.text_memory = memory or default_memory(torch.device("cuda"))
@@ -151,12 +160,13 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
 class _Log(TorchDispatchMode):
     """Lists operations, and follows which storages are alive."""
 
-    def __init__(self, kernel_flops: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         self.peak = self.peak_at = self._live = 0
         self._sizes: dict[int, int] = {}
-        self._kernel_flops = kernel_flops
+        self._constants: dict[int, int] = {}
+        self._counts = _kernel_counts()
         self._outer: str | None = None
 
     @contextmanager
@@ -167,10 +177,11 @@ class _Log(TorchDispatchMode):
         self._outer = None
 
     def keep(self, tensors: list[Any]) -> None:
-        """Count tensors that are alive from the start."""
+        """Count tensors that are alive from the start, and number them."""
         for tensor in tensors:
             if isinstance(tensor, Tensor):
                 self._follow(tensor)
+                self._constants.setdefault(_storage(tensor), len(self._constants))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -204,24 +215,39 @@ class _Log(TorchDispatchMode):
             read = min(read, written)
         count = flop_registry.get(function._overloadpacket, _baddbmm if name == "baddbmm_" else None)
         kernels = _KERNELS.get(name, 1) + (name == "convolution" and args[2] is not None)
+        if name.startswith(("_foreach", "_fused")):
+            kernels = _multi_tensor_launches(args)
         flops = 0.0 if count is None else float(count(*args, **kwargs, out_val=result))
-        self._add(name, before, read=read, written=written, flops=flops, kernels=kernels)
+        dtype = before[0].dtype if overwrites else after[0].dtype
+        self._add(name, before, result=dtype, read=read, written=written, flops=flops, kernels=kernels)
         return result
 
     def launched(self, launch: Launch) -> None:
         """List a launch of a Triton kernel."""
         name = launch.kernel.fn.__name__
         tensors = [value for value in launch.arguments.values() if isinstance(value, Tensor)]
-        flops = self._kernel_flops.get(name, lambda _: 0.0)(launch.arguments)
+        flops, trips = (counts[name](launch.arguments) if name in counts else 0.0 for counts in self._counts)
         arguments = {key: v.shape if isinstance(v, Tensor) else v for key, v in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
-        self._add(name, tensors, read=_bytes(tensors), written=0, flops=flops, launch=launch)
+        dtype = tensors[-1].dtype
+        self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, trips=trips, launch=launch)
 
     def _add(self, name: str, tensors: list[Tensor], **numbers: Any) -> None:
         part, where = self._place()
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors[:8])
-        dtype = tensors[-1].dtype if tensors else torch.float32
-        self.operations.append(Operation(name, part, where, shapes=shapes, dtype=dtype, live=self._live, **numbers))
+        self.operations.append(
+            Operation(
+                name,
+                part,
+                where,
+                shapes=tuple(tuple(tensor.shape) for tensor in tensors[:8]),
+                dtype=tensors[-1].dtype if tensors else torch.float32,
+                live=self._live,
+                constants=tuple(
+                    self._constants[_storage(tensor)] for tensor in tensors if _storage(tensor) in self._constants
+                ),
+                **numbers,
+            )
+        )
 
     def _place(self) -> tuple[str, str]:
         """Part and line of the project of what is running."""
@@ -293,13 +319,23 @@ def _state(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _kernel_flops() -> dict[str, Callable[[Mapping[str, Any]], float]]:
-    """Kernel → FLOPs of a launch with the given arguments, as the operators' cases state them."""
-    found = {}
+def _kernel_counts() -> tuple[dict[str, Count], dict[str, Count]]:
+    """Kernel → FLOPs, and turns of its loop, of a launch, as the operators' cases state them."""
+    flops: dict[str, Count] = {}
+    trips: dict[str, Count] = {}
     for operator in ("asymmetric_loss", "pair_loss", "prompt_decoder", "text_tower"):
         for case in import_module(f"pspg.kernels.{operator}.cases").CASES:
-            found.update(case.flops)
-    return found
+            flops.update(case.flops)
+            trips.update(case.trips)
+    return flops, trips
+
+
+def _multi_tensor_launches(lists: Sequence[Any]) -> int:
+    """Launches of an operator on lists of tensors: 320 blocks of 65,536 elements, 36 to 110 tensors, at a time."""
+    depth = sum(isinstance(entry, list | tuple) and bool(entry) for entry in lists)
+    tensors = next(entry for entry in lists if isinstance(entry, list | tuple))
+    blocks = sum(math.ceil(tensor.numel() / 2**16) for tensor in tensors)
+    return max(math.ceil(blocks / 320), math.ceil(len(tensors) / {1: 110, 2: 64, 3: 48}.get(depth, 36)))
 
 
 def _baddbmm(into: Any, left: Tensor, right: Tensor, **_: Any) -> int:

@@ -10,13 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..precision import at_least_fp32, compute_dtype, no_autocast
 from .recurrence import StepImplementation, StepWeights, run_steps
 from .reference import Decoder
 from .stacked import Stacked, affine, split
+
+_CAST = (
+    *("gru.weight_ih", "gru.bias_ih", "gru.weight_hh", "gru.bias_hh", "encoder_proj.weight", "encoder_proj.bias"),
+    *("fc.weight", "encoder_attention.in_proj_weight", "encoder_attention.in_proj_bias"),
+    *("encoder_attention.out_proj.weight", "self_attention.self_attention.in_proj_weight"),
+    *("self_attention.self_attention.in_proj_bias", "self_attention.self_attention.out_proj.weight"),
+)
+"""parameters that are read in the dtype of the products"""
+_RAW = (
+    *("gru.bias_ih", "fc.bias", "encoder_attention.out_proj.bias", "self_attention.self_attention.out_proj.bias"),
+    *("self_attention.layer_norm.weight", "self_attention.layer_norm.bias"),
+    *("self_attention.fc.weight", "self_attention.fc.bias"),
+)
+"""parameters that are read in their own"""
 
 
 def decode(
@@ -76,7 +89,7 @@ def _fold(
         feedback: fold `fc` into the input of the next step.
     """
     count, dtype = len(decoders), class_features.dtype
-    p = Stacked(decoders, dtype)
+    p = Stacked(decoders, dtype, cast=_CAST, raw=_RAW)
     w_ih, w_fc, b_ih = p["gru.weight_ih"], p["fc.weight"], p.raw("gru.bias_ih")
     hidden = b_ih.shape[-1] // 3
     w_cross, b_cross = p["encoder_attention.in_proj_weight"], p["encoder_attention.in_proj_bias"]
@@ -106,8 +119,9 @@ def _fold(
         feedback_bias=(b_ih + _times(w_ih, b_fc.to(dtype)) if feedback else b_ih).to(dtype),
         fc=None if feedback else w_fc,
         fc_bias=None if feedback else b_fc.to(dtype),
-        recurrent=_candidate_first(decoders, "gru.weight_hh").to(dtype),
-        recurrent_bias=_candidate_first(decoders, "gru.bias_hh").to(dtype),
+        # Rows r, z, n as n, r, z: the gates u, r, z, n are one block that W_hh (u, r, z) and W_ih (r, z, n) overlap in.
+        recurrent=p["gru.weight_hh"].roll(hidden, dims=1),
+        recurrent_bias=p["gru.bias_hh"].roll(hidden, dims=1),
         qkv=p["self_attention.self_attention.in_proj_weight"],
         qkv_bias=p["self_attention.self_attention.in_proj_bias"],
         out=p["self_attention.self_attention.out_proj.weight"],
@@ -124,16 +138,6 @@ def _fold(
         values=memory[1],
     )
     return weights, (w_fc, b_fc.to(dtype)) if feedback else None
-
-
-def _candidate_first(decoders: Sequence[Decoder], name: str) -> Tensor:
-    """Rows n, r, z of a GRU parameter of each decoder, stored r, z, n.
-
-    Then the gates u, r, z, n are one block that W_hh (u, r, z) and W_ih (r, z, n) overlap in.
-    """
-    hidden = decoders[0][name].shape[0] // 3
-    parts = [part for decoder in decoders for part in decoder[name].split([2 * hidden, hidden])[::-1]]
-    return torch.cat(parts).unflatten(0, (len(decoders), -1))
 
 
 def _times(weight: Tensor, vector: Tensor) -> Tensor:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ..foreach import cast_all, copy_all
 from .reference import Decoder
 
 
 class Stacked:
-    """Stacks parameters as they are asked for, and casts each once.
+    """Stacks parameters and casts each once: those that are named all together, others as they are asked for.
 
     Args:
         decoders: G decoders with the same names and shapes.
         dtype: of the products; norms stay in float32 or better.
+        cast: parameters that will be wanted in `dtype`.
+        raw: parameters that will be wanted in their own dtype.
     """
 
-    def __init__(self, decoders: Sequence[Decoder], dtype: torch.dtype) -> None:
+    def __init__(
+        self, decoders: Sequence[Decoder], dtype: torch.dtype, *, cast: Sequence[str] = (), raw: Sequence[str] = ()
+    ) -> None:
         self._decoders, self._dtype = decoders, dtype
         self._found: dict[tuple[str, torch.dtype | None], Tensor] = {}
+        keys = [(name, dtype) for name in cast] + [(name, None) for name in raw]
+        if keys:
+            parts = [decoder[name] for name, _ in keys for decoder in decoders]
+            stacks = _StackAll.apply([wanted for _, wanted in keys], *parts)
+            self._found.update(zip(keys, stacks, strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
         """(G,…) in the dtype of the products."""
@@ -54,6 +66,37 @@ class Stacked:
             stacked = torch.stack([decoder[name] for decoder in self._decoders])
             self._found[name, dtype] = stacked if dtype is None else stacked.to(dtype)
         return self._found[name, dtype]
+
+
+class _StackAll(torch.autograd.Function):
+    """Stack groups of G tensors, in other dtypes where these are given, in one launch; backward takes another."""
+
+    @staticmethod
+    def forward(ctx: Any, dtypes: Sequence[torch.dtype | None], *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtypes, ctx.count = [part.dtype for part in parts], len(parts) // len(dtypes)
+        groups = [parts[start : start + ctx.count] for start in range(0, len(parts), ctx.count)]
+        stacks = [
+            group[0].new_empty(len(group), *group[0].shape, dtype=dtype or group[0].dtype)
+            for group, dtype in zip(groups, dtypes, strict=True)
+        ]
+        copy_all([row for stack in stacks for row in stack], parts)
+        return tuple(stacks)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Contiguous, or a launch would take one tensor at a time.
+        rows = [
+            row
+            for gradient in gradients
+            for row in ([None] * ctx.count if gradient is None else gradient.contiguous().unbind())
+        ]
+        numbers = [number for number, row in enumerate(rows) if row is not None]
+        found = cast_all([row for row in rows if row is not None], [ctx.dtypes[number] for number in numbers])
+        for number, row in zip(numbers, found, strict=True):
+            rows[number] = row
+        return None, *rows
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

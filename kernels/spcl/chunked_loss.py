@@ -7,19 +7,23 @@ cache, of the suffixes, of the image vectors and of the temperature. Nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..foreach import cast_all
+from ..launch import processors
 from ..pairs import Chunk, PairSelection, pair_indices
 from ..precision import compute_dtype, no_autocast
 from ..text_tower import Prompts, TextTower, encode_prompts
-from ..text_tower.block_operations import BlockOperations
+from ..text_tower.block_operations import BlockOperations, RaggedPairs
 from ..text_tower.blocks import require_frozen, token_bytes
 from ..text_tower.eager import EAGER
+from ..text_tower.pair_chunks import PairChunks
 from ..text_tower.prefix_cache import (
     PrefixCache,
     encode_prefixes,
@@ -46,12 +50,15 @@ def chunked_loss(
     *,
     operations: BlockOperations,
 ) -> Tensor:
-    """Loss of the selected pairs; as many pairs a chunk as `memory` bytes of activations allow, at least one."""
+    """Loss of the selected pairs, in equal chunks of at least one, each of at most `memory` bytes of activations."""
     require_frozen(tower)
     dtype = compute_dtype(prompts.vectors)
     tower, template, vectors = tower.to(dtype), prompts.template.to(dtype), prompts.vectors.to(dtype)
     n = vectors.shape[1]
-    size = max(memory // ((n + 1 + template.longest_name) * token_bytes(tower)), 1)
+    tokens = n + 1 + template.longest_name
+    size = chunk_size(
+        len(pairs), tokens, memory // (tokens * token_bytes(tower, operations)), processors(vectors.device)
+    )
     first, second, weights = pairs.to(vectors.device)
     low, high = pairs.rows
     impl = "eager" if operations is EAGER else "triton"
@@ -64,25 +71,47 @@ def chunked_loss(
             cache = prompts.cache if pairs.bounds is None else tuple(state[low:high] for state in prompts.cache)
         suffixes = pair_suffixes(tower, template, vectors)
         suffix_index = pair_suffix_index(template, first, second)
-        lengths = unpadded_lengths(template, first, n)
+        ragged = PairChunks(
+            first,
+            suffix_index,
+            size,
+            prefixes=len(vectors),
+            suffixes=len(suffixes.x),
+            prefix_tokens=cache[0].shape[1],
+            suffix_tokens=tokens,
+            prefix_lengths=unpadded_lengths(template, first, n),
+        )
+        chunks = list(pairs.chunks(size))
+        if len(chunks) == 1:  # of all rows, so that their gradients need no room beside the chunk's
+            chunks = [chunks[0]._replace(low=0, high=high - low)]
 
         def loss_of(chunk: Chunk, cache: PrefixCache, shared: tuple[Tensor, ...]) -> Tensor:
             part = slice(chunk.start, chunk.stop)
             x, entry, image_vectors, scale = shared
-            features = encode_suffixes(
-                tower,
-                cache,
-                suffixes._replace(x=x, entry=entry),
-                first[part] - (low + chunk.low),
-                suffix_index[part],
-                None if lengths is None else lengths[part],
-                operations,
-            )
+            own = ragged.chunk(chunk.start // size, low + chunk.low, low + chunk.high)
+            features = encode_suffixes(tower, cache, suffixes._replace(x=x, entry=entry), own, operations)
             factors = None if weights is None else weights[part]
             return loss(features, image_vectors, scale, pairs=(first[part], second[part]), weights=factors, impl=impl)
 
         shared = (suffixes.x, suffixes.entry, image_vectors, logit_scale)
-        return sum_of_chunks(loss_of, pairs.chunks(size), cache, shared)
+        return sum_of_chunks(loss_of, chunks, cache, shared)
+
+
+def chunk_size(pairs: int, tokens: int, most: int, processors: int | None) -> int:
+    """Pairs of a chunk where all chunks are equal, but for a last one shorter by less than their number.
+
+    On a GPU the rows of a chunk, `tokens` a pair, fill whole waves of its processors where more than one chunk is
+    needed: a product with W columns, the narrowest, is two tiles of 256 wide, and a tile is 128 rows high.
+
+    Args:
+        most: pairs that memory allows.
+        processors: of the GPU; None: a CPU.
+    """
+    most = max(most, 1)
+    wave = 128 * (processors or 0) // 2
+    if pairs > most and wave and most * tokens >= wave:
+        most = most * tokens // wave * wave // tokens
+    return max(ceil(pairs / ceil(pairs / most)), 1) if pairs else 1
 
 
 def pair_features(tower: TextTower, prompts: Prompts, *, operations: BlockOperations) -> Tensor:
@@ -95,11 +124,20 @@ def pair_features(tower: TextTower, prompts: Prompts, *, operations: BlockOperat
         cache = encode_prefixes(tower, template, vectors, operations, keep=len(vectors)).cache
         lengths = unpadded_lengths(template, first, vectors.shape[1])
         suffixes, suffix_index = pair_suffixes(tower, template, vectors), pair_suffix_index(template, first, second)
-        return encode_suffixes(tower, cache, suffixes, first, suffix_index, lengths, operations)
+        ragged = RaggedPairs(
+            first,
+            suffix_index,
+            prefixes=len(vectors),
+            suffixes=len(suffixes.x),
+            prefix_tokens=cache[0].shape[1],
+            suffix_tokens=suffixes.x.shape[1],
+            prefix_lengths=lengths,
+        )
+        return encode_suffixes(tower, cache, suffixes, ragged, operations)
 
 
 def sum_of_chunks(
-    loss_of: ChunkLoss, chunks: Iterable[Chunk], by_class: Sequence[Tensor], shared: Sequence[Tensor]
+    loss_of: ChunkLoss, chunks: Sequence[Chunk], by_class: Sequence[Tensor], shared: Sequence[Tensor]
 ) -> Tensor:
     """Σ over chunks of `loss_of`, in float32 or better, differentiable in all tensors.
 
@@ -113,11 +151,12 @@ def sum_of_chunks(
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, loss_of: ChunkLoss, chunks: Iterable[Chunk], recording: bool, by_class: int, *inputs: Tensor
+        ctx: Any, loss_of: ChunkLoss, chunks: Sequence[Chunk], recording: bool, by_class: int, *inputs: Tensor
     ) -> Tensor:
         wanted = [recording and tensor.requires_grad for tensor in inputs]
-        # Sums over many chunks: float32 or better, whatever the inputs are.
-        sums = [_zeros(tensor) if want else None for tensor, want in zip(inputs, wanted, strict=True)]
+        # Sums over many chunks: float32 or better, whatever the inputs are. One chunk of all rows is its own sum.
+        whole = len(chunks) == 1 and (chunks[0].low, chunks[0].high) == (0, len(inputs[0]))
+        sums = [] if whole else [_zeros(tensor) for tensor, want in zip(inputs, wanted, strict=True) if want]
         total = _zeros(inputs[-1]).sum()
         for chunk in chunks:
             rows = slice(chunk.low, chunk.high)
@@ -128,20 +167,28 @@ class _Sum(torch.autograd.Function):
             total += loss.detach()
             if not any(wanted):
                 continue
-            gradients = iter(torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad]))
-            for number, buffer in enumerate(sums):
-                if buffer is not None:
-                    (buffer[rows] if number < by_class else buffer).add_(next(gradients))
+            found = torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad])
+            gradients = cast_all(found, [_wide(part.dtype) for part in found])
+            if whole:
+                sums = gradients
+                continue
+            places = [number for number, want in enumerate(wanted) if want]
+            targets = [s[rows] if number < by_class else s for number, s in zip(places, sums, strict=True)]
+            torch._foreach_add_(targets, gradients)
         ctx.save_for_backward(*sums)
-        ctx.dtypes = [tensor.dtype for tensor in inputs]
+        ctx.wanted, ctx.dtypes = wanted, [tensor.dtype for tensor, want in zip(inputs, wanted, strict=True) if want]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return None, None, None, None, *(None if t is None else (t * gradient).to(dtype) for t, dtype in found)
+        found = iter(cast_all(torch._foreach_mul(ctx.saved_tensors, gradient), ctx.dtypes))
+        return None, None, None, None, *(next(found) if want else None for want in ctx.wanted)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return torch.zeros_like(tensor, dtype=_wide(tensor.dtype))

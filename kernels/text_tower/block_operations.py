@@ -96,6 +96,9 @@ class Products(NamedTuple):
 class BlockOperations(NamedTuple):
     """One implementation of a frozen block's operations; each is differentiable in its activations."""
 
+    kept_widths: int
+    """numbers, in widths W, that backward keeps of a token in a block, the hidden layer of the MLP not counted"""
+
     add_norm: Callable[[TextTower, Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
     """(tower, x, delta, weight, bias), x and delta (…,W) → x + delta, its LayerNorm; delta None: x itself"""
     mlp: Callable[[TextTower, TextLayer, Tensor], Tensor]

@@ -79,12 +79,13 @@ def last_block(
     return y @ tower.projection
 
 
-def token_bytes(tower: TextTower) -> int:
+def token_bytes(tower: TextTower, operations: BlockOperations) -> int:
     """Upper estimate of the bytes that backward keeps of one prefix or suffix token, all layers together.
 
-    In widths W a layer: two inputs of LayerNorms, queries, keys and values of the prefix and the token, the attended
-    value, and the hidden layer of the MLP; the last layer, which keeps less, counts as one of them.
+    A layer keeps the hidden layer of the MLP, `operations.kept_widths` times W, and float32 statistics of each head
+    and of two LayerNorms; the last layer, which keeps less, counts as one of them.
     """
     hidden = len(tower.layers[0].fc_bias)
     width = len(tower.layers[0].proj_bias)
-    return len(tower.layers) * (10 * width + hidden) * tower.projection.element_size()
+    numbers = (operations.kept_widths * width + hidden) * tower.projection.element_size() + 4 * (tower.heads + 4)
+    return len(tower.layers) * numbers

@@ -10,7 +10,7 @@ import torch
 from ..cases import HEADS, LAYERS, PAIRS, C, Case, G, N, W, empty
 from .triton import add_norm, attention, gather, quick_gelu
 
-FIRST = 4
+FIRST = 5
 """prefixes that the first chunk's pairs continue"""
 NAME = 8
 """tokens of the longest class name, in prefix mode"""
@@ -92,9 +92,17 @@ def _flops(products: int) -> Callable[[Mapping[str, Any]], float]:
     return flops
 
 
-_ATTENTION = {"_attention_kernel": _flops(2), "_attention_backward_kernel": _flops(5)}
+def _turns(a: Mapping[str, Any]) -> int:
+    """A turn is one suffix and head."""
+    return a["qkv"].shape[0] * a["heads"]
+
+
+_ATTENTION: dict[str, Any] = {
+    "flops": {"_attention_kernel": _flops(2), "_attention_backward_kernel": _flops(5)},
+    "trips": {"_attention_kernel": _turns, "_attention_backward_kernel": _turns},
+}
 CASES = (
-    Case("text tower: prefixes and single prompts", _prefixes, flops=_ATTENTION),
-    Case("text tower: pairs of a chunk", lambda dtype: _suffixes(dtype, FIRST, C, N + 1, PAIRS), flops=_ATTENTION),
-    Case("text tower: pairs with class names, attention", _named_pairs, flops=_ATTENTION),
+    Case("text tower: prefixes and single prompts", _prefixes, **_ATTENTION),
+    Case("text tower: pairs of a chunk", lambda dtype: _suffixes(dtype, FIRST, C, N + 1, PAIRS), **_ATTENTION),
+    Case("text tower: pairs with class names, attention", _named_pairs, **_ATTENTION),
 )

@@ -52,7 +52,8 @@ def products(tower: TextTower, x: Tensor) -> None:
     """`BlockOperations.products`: on a CPU a pass of LayerNorm costs less than the folded product's wider epilogue."""
 
 
-EAGER = BlockOperations(add_norm, mlp, attention, gather_prefix, gather_suffix, products)
+# Two inputs of LayerNorms, queries, keys and values of the prefix and the token, and the attended value.
+EAGER = BlockOperations(10, add_norm, mlp, attention, gather_prefix, gather_suffix, products)
 
 
 class _MLP(torch.autograd.Function):

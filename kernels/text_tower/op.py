@@ -140,9 +140,9 @@ def _encode_with_cache(
     operations: BlockOperations,
 ) -> EncodedPrompts:
     require_frozen(tower)
-    given = Prompts(prompts[0], template)
     dtype = compute_dtype(prompts)
-    tower, template, prompts = tower.to(dtype), template.to(dtype), prompts.to(dtype)
+    tower, template = tower.to(dtype), template.to(dtype)
+    given, prompts = Prompts(prompts[0], template), prompts.to(dtype)
     sides, classes, n, _ = prompts.shape
 
     def encode_group(prompts: Tensor, template: PromptTemplate) -> tuple[Tensor, ...]:
@@ -153,7 +153,7 @@ def _encode_with_cache(
         return encoded.features.unflatten(0, (sides, count)), *encoded.cache
 
     with no_autocast(prompts):
-        needed = sides * template.single_tokens(n) * token_bytes(tower)
+        needed = sides * template.single_tokens(n) * token_bytes(tower, operations)
         size = max(memory // needed, 1)
         groups = []
         for start in range(0, classes, size):
@@ -163,6 +163,9 @@ def _encode_with_cache(
                 groups.append(checkpoint(encode_group, *part, use_reentrant=False, preserve_rng_state=False))
             else:
                 groups.append(encode_group(*part))
-    features, *states = zip(*groups, strict=True)
-    cache = tuple(map(torch.cat, states)) or None
-    return EncodedPrompts(torch.cat(features, dim=1), given._replace(cache=cache))
+    if len(groups) == 1:  # nothing to join, and joining would copy
+        features, *cache = groups[0]
+    else:
+        parts, *states = zip(*groups, strict=True)
+        features, cache = torch.cat(parts, dim=1), list(map(torch.cat, states))
+    return EncodedPrompts(features, given._replace(cache=tuple(cache) or None))

@@ -153,9 +153,7 @@ def encode_suffixes(
     tower: TextTower,
     cache: PrefixCache,
     suffixes: Suffixes,
-    prefix_index: Tensor,
-    suffix_index: Tensor,
-    prefix_lengths: Tensor | None,
+    pairs: RaggedPairs,
     operations: BlockOperations,
 ) -> Tensor:
     """Features of R sequences, each a cached prefix and a suffix.
@@ -163,21 +161,12 @@ def encode_suffixes(
     Args:
         cache: of N prefixes.
         suffixes: J suffixes.
-        prefix_index, suffix_index, prefix_lengths: as in `RaggedPairs`.
+        pairs: prefix and suffix of each sequence.
         operations: implementation of the block operations.
 
     Returns:
         (R,D), not normalised.
     """
-    pairs = RaggedPairs(
-        prefix_index,
-        suffix_index,
-        prefixes=len(cache[0]),
-        suffixes=len(suffixes.x),
-        prefix_tokens=cache[0].shape[1],
-        suffix_tokens=suffixes.x.shape[1],
-        prefix_lengths=prefix_lengths,
-    )
     x, entry = (operations.gather_suffix(table, pairs) for table in (suffixes.x, suffixes.entry))
     stream, qkv = Stream(x), entry
     for number, layer in enumerate(tower.layers[:-1]):
@@ -192,9 +181,9 @@ def encode_suffixes(
         x, y = operations.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
     tokens = torch.cat([operations.gather_prefix(cache[-1], pairs), y], dim=1)
     if suffixes.pooled is None:
-        mask = None if prefix_lengths is None else pairs.mask[..., -1:, :]
+        mask = None if pairs.prefix_lengths is None else pairs.mask[..., -1:, :]
         return last_block(tower, operations, x[:, -1], y[:, -1], tokens, mask)
-    rows, pooled = torch.arange(len(x), device=x.device), suffixes.pooled.index_select(0, suffix_index)
+    rows, pooled = torch.arange(len(x), device=x.device), suffixes.pooled.index_select(0, pairs.suffix_index)
     mask = pairs.mask[rows, :, pooled][:, :, None]
     return last_block(tower, operations, x[rows, pooled], y[rows, pooled], tokens, mask)
 

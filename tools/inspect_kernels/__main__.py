@@ -19,10 +19,12 @@ from pspg.kernels.cases import Case
 from pspg.kernels.launch import Launch, record
 
 from . import __doc__ as purpose
-from .checks import SHARED_LIMITS, Estimate, Row, display_name, estimate, launch_name, violations
+from .checks import SHARED_LIMITS, Row, display_name, estimate, launch_name, violations
 from .compiling import Unit, compile_all, specialise
 from .report import document, variants
 
+MODELLED = 90
+"""architecture that the model of time is for"""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -45,20 +47,27 @@ def main(cases: Sequence[Case] | None = None) -> int:
 
     start = time.perf_counter()
     units: dict[tuple[str, str, Unit], int] = {}  # of a case and dtype → launches
-    estimates: list[Estimate] = []
+    modelled: list[tuple[Case, str, list[Launch], list[Unit]]] = []
     for case in all_cases() if cases is None else cases:
         for dtype in arguments.dtype or case.dtypes:
             for architecture in arguments.arch:
                 launches = _launches(case, dtype, architecture, arguments.kernel)
-                for launch in launches:
-                    key = case.name, dtype, specialise(launch, architecture)
+                own = [specialise(launch, architecture) for launch in launches]
+                for unit in own:
+                    key = case.name, dtype, unit
                     units[key] = units.get(key, 0) + 1
-            estimates += estimate(case, dtype, _launches(case, dtype, 90, arguments.kernel))
+                if architecture == MODELLED:
+                    modelled.append((case, dtype, launches, own))
     if not units:
         print(f"inspect_kernels: no kernel or case has {arguments.kernel!r} in its name", file=sys.stderr)
         return 2
 
     compiled = compile_all(list(dict.fromkeys(unit for _, _, unit in units)), arguments.jobs)
+    estimates = [
+        part
+        for case, dtype, launches, own in modelled
+        for part in estimate(case, dtype, launches, [compiled[unit] for unit in own])
+    ]
     texts = variants(unit for _, _, unit in units)
     rows = [
         Row(

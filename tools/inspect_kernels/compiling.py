@@ -10,7 +10,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from tqdm import tqdm
@@ -56,6 +56,10 @@ class Resources:
     """global loads of 128 bits or more, or by TMA"""
     loads: int = 0
     """all global loads"""
+    instructions: int = 0
+    """all that a warp runs through once"""
+    loop: int = 0
+    """those of its longest loop"""
     dots: tuple[str, ...] = ()
     """operand types of its products; of fp32 operands, the precision (ieee, tf32x3, …)"""
     seconds: float = 0.0
@@ -111,9 +115,12 @@ def compile_all(units: Sequence[Unit], jobs: int) -> dict[Unit, Resources]:
             else:
                 results[unit] = Resources(error=f"{error} (with --jobs 1 the first kernel that fails is the culprit)")
     for architecture, found in codes.items():
-        for unit, instructions in zip(found, disassemble(list(found.values()), architecture), strict=True):
+        for unit, listing in zip(found, disassemble(list(found.values()), architecture), strict=True):
+            instructions = Counter(instruction.name for instruction in listing)
             results[unit] = replace(
                 results[unit],
+                instructions=len(listing) - instructions["NOP"],
+                loop=longest_loop(listing),
                 tensor_instructions=_count(instructions, r"[A-Z]MMA\b|[A-Z]GMMA\b|UTC\w*MMA\b"),
                 wide_loads=_count(instructions, r"LDG(STS)?\b.*\.(128|256)\b|UTMALDG\b"),
                 loads=_count(instructions, r"LDG(STS)?\b|UTMALDG\b"),
@@ -167,8 +174,28 @@ def machine_code(cubin: bytes) -> bytes:
     )
 
 
-def disassemble(codes: Sequence[bytes], architecture: int) -> list[Counter[str]]:
-    """Counts of the instructions in each code: one run of nvdisasm, whose start takes longer than its work."""
+class Instruction(NamedTuple):
+    """A line of a listing."""
+
+    address: int
+    name: str
+    target: int | None
+    """address that it branches to"""
+
+
+def longest_loop(listing: Sequence[Instruction]) -> int:
+    """Instructions of the longest loop: from where a branch leads back to, to the branch."""
+    addresses = [instruction.address for instruction in listing]
+    spans = [
+        number - bisect_left(addresses, instruction.target) + 1
+        for number, instruction in enumerate(listing)
+        if instruction.target is not None and addresses[0] <= instruction.target < instruction.address
+    ]
+    return max(spans, default=0)
+
+
+def disassemble(codes: Sequence[bytes], architecture: int) -> list[list[Instruction]]:
+    """The instructions of each code: one run of nvdisasm, whose start takes longer than its work."""
     program = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     # Triton compiles for the variant of an architecture that has all its instructions.
     binary = f"SM{architecture}a" if architecture >= 90 else f"SM{architecture}"
@@ -177,9 +204,12 @@ def disassemble(codes: Sequence[bytes], architecture: int) -> list[Counter[str]]
         file.flush()
         listing = subprocess.run([program, "-b", binary, file.name], capture_output=True, text=True, check=True).stdout
     ends = list(accumulate(map(len, codes)))
-    found: list[Counter[str]] = [Counter() for _ in codes]
-    for address, name in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", listing, re.MULTILINE):
-        found[bisect_right(ends, int(address, 16))][name] += 1
+    found: list[list[Instruction]] = [[] for _ in codes]
+    line = r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)([^;\n]*)"
+    for address, name, operands in re.findall(line, listing, re.MULTILINE):
+        target = re.search(r"0x[0-9a-f]+", operands) if name.partition(".")[0] == "BRA" else None
+        instruction = Instruction(int(address, 16), name, int(target.group(), 16) if target else None)
+        found[bisect_right(ends, instruction.address)].append(instruction)
     return found
 
 

@@ -37,7 +37,7 @@ def document(rows: Sequence[Row], estimates: Sequence[Estimate]) -> str:
         lines += _resources([row for row in rows if row.case == case], architectures)
     lines += ["", "## Model of time, not measured", "", ASSUMPTIONS, ""]
     lines += _table(
-        "Case|Kernel|dtype|Launches|MB|GFLOP|Model, µs",
+        "Case|Kernel|dtype|Launches|MB|GFLOP|Loop|M instructions|Model, µs|Bound by",
         [
             [
                 part.case,
@@ -46,7 +46,10 @@ def document(rows: Sequence[Row], estimates: Sequence[Estimate]) -> str:
                 str(part.launches),
                 f"{part.bytes / 1e6:.2f}",
                 "-" if part.flops is None else f"{part.flops / 1e9:.2f}",
+                "-" if part.loop is None else str(part.loop),
+                f"{part.instructions / 1e6:.2f}",
                 f"{part.seconds * 1e6:.1f}",
+                part.bound,
             ]
             for part in estimates
         ],

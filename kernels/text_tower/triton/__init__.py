@@ -3,7 +3,9 @@
 from ..block_operations import BlockOperations
 from . import add_norm, attention, gather, quick_gelu
 
+# Two inputs of LayerNorms, and the token's queries, keys and values.
 TRITON = BlockOperations(
+    5,
     add_norm.add_norm,
     quick_gelu.mlp,
     attention.attention,
