@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..cases import HEADS, LAYERS, PAIRS, C, Case, G, N, W, empty
-from .triton import add_norm, attention, gather, quick_gelu
+from .triton import add_norm, attention, gather, products, quick_gelu
 
 FIRST = 4
 """prefixes that the first chunk's pairs continue"""
@@ -78,6 +78,22 @@ def _mlp(dtype: torch.dtype, rows: int) -> None:
     quick_gelu.run_quick_gelu_backward(torch.empty_like(x), x)
 
 
+def _products(dtype: torch.dtype) -> None:
+    """A block's products with what stands around them, forward and backward, over the tokens of a chunk."""
+    rows, hidden = PAIRS * (N + 1), 4 * W
+    x, bias, weight = empty(rows, W, dtype=dtype), empty(W, dtype=dtype), empty(W, W, dtype=dtype)
+    middle, moments = products.run_add_linear(x, weight, bias, x)
+    (fc, proj, qkv), fc_bias = (empty(*s, dtype=dtype) for s in ((hidden, W), (W, hidden), (3 * W, W))), empty(hidden)
+    inner, activated, statistics = products.run_linear(middle, fc, moments, fc_bias, fc_bias, 1e-5, "both")
+    out, moments = products.run_add_linear(activated, proj, bias, middle)
+    products.run_linear(out, qkv, moments, empty(3 * W), empty(3 * W), 1e-5, "out")
+    d, sums = products.run_activation_backward(out, proj, inner, fc_bias, fc_bias)
+    products.run_norm_backward(d, fc, sums, statistics, middle, out)
+    # QuickGELU alone in the epilogues.
+    products.run_linear(middle, fc, None, None, empty(hidden, dtype=dtype), 0.0, "both")
+    products.run_activation_backward(out, proj, inner, None, None)
+
+
 def _add_norm(dtype: torch.dtype, rows: int) -> None:
     x, delta, weight, bias = (empty(*shape, dtype=dtype) for shape in ((rows, W), (rows, W), (W,), (W,)))
     total, normal, statistics = add_norm.run_add_norm(x, delta, weight, bias, 1e-5)
@@ -92,9 +108,17 @@ def _flops(products: int) -> Callable[[Mapping[str, Any]], float]:
     return flops
 
 
+def _product_flops(a: Mapping[str, Any]) -> float:
+    return 2.0 * a["rows"] * a["columns"] * a["depth"]
+
+
+_PRODUCTS = dict.fromkeys(
+    ("_linear_kernel", "_add_linear_kernel", "_activation_backward_kernel", "_norm_backward_kernel"), _product_flops
+)
 _ATTENTION = {"_attention_kernel": _flops(2), "_attention_backward_kernel": _flops(5)}
 CASES = (
     Case("text tower: prefixes and single prompts", _prefixes, flops=_ATTENTION),
     Case("text tower: pairs of a chunk", lambda dtype: _suffixes(dtype, FIRST, C, N + 1, PAIRS), flops=_ATTENTION),
+    Case("text tower: products of a block", _products, flops=_PRODUCTS),
     Case("text tower: pairs with class names, attention", _named_pairs, flops=_ATTENTION),
 )

@@ -1,15 +1,15 @@
 """Block operations as Triton kernels: what a frozen block does between its matrix products."""
 
 from ..block_operations import BlockOperations
-from . import add_norm, attention, gather, quick_gelu
+from . import add_norm, attention, fused_block, gather
 
 TRITON = BlockOperations(
     add_norm.add_norm,
-    quick_gelu.mlp,
+    fused_block.mlp,
     attention.attention,
     gather.gather_prefix,
     gather.gather_suffix,
-    lambda t, x: None,
+    fused_block.block_products,
 )
 
 __all__ = ["TRITON"]

@@ -54,7 +54,7 @@ def _add_norm_backward_kernel(
     d_normal,  # (rows,W)
     total,  # (rows,W)
     statistics,  # (2,rows) float32
-    weight,  # (W,)
+    weight,  # (W,), or None: the gradient has it already
     d_x,  # (rows,W)
     rows,
     width,
@@ -68,7 +68,8 @@ def _add_norm_backward_kernel(
     value = tl.load(total + offsets, mask=mask, other=0).to(tl.float32)
     normal = tl.where(mask, (value - mean) * rstd, 0.0)
     gradient = tl.load(d_normal + offsets, mask=mask, other=0).to(tl.float32)
-    gradient *= tl.load(weight + column, mask=mask, other=0).to(tl.float32)
+    if weight is not None:
+        gradient *= tl.load(weight + column, mask=mask, other=0).to(tl.float32)
     average, along = tl.sum(gradient, 0) / width, tl.sum(gradient * normal, 0) / width
     residual = tl.load(d_total + offsets, mask=mask, other=0).to(tl.float32)
     d = residual + (gradient - average - normal * along) * rstd
@@ -88,9 +89,9 @@ def run_add_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: fl
 
 
 def run_add_norm_backward(
-    d_total: Tensor, d_normal: Tensor, total: Tensor, statistics: Tensor, weight: Tensor
+    d_total: Tensor, d_normal: Tensor, total: Tensor, statistics: Tensor, weight: Tensor | None
 ) -> Tensor:
-    """Gradient by x, which is also that by delta."""
+    """Gradient by x, which is also that by delta; without a weight, `d_normal` is multiplied by it already."""
     d_total, d_normal = d_total.contiguous(), d_normal.contiguous()
     width = total.shape[-1]
     rows = total.numel() // width
@@ -107,7 +108,7 @@ def _one_row(width: int) -> dict[str, int]:
 
 
 _add_norm = torch.library.custom_op("pspg::add_norm", run_add_norm, mutates_args=())
-_add_norm_backward = torch.library.custom_op("pspg::add_norm_backward", run_add_norm_backward, mutates_args=())
+add_norm_backward = torch.library.custom_op("pspg::add_norm_backward", run_add_norm_backward, mutates_args=())
 
 
 @_add_norm.register_fake
@@ -116,8 +117,8 @@ def _(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tup
     return total, normal, x.new_empty((2, x.numel() // x.shape[-1]), dtype=torch.float32)
 
 
-@_add_norm_backward.register_fake
-def _(d_total: Tensor, d_normal: Tensor, total: Tensor, *_: Tensor) -> Tensor:
+@add_norm_backward.register_fake
+def _(d_total: Tensor, d_normal: Tensor, total: Tensor, *_: Tensor | None) -> Tensor:
     return torch.empty_like(total, memory_format=torch.contiguous_format)
 
 
@@ -127,7 +128,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, d_total: Tensor, d_normal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    d_x = _add_norm_backward(d_total, d_normal, *ctx.saved_tensors)
+    d_x = add_norm_backward(d_total, d_normal, *ctx.saved_tensors)
     return d_x, d_x, None, None, None
 
 
