@@ -1,13 +1,14 @@
 """Block operations as Triton kernels: what a frozen block does between its matrix products."""
 
 from ..block_operations import BlockOperations
-from . import add_norm, attention, fused_block, gather
+from . import add_norm, attention, fused_block, gather, pooled_attention, pooled_norm
 
 TRITON = BlockOperations(
     add_norm.add_norm,
     fused_block.mlp,
     attention.attention,
-    gather.gather_prefix,
+    pooled_norm.pooled_norm,
+    pooled_attention.pooled_attention,
     gather.gather_suffix,
     fused_block.block_products,
 )

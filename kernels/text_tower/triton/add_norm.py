@@ -17,10 +17,10 @@ from ..reference import TextTower
 @triton.jit
 def _add_norm_kernel(
     x,  # (rows,W)
-    delta,  # (rows,W)
+    delta,  # (rows,W), or None
     weight,  # (W,)
     bias,  # (W,)
-    total,  # (rows,W): x + delta
+    total,  # (rows,W): x + delta; None without delta
     normal,  # (rows,W): its LayerNorm
     statistics,  # (2,rows) float32: mean, reciprocal standard deviation
     rows,
@@ -33,11 +33,12 @@ def _add_norm_kernel(
     mask = column < width
     offsets = row.to(tl.int64) * width + column
     value = tl.load(x + offsets, mask=mask, other=0).to(tl.float32)
-    value += tl.load(delta + offsets, mask=mask, other=0).to(tl.float32)
-    # The statistics are those of what is stored, so that backward finds the same x̂.
-    stored = value.to(total.dtype.element_ty)
-    tl.store(total + offsets, stored, mask=mask)
-    value = stored.to(tl.float32)
+    if delta is not None:
+        value += tl.load(delta + offsets, mask=mask, other=0).to(tl.float32)
+        # The statistics are those of what is stored, so that backward finds the same x̂.
+        stored = value.to(total.dtype.element_ty)
+        tl.store(total + offsets, stored, mask=mask)
+        value = stored.to(tl.float32)
     mean = tl.sum(value, 0) / width
     centred = tl.where(mask, value - mean, 0.0)
     rstd = 1 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
@@ -76,15 +77,20 @@ def _add_norm_backward_kernel(
     tl.store(d_x + offsets, d.to(d_x.dtype.element_ty), mask=mask)
 
 
-def run_add_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x + delta (…,W), its LayerNorm, and (2,rows) float32 mean and reciprocal standard deviation of each row."""
-    x, delta = x.contiguous(), delta.contiguous()
+def run_add_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + delta (…,W), its LayerNorm, and (2,rows) float32 mean and reciprocal standard deviation of each row.
+
+    Without delta the first result is empty: it would be x.
+    """
+    x, delta = x.contiguous(), None if delta is None else delta.contiguous()
     width = x.shape[-1]
     rows = x.numel() // width
-    total, normal = torch.empty_like(x), torch.empty_like(x)
+    total, normal = x.new_empty((0,)) if delta is None else torch.empty_like(x), torch.empty_like(x)
     statistics = x.new_empty((2, rows), dtype=torch.float32)
-    arguments = (x, delta, weight, bias, total, normal, statistics, rows, width, eps)
-    launch(_add_norm_kernel, (rows,), *arguments, **_one_row(width))
+    arguments = (x, delta, weight, bias, None if delta is None else total, normal, statistics, rows, width, eps)
+    launch(_add_norm_kernel, (rows,), *arguments, **one_row(width))
     return total, normal, statistics
 
 
@@ -97,24 +103,28 @@ def run_add_norm_backward(
     rows = total.numel() // width
     d_x = torch.empty_like(total)
     arguments = (d_total, d_normal, total, statistics, weight, d_x, rows, width)
-    launch(_add_norm_backward_kernel, (rows,), *arguments, **_one_row(width))
+    launch(_add_norm_backward_kernel, (rows,), *arguments, **one_row(width))
     return d_x
 
 
-def _one_row(width: int) -> dict[str, int]:
+def one_row(width: int) -> dict[str, int]:
     """One row a program, eight elements a thread: one 128-bit load of a short dtype."""
     block = triton.next_power_of_2(width)
     return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 16)}
 
 
-_add_norm = torch.library.custom_op("pspg::add_norm", run_add_norm, mutates_args=())
+add_norm_forward = torch.library.custom_op("pspg::add_norm", run_add_norm, mutates_args=())
 add_norm_backward = torch.library.custom_op("pspg::add_norm_backward", run_add_norm_backward, mutates_args=())
 
 
-@_add_norm.register_fake
-def _(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+@add_norm_forward.register_fake
+def _(x: Tensor, delta: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     total, normal = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
-    return total, normal, x.new_empty((2, x.numel() // x.shape[-1]), dtype=torch.float32)
+    return (
+        x.new_empty((0,)) if delta is None else total,
+        normal,
+        x.new_empty((2, x.numel() // x.shape[-1]), dtype=torch.float32),
+    )
 
 
 @add_norm_backward.register_fake
@@ -132,12 +142,12 @@ def _backward(ctx: Any, d_total: Tensor, d_normal: Tensor, _: Tensor) -> tuple[T
     return d_x, d_x, None, None, None
 
 
-_add_norm.register_autograd(_backward, setup_context=_save)
+add_norm_forward.register_autograd(_backward, setup_context=_save)
 
 
 def add_norm(tower: TextTower, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """`BlockOperations.add_norm`."""
     if delta is None:  # nothing to add, and no room for a kernel to save anything
         return eager_add_norm(tower, x, None, weight, bias)
-    total, normal, _ = _add_norm(x, delta, weight, bias, tower.eps)
+    total, normal, _ = add_norm_forward(x, delta, weight, bias, tower.eps)
     return total, normal
