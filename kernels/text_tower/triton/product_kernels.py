@@ -187,7 +187,7 @@ def _add_linear_kernel(
             _write(out, stored, row, start, rows, columns, DESCRIPTORS, BLOCK_M, WIDTH)
             # The moments are those of what is stored, so that backward finds the same x̂.
             value = tl.where((c < columns)[None, :], stored.to(tl.float32), 0.0)
-            mean = tl.sum(value, 1) / tl.minimum(columns - start, WIDTH)
+            mean = tl.sum(value, 1) / tl.maximum(tl.minimum(columns - start, WIDTH), 1)
             centred = tl.where((c < columns)[None, :], value - mean[:, None], 0.0)
             target = moments + tl.cast(start // WIDTH, tl.int64) * rows + r
             mask = (r < rows) & (start < columns)

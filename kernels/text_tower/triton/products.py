@@ -17,6 +17,7 @@ from . import product_kernels
 Choice = Literal["library", "activation", "folded"]
 """library: the library's products, with LayerNorm and QuickGELU as passes between them; activation: QuickGELU and its
 derivative in the epilogues of the MLP's two products; folded: both LayerNorms and the residual as well"""
+CHOICE_NAMES: tuple[Choice, ...] = ("library", "activation", "folded")
 
 CHOICES: dict[int, tuple[tuple[int, Choice], ...]] = {80: ((0, "library"),), 90: ((0, "library"), (1024, "folded"))}
 """architecture → (fewest rows, choice), ascending. Nobody has measured them yet: `use` and a GPU can say better"""
