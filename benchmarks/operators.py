@@ -20,7 +20,8 @@ from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.spcl.reference import pair_features
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextLayer, TextTower, encode_prompts
-from pspg.kernels.text_tower.block_operations import RaggedPairs
+from pspg.kernels.text_tower.block_operations import BlockOperations, RaggedPairs, Stream
+from pspg.kernels.text_tower.blocks import finish, project
 from pspg.kernels.text_tower.eager import EAGER
 
 from . import repaired
@@ -396,6 +397,32 @@ def _mlp_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
     return Problem((y,), (_block_tower(s, 1, device, dtype),))
 
 
+def _products_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    x, attended = (_normal(_rows(s), s.W, device=device, dtype=dtype) for _ in range(2))
+    tower = random_tower(Sizes(W=s.W, layers=1, heads=1, D=1), device, dtype)
+    none = tower.positional_embedding[:0]
+    return Problem((x, attended), (replace(tower, positional_embedding=none, projection=none), s.products))
+
+
+def _block_products(impl: str, problem: Problem) -> tuple[Tensor, Tensor]:
+    """What follows the attention of a block, and the projection of the next; kernels make them as the letter
+    `products` says: 1 library, 2 activation, 3 folded."""
+    (x, attended), (tower, choice) = problem.leaves, problem.fixed
+    layer = tower.layers[0]
+
+    def run(operations: BlockOperations) -> tuple[Tensor, Tensor]:
+        stream = finish(tower, operations, layer, Stream(x), attended)
+        stream, qkv = project(tower, operations, layer, stream)
+        return stream.total(), qkv
+
+    if impl != "triton":
+        return run(EAGER)
+    from pspg.kernels.text_tower.triton import TRITON, products  # imports triton
+
+    with products.use(products.CHOICE_NAMES[choice - 1]):
+        return run(TRITON)
+
+
 CBn = {"C": 108, "B": 64, "n": 16}
 OPERATORS: dict[str, Operator] = {
     "prompt_decoder": Operator({**CBn, "D": 1024, "H": 512, "heads": 8}, _decoder_problem, by_impl(_decode)),
@@ -410,6 +437,7 @@ OPERATORS: dict[str, Operator] = {
         _attention_problem,
         block_operation(lambda operations, p: operations.attention(p.fixed[1], *p.leaves, p.fixed[0])),
     ),
+    "block_products": Operator({**BLOCK, "products": 3}, _products_problem, by_impl(_block_products)),
     "add_norm": Operator(
         BLOCK,
         _norm_problem,

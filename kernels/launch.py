@@ -90,9 +90,8 @@ def pin(kernel: str, **configurations: Mapping[str, int]) -> None:
 
 def configuration(kernel: str, device: torch.device) -> dict[str, int]:
     """Configuration of a kernel on a device; the interpreter takes the oldest architecture's."""
-    known = CONFIGS[kernel]
-    architecture = _architecture(device)
-    return dict(known[max((number for number in known if number <= architecture), default=min(known))])
+    known, here = CONFIGS[kernel], architecture(device)
+    return dict(known[max((number for number in known if number <= here), default=min(known))])
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:
@@ -100,7 +99,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
 
     Args:
         grid: programs in up to three dimensions. None of them: nothing happens.
-        arguments: the kernel's first parameters, in order: contiguous tensors, `Batched`, numbers, None.
+        arguments: the kernel's first parameters, in order: contiguous tensors, tensor descriptors of such, `Batched`,
+            numbers, None.
         keywords: the others by name; num_warps and num_stages.
 
     Raises:
@@ -115,10 +115,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
         named.update((name, value) for name, value in keywords.items() if name not in options)
         _recorder[1](Launch(kernel, grid, named, options))
         return
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    device = next(tensor.device for tensor in map(tensor_of, arguments) if tensor is not None)
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, **keywords)
+
+
+def tensor_of(argument: Any) -> Tensor | None:
+    """The tensor that an argument is or, a tensor descriptor, describes; None for others."""
+    tensor = argument if isinstance(argument, Tensor) else getattr(argument, "base", None)
+    return tensor if isinstance(tensor, Tensor) else None
 
 
 def _laid_out(kernel: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -129,8 +135,9 @@ def _laid_out(kernel: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             if isinstance(argument, Batched):
                 parameters += argument.parameters
                 continue
-            if isinstance(argument, Tensor) and not argument.is_contiguous():
-                raise ValueError(f"must be contiguous, got {_layout(argument)}")
+            tensor = tensor_of(argument)
+            if tensor is not None and not tensor.is_contiguous():
+                raise ValueError(f"must be contiguous, got {_layout(tensor)}")
         except ValueError as error:
             raise ValueError(f"{kernel.__name__}: {kernel.arg_names[len(parameters)]} {error}") from None
         parameters.append(argument)
@@ -148,10 +155,18 @@ def processors(device: torch.device) -> int | None:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
 
 
-def _architecture(device: torch.device) -> int:
+def architecture(device: torch.device) -> int:
+    """90 for sm_90; the recorded one within `record`, and 80 in the interpreter."""
     if _recorder is not None:
         return _recorder[0]
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a device: 1 in the interpreter, those of the largest model of its kind within `record`."""
+    if _recorder is not None:
+        return {80: 108, 86: 84, 90: 132, 100: 148}.get(_recorder[0], 108)
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

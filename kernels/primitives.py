@@ -15,3 +15,9 @@ def softplus(x):
     """ln(1 + eˣ) of float32, without overflow and without losing small values to the 1."""
     y = tl.exp(-tl.abs(x))
     return tl.maximum(x, 0) + tl.where(y < 1e-3, y - 0.5 * y * y, tl.log(1 + y))
+
+
+@triton.jit
+def quick_gelu_gate(x):
+    """σ(1.702 x): QuickGELU is x times it."""
+    return tl.sigmoid(1.702 * x)

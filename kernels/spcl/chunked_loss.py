@@ -80,6 +80,7 @@ def chunked_loss(
             prefix_tokens=cache[0].shape[1],
             suffix_tokens=tokens,
             prefix_lengths=unpadded_lengths(template, first, n),
+            pooled=suffixes.pooled_of(suffix_index),
         )
         chunks = list(pairs.chunks(size))
         if len(chunks) == 1:  # of all rows, so that their gradients need no room beside the chunk's
@@ -132,6 +133,7 @@ def pair_features(tower: TextTower, prompts: Prompts, *, operations: BlockOperat
             prefix_tokens=cache[0].shape[1],
             suffix_tokens=suffixes.x.shape[1],
             prefix_lengths=lengths,
+            pooled=suffixes.pooled_of(suffix_index),
         )
         return encode_suffixes(tower, cache, suffixes, ragged, operations)
 

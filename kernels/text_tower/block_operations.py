@@ -24,6 +24,7 @@ class RaggedPairs:
         prefix_tokens: S, tokens of a prefix, padding included.
         suffix_tokens: T, tokens of a suffix.
         prefix_lengths: (R,) tokens of each sequence's prefix that are not padding, a number of the prefix; None: all.
+        pooled: (R,) token of each suffix that the feature is read from; None: the last.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class RaggedPairs:
         prefix_tokens: int,
         suffix_tokens: int,
         prefix_lengths: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> None:
         self.prefix_index, self.suffix_index, self.prefix_lengths = prefix_index, suffix_index, prefix_lengths
+        self.pooled = pooled
         self.prefixes, self.suffixes = prefixes, suffixes
         self.prefix_tokens, self.suffix_tokens = prefix_tokens, suffix_tokens
 
@@ -52,6 +55,24 @@ class RaggedPairs:
         real = torch.arange(self.prefix_tokens, device=steps.device) < self.prefix_lengths[:, None, None]  # (R,1,S)
         causal = mask[:, self.prefix_tokens :].expand(len(self.prefix_lengths), -1, -1)
         return torch.cat([real.expand(-1, self.suffix_tokens, -1), causal], dim=2)[:, None]
+
+    @cached_property
+    def pooled_mask(self) -> Tensor | None:
+        """(R,1,1,S+T): true where the pooled token of a suffix sees a token of prefix or suffix; None: it sees all."""
+        if self.pooled is None:
+            return None if self.prefix_lengths is None else self.mask[..., -1:, :]
+        own = torch.arange(self.suffix_tokens, device=self.pooled.device) <= self.pooled[:, None]
+        prefix = torch.arange(self.prefix_tokens, device=self.pooled.device)
+        lengths = self.prefix_tokens if self.prefix_lengths is None else self.prefix_lengths[:, None]
+        return torch.cat([(prefix < lengths).expand(len(own), -1), own], dim=1)[:, None, None]
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(R,W) the pooled tokens of (R,T,W), or of rows (…,W) of which the last R·T are these."""
+        rows, count = tokens.flatten(0, -2), len(self.prefix_index)
+        sequences = rows[len(rows) - count * self.suffix_tokens :].unflatten(0, (count, self.suffix_tokens))
+        if self.pooled is None:
+            return sequences[:, -1].contiguous()
+        return sequences[torch.arange(count, device=tokens.device), self.pooled]
 
     @cached_property
     def starts(self) -> Tensor:
@@ -105,8 +126,12 @@ class BlockOperations(NamedTuple):
     """(tower, layer, y): MLP of a block on its normalised input (…,W)"""
     attention: Callable[[int, Tensor, Tensor, RaggedPairs], Tensor]
     """(heads, queries, keys and values of suffixes (R,T,3W), keys and values of prefixes (N,S,2W), pairs) → (R,T,W)"""
-    gather_prefix: Callable[[Tensor, RaggedPairs], Tensor]
-    """(table (N,…), pairs) → the rows of `prefix_index`, (R,…)"""
+    pooled_norm: Callable[[TextTower, Stream, Tensor, Tensor, RaggedPairs], tuple[Tensor, Tensor, Tensor]]
+    """(tower, stream (…,W), weight, bias, pairs) → of `pairs.pool`, (R,W) of the stream and of its LayerNorm, and the
+    whole LayerNorm"""
+    pooled_attention: Callable[[Tensor, Tensor, Tensor, RaggedPairs, float], Tensor]
+    """(queries (R,heads,W), tokens of prefixes (N,S,W) and suffixes (R,T,W), pairs, scale of scores) → (R,heads,W):
+    means of the tokens that a pooled token sees, keys and values at once"""
     gather_suffix: Callable[[Tensor, RaggedPairs], Tensor]
     """(table (J,…), pairs) → the rows of `suffix_index`, (R,…)"""
     products: Callable[[TextTower, Tensor], Products | None]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .block_operations import BlockOperations, Stream
+from .block_operations import BlockOperations, RaggedPairs, Stream
 from .reference import TextLayer, TextTower
 
 
@@ -48,7 +48,13 @@ def finish(tower: TextTower, operations: BlockOperations, layer: TextLayer, stre
 
 
 def last_block(
-    tower: TextTower, operations: BlockOperations, x: Tensor, query: Tensor, tokens: Tensor, mask: Tensor | None
+    tower: TextTower,
+    operations: BlockOperations,
+    x: Tensor,
+    query: Tensor,
+    prefix: Tensor,
+    own: Tensor,
+    pairs: RaggedPairs,
 ) -> Tensor:
     """The last block for one token a sequence, and the feature read from it.
 
@@ -57,10 +63,10 @@ def last_block(
     Keys and values are never formed.
 
     Args:
-        x: (R,W) the token's input of the block.
+        x: (R,W) the pooled token's input of the block.
         query: (R,W) the same after the block's first LayerNorm.
-        tokens: (R,K,W) all tokens it sees, after that LayerNorm.
-        mask: (R,1,1,K) or (1,1,1,K), true is seen; None: all.
+        prefix, own: (N,S,W) tokens of prefixes and (R,T,W) of suffixes, after that LayerNorm.
+        pairs: which sequence continues which prefix, and where it is pooled.
 
     Returns:
         (R,D).
@@ -70,9 +76,8 @@ def last_block(
     b_q, _, b_v = layer.in_proj_bias.chunk(3)
     w_k, w_v = (w.unflatten(0, (heads, -1)) for w in (w_k, w_v))  # (heads, d, W)
     q = F.linear(query, w_q, b_q).unflatten(-1, (heads, -1))  # (R, heads, d)
-    absorbed = torch.einsum("rhd,hdw->rhw", q, w_k)[:, None]
-    seen = tokens[:, None]
-    mean = F.scaled_dot_product_attention(absorbed, seen, seen, attn_mask=mask, scale=q.shape[-1] ** -0.5)[:, 0]
+    absorbed = torch.einsum("rhd,hdw->rhw", q, w_k)
+    mean = operations.pooled_attention(absorbed, prefix, own, pairs, q.shape[-1] ** -0.5)
     context = torch.einsum("rhw,hdw->rhd", mean, w_v).flatten(1) + b_v
     stream = finish(tower, operations, layer, Stream(x), context)
     y = operations.add_norm(tower, stream.x, stream.delta, tower.ln_final_weight, tower.ln_final_bias)[1]

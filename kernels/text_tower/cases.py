@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..cases import HEADS, LAYERS, PAIRS, C, Case, G, N, W, empty
-from .triton import add_norm, attention, gather, quick_gelu
+from .triton import add_norm, attention, gather, pooled_attention, pooled_norm, products, quick_gelu
 
 FIRST = 5
 """prefixes that the first chunk's pairs continue"""
@@ -18,32 +18,48 @@ NAME = 8
 
 def _prefixes(dtype: torch.dtype) -> None:
     """Single prompts and their prefixes: G·C sequences of n vectors and EOS after SOS, a prefix of one token."""
-    rows = 1 + G * C * (N + 1)
     for _ in range(LAYERS - 1):
         _attention(dtype, prefixes=1, prefix_tokens=1, suffixes=G * C, tokens=N + 1, by_prefix=False)
-        _mlp(dtype, rows)
-    for _ in range(2 * (LAYERS - 1)):
-        _add_norm(dtype, rows)
-    _last_block(dtype, G * C)
+    _blocks(dtype, 1 + G * C * (N + 1))
+    _last_block(dtype, 1, 1, G * C, N + 1, by_prefix=False)
 
 
-def _suffixes(dtype: torch.dtype, prefixes: int, tables: int, tokens: int, sequences: int) -> None:
-    """`sequences` of `tokens` after prefixes of SOS and n vectors; the last block is for one token each."""
+def _pairs(dtype: torch.dtype) -> None:
+    """Pairs after prefixes of SOS and n vectors."""
     for _ in range(LAYERS - 1):
-        _attention(dtype, prefixes, 1 + N, sequences, tokens, by_prefix=True)
-        _mlp(dtype, sequences * tokens)
-    for _ in range(2 * (LAYERS - 1)):
-        _add_norm(dtype, sequences * tokens)
-    _last_block(dtype, sequences)
-    order, starts = (empty(count, dtype=torch.int64) for count in (sequences, tables + 1))
+        _attention(dtype, FIRST, 1 + N, PAIRS, N + 1, by_prefix=True)
+    _blocks(dtype, PAIRS * (N + 1))
+    _last_block(dtype, FIRST, 1 + N, PAIRS, N + 1, by_prefix=True)
+    order, starts = (empty(count, dtype=torch.int64) for count in (PAIRS, C + 1))
     for width in (W, 3 * W):
-        gather.run_gather_backward(empty(sequences, tokens, width, dtype=dtype), order, starts)
-    starts = empty(prefixes + 1, dtype=torch.int64)
-    gather.run_gather_backward(empty(sequences, 1 + N, W, dtype=dtype), None, starts)
+        gather.run_gather_backward(empty(PAIRS, N + 1, width, dtype=dtype), order, starts)
 
 
-def _last_block(dtype: torch.dtype, sequences: int) -> None:
+def _blocks(dtype: torch.dtype, rows: int) -> None:
+    """All blocks but the last without their attention, of the products that are chosen for so many rows."""
+    if products.choose(empty(rows, W, dtype=dtype)) == "folded":
+        for number in range(LAYERS - 1):
+            _products(dtype, rows, project=number < LAYERS - 2)
+        return
+    for _ in range(LAYERS - 1):
+        _mlp(dtype, rows)
+    for _ in range(2 * LAYERS - 3):
+        _add_norm(dtype, rows)
+
+
+def _last_block(
+    dtype: torch.dtype, prefixes: int, prefix_tokens: int, sequences: int, tokens: int, *, by_prefix: bool
+) -> None:
     """One token a sequence."""
+    total, weight = empty(sequences * tokens, W, dtype=dtype), empty(W, dtype=dtype)
+    total, normal, statistics = add_norm.run_add_norm(total, total, weight, weight, 1e-5)
+    x, prefix = empty(sequences, W, dtype=dtype), empty(prefixes, prefix_tokens, W, dtype=dtype)
+    query, own = empty(sequences, HEADS, W, dtype=dtype), normal.view(sequences, tokens, W)
+    index, starts = (empty(count, dtype=torch.int64) for count in (sequences, prefixes + 1))
+    given = query, prefix, own, index, None, None
+    out, lse = pooled_attention.run_pooled_attention(*given, 0.125)
+    pooled_attention.run_pooled_attention_backward(out, *given, starts, lse, 0.125, by_prefix)
+    pooled_norm.run_pooled_norm_backward(x, x, normal, total, statistics, weight, None, tokens)
     _mlp(dtype, sequences)
     for _ in range(2):
         _add_norm(dtype, sequences)
@@ -78,6 +94,31 @@ def _mlp(dtype: torch.dtype, rows: int) -> None:
     quick_gelu.run_quick_gelu_backward(torch.empty_like(x), x)
 
 
+def _products(dtype: torch.dtype, rows: int, *, project: bool = True) -> None:
+    """A block's products with what stands around them, forward and backward, and the next block's projection."""
+    hidden = 4 * W
+    x, bias, weight = empty(rows, W, dtype=dtype), empty(W, dtype=dtype), empty(W, W, dtype=dtype)
+    fc, proj, qkv = (empty(*shape, dtype=dtype) for shape in ((hidden, W), (W, hidden), (3 * W, W)))
+    sums, wide = empty(hidden), empty(3 * W)
+    middle, moments = products.run_add_linear(x, weight, bias, x)
+    inner, activated, statistics = products.run_linear(middle, fc, moments, sums, sums, 1e-5, "both")
+    out, moments = products.run_add_linear(activated, proj, bias, middle)
+    if project:
+        _, _, outer = products.run_linear(out, qkv, moments, wide, wide, 1e-5, "out")
+        add_norm.run_add_norm_backward(out, middle, out, outer, None)
+    d, row_sums = products.run_activation_backward(out, proj, inner, sums, sums)
+    products.run_norm_backward(d, fc, row_sums, statistics, middle, out)
+
+
+def _all_products(dtype: torch.dtype) -> None:
+    """Those of a block, and with QuickGELU alone in the epilogue."""
+    rows, hidden = PAIRS * (N + 1), 4 * W
+    _products(dtype, rows)
+    x, inner = empty(rows, W, dtype=dtype), empty(rows, hidden, dtype=dtype)
+    products.run_linear(x, empty(hidden, W, dtype=dtype), None, None, empty(hidden, dtype=dtype), 0.0, "both")
+    products.run_activation_backward(x, empty(W, hidden, dtype=dtype), inner, None, None)
+
+
 def _add_norm(dtype: torch.dtype, rows: int) -> None:
     x, delta, weight, bias = (empty(*shape, dtype=dtype) for shape in ((rows, W), (rows, W), (W,), (W,)))
     total, normal, statistics = add_norm.run_add_norm(x, delta, weight, bias, 1e-5)
@@ -97,12 +138,34 @@ def _turns(a: Mapping[str, Any]) -> int:
     return a["qkv"].shape[0] * a["heads"]
 
 
-_ATTENTION: dict[str, Any] = {
-    "flops": {"_attention_kernel": _flops(2), "_attention_backward_kernel": _flops(5)},
+def _product_flops(a: Mapping[str, Any]) -> float:
+    return 2.0 * a["rows"] * a["columns"] * a["depth"]
+
+
+def _pooled_flops(products: int) -> Callable[[Mapping[str, Any]], float]:
+    def flops(a: Mapping[str, Any]) -> float:
+        seen = a["prefix_tokens"] + a["tokens"]
+        return products * 2.0 * a["query"].shape[0] * a["heads"] * seen * a["width"]
+
+    return flops
+
+
+_FLOPS = {
+    "_attention_kernel": _flops(2),
+    "_attention_backward_kernel": _flops(5),
+    "_pooled_attention_kernel": _pooled_flops(2),
+    "_pooled_attention_backward_kernel": _pooled_flops(5),
+    **dict.fromkeys(
+        ("_linear_kernel", "_add_linear_kernel", "_activation_backward_kernel", "_norm_backward_kernel"), _product_flops
+    ),
+}
+_WORK: dict[str, Any] = {
+    "flops": _FLOPS,
     "trips": {"_attention_kernel": _turns, "_attention_backward_kernel": _turns},
 }
 CASES = (
-    Case("text tower: prefixes and single prompts", _prefixes, **_ATTENTION),
-    Case("text tower: pairs of a chunk", lambda dtype: _suffixes(dtype, FIRST, C, N + 1, PAIRS), **_ATTENTION),
-    Case("text tower: pairs with class names, attention", _named_pairs, **_ATTENTION),
+    Case("text tower: prefixes and single prompts", _prefixes, **_WORK),
+    Case("text tower: pairs of a chunk", _pairs, **_WORK),
+    Case("text tower: products of a block", _all_products, **_WORK),
+    Case("text tower: pairs with class names, attention", _named_pairs, **_WORK),
 )

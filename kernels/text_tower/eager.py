@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .block_operations import BlockOperations, RaggedPairs
+from .block_operations import BlockOperations, RaggedPairs, Stream
 from .reference import TextLayer, TextTower, layer_norm
 
 _QUICK = 1.702
@@ -38,9 +38,18 @@ def attention(heads: int, qkv: Tensor, prefix_kv: Tensor, pairs: RaggedPairs) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=pairs.mask).transpose(1, 2).flatten(2)
 
 
-def gather_prefix(table: Tensor, pairs: RaggedPairs) -> Tensor:
-    """`BlockOperations.gather_prefix`."""
-    return table.index_select(0, pairs.prefix_index)
+def pooled_norm(
+    tower: TextTower, stream: Stream, weight: Tensor, bias: Tensor, pairs: RaggedPairs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`BlockOperations.pooled_norm`."""
+    x, y = add_norm(tower, stream.x, stream.delta, weight, bias)
+    return pairs.pool(x), pairs.pool(y), y
+
+
+def pooled_attention(query: Tensor, prefix: Tensor, own: Tensor, pairs: RaggedPairs, scale: float) -> Tensor:
+    """`BlockOperations.pooled_attention`."""
+    seen = torch.cat([prefix.index_select(0, pairs.prefix_index), own], dim=1)[:, None]
+    return F.scaled_dot_product_attention(query[:, None], seen, seen, attn_mask=pairs.pooled_mask, scale=scale)[:, 0]
 
 
 def gather_suffix(table: Tensor, pairs: RaggedPairs) -> Tensor:
@@ -53,7 +62,7 @@ def products(tower: TextTower, x: Tensor) -> None:
 
 
 # Two inputs of LayerNorms, queries, keys and values of the prefix and the token, and the attended value.
-EAGER = BlockOperations(10, add_norm, mlp, attention, gather_prefix, gather_suffix, products)
+EAGER = BlockOperations(10, add_norm, mlp, attention, pooled_norm, pooled_attention, gather_suffix, products)
 
 
 class _MLP(torch.autograd.Function):

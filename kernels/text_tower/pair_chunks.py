@@ -26,7 +26,7 @@ class PairChunks:
         size: pairs of a chunk.
         prefixes, suffixes: how many there are, N and J.
         prefix_tokens, suffix_tokens: S and T, as in `RaggedPairs`.
-        prefix_lengths: (R,), as in `RaggedPairs`; None: all.
+        prefix_lengths, pooled: (R,), as in `RaggedPairs`.
     """
 
     def __init__(
@@ -40,8 +40,10 @@ class PairChunks:
         prefix_tokens: int,
         suffix_tokens: int,
         prefix_lengths: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> None:
-        self.first, self.suffix_index, self.prefix_lengths = first, suffix_index, prefix_lengths
+        self.first, self.suffix_index = first, suffix_index
+        self.prefix_lengths, self.pooled = prefix_lengths, pooled
         self.size, self.prefixes, self.suffixes = size, prefixes, suffixes
         self._tokens = {"prefix_tokens": prefix_tokens, "suffix_tokens": suffix_tokens}
         self._block: tuple[int, Tensor, Tensor] | None = None
@@ -95,13 +97,14 @@ class PairChunks:
 class _Chunk(RaggedPairs):
     def __init__(self, chunks: PairChunks, number: int, low: int, high: int, tokens: dict[str, int]) -> None:
         part = slice(number * chunks.size, (number + 1) * chunks.size)
-        lengths = chunks.prefix_lengths
+        lengths, pooled = chunks.prefix_lengths, chunks.pooled
         super().__init__(
             chunks.from_low[part],
             chunks.suffix_index[part],
             prefixes=high - low,
             suffixes=chunks.suffixes,
             prefix_lengths=None if lengths is None else lengths[part],
+            pooled=None if pooled is None else pooled[part],
             **tokens,
         )
         self._chunks, self._at, self._part = chunks, (number, low, high), part

@@ -44,6 +44,10 @@ class Suffixes(NamedTuple):
     pooled: Tensor | None
     """(J,) token that the feature is read from; None: the last"""
 
+    def pooled_of(self, index: Tensor) -> Tensor | None:
+        """`pooled` of the suffixes `index` (R,)."""
+        return None if self.pooled is None else self.pooled.index_select(0, index)
+
 
 class Encoded(NamedTuple):
     """What one pass leaves of N prompts."""
@@ -83,7 +87,12 @@ def encode_prefixes(
     x = torch.cat([(template.sos + positions[0])[None], (tokens + positions[1 : 1 + length]).flatten(0, 1)])
     rows = torch.arange(count, device=x.device)
     after_sos = RaggedPairs(
-        torch.zeros_like(rows), rows, prefixes=1, suffixes=count, prefix_tokens=1, suffix_tokens=length
+        *(torch.zeros_like(rows), rows),
+        prefixes=1,
+        suffixes=count,
+        prefix_tokens=1,
+        suffix_tokens=length,
+        pooled=(1 + n + template.name_lengths).repeat(repeats) if singles and template.named else None,
     )
 
     def with_sos(rows: Tensor, count: int, tokens: int) -> Tensor:
@@ -102,19 +111,13 @@ def encode_prefixes(
         attended = torch.cat([sos[:, width:], attended.flatten(0, 1)])
         stream = finish(tower, operations, layer, stream, attended)
     last = tower.layers[-1]
-    x, y = operations.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
+    x, query, y = operations.pooled_norm(tower, stream, last.ln_1_weight, last.ln_1_bias, after_sos)
     if keep:
         states.append(with_sos(y, keep, kept))
     if not singles:
         return Encoded(tuple(states), None)
-    seen = with_sos(y, count, length)
-    if template.named:
-        pooled = (2 + n + template.name_lengths).repeat(repeats)
-        mask = (torch.arange(1 + length, device=x.device) <= pooled[:, None])[:, None, None]
-        query, x = seen[rows, pooled], x[rows * length + pooled]
-    else:
-        mask, query, x = None, seen[:, -1], x[1:].unflatten(0, (count, length))[:, -1]
-    return Encoded(tuple(states), last_block(tower, operations, x, query, seen, mask))
+    sos, live = y[:1].detach(), y[1:].unflatten(0, (count, length))
+    return Encoded(tuple(states), last_block(tower, operations, x, query, sos[None], live, after_sos))
 
 
 def pair_suffixes(tower: TextTower, template: PromptTemplate, prompts: Tensor) -> Suffixes:
@@ -175,17 +178,11 @@ def encode_suffixes(
         attended = operations.attention(tower.heads, qkv, cache[number], pairs)
         stream = finish(tower, operations, layer, stream, attended)
     if len(tower.layers) == 1:
-        y = entry
+        x, query, y = pairs.pool(x), pairs.pool(entry), entry
     else:
         last = tower.layers[-1]
-        x, y = operations.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
-    tokens = torch.cat([operations.gather_prefix(cache[-1], pairs), y], dim=1)
-    if suffixes.pooled is None:
-        mask = None if pairs.prefix_lengths is None else pairs.mask[..., -1:, :]
-        return last_block(tower, operations, x[:, -1], y[:, -1], tokens, mask)
-    rows, pooled = torch.arange(len(x), device=x.device), suffixes.pooled.index_select(0, pairs.suffix_index)
-    mask = pairs.mask[rows, :, pooled][:, :, None]
-    return last_block(tower, operations, x[rows, pooled], y[rows, pooled], tokens, mask)
+        x, query, y = operations.pooled_norm(tower, stream, last.ln_1_weight, last.ln_1_bias, pairs)
+    return last_block(tower, operations, x, query, cache[-1], y, pairs)
 
 
 def _suffixes(tower: TextTower, tokens: Tensor, positions: Tensor) -> Suffixes:

@@ -66,3 +66,21 @@ def test_a_tensor_that_is_not_contiguous_is_named() -> None:
     wrong = torch.empty(4, 2, device=META).T
     with launch.record(80), pytest.raises(ValueError, match=r"^kernel: y must be contiguous, got shape \(2, 4\)"):
         launch.launch(KERNEL, (1,), launch.Batched(None), wrong)
+
+
+def test_multiprocessors() -> None:
+    assert launch.multiprocessors(torch.device("cpu")) == 1
+    with launch.record(90):
+        assert launch.multiprocessors(META) == 132
+
+
+def test_a_tensor_descriptor_must_describe_a_contiguous_tensor() -> None:
+    # As triton.tools.tensor_descriptor.TensorDescriptor, which may not be installed.
+    good = SimpleNamespace(base=torch.empty(4, 8, device=META))
+    with launch.record(80) as launches:
+        launch.launch(KERNEL, (1,), good)
+        with pytest.raises(ValueError, match=r"kernel: x must be contiguous, got shape \(4, 4\)"):
+            launch.launch(KERNEL, (1,), SimpleNamespace(base=good.base[:, ::2]))
+    assert launches[0].arguments["x"] is good
+    assert launch.tensor_of(good) is good.base
+    assert launch.tensor_of(3) is None

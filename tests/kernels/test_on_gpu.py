@@ -15,7 +15,8 @@ from pspg.kernels.pairs import pair_indices
 from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.text_tower import PromptTemplate, TextLayer, TextTower, encode_prompts
-from pspg.kernels.text_tower.block_operations import BlockOperations, RaggedPairs
+from pspg.kernels.text_tower.block_operations import BlockOperations, RaggedPairs, Stream
+from pspg.kernels.text_tower.blocks import finish, project
 from pspg.kernels.text_tower.eager import EAGER
 from tests.oracle import no_worse, no_worse_in_norm
 
@@ -54,6 +55,44 @@ def test_attention(dtype: torch.dtype) -> None:
         return outcome(lambda *t: operations.attention(HEADS, *t, pairs), tensors)
 
     no_worse(run(TRITON, given), run(EAGER, given), run(EAGER, [t.double() for t in given]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pooled_attention(dtype: torch.dtype) -> None:
+    from pspg.kernels.text_tower.triton import TRITON
+
+    torch.manual_seed(0)
+    first, second = (part[:367] for part in pair_indices(C, torch.device("cuda")))
+    shapes = (367, HEADS, W), (5, N + 1, W), (367, N + 1, W)
+    given = [rand(*shape, dtype=dtype) for shape in shapes]
+
+    def run(operations: BlockOperations, tensors: list[Tensor]) -> list[Tensor]:
+        pairs = RaggedPairs(first, second, prefixes=5, suffixes=C, prefix_tokens=N + 1, suffix_tokens=N + 1)
+        return outcome(lambda *t: operations.pooled_attention(*t, pairs, W**-0.5), tensors)
+
+    no_worse(run(TRITON, given), run(EAGER, given), run(EAGER, [t.double() for t in given]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("choice", ["library", "activation", "folded"])
+def test_products_of_a_block(choice: Any, dtype: torch.dtype) -> None:
+    """All of a block but its attention, and the projection of the next, over the tokens of a chunk."""
+    from pspg.kernels.text_tower.triton import TRITON, products
+
+    tower, given = make_tower(), [rand(367 * (N + 1), W, dtype=dtype) for _ in range(2)]
+
+    def run(operations: BlockOperations, tensors: list[Tensor]) -> list[Tensor]:
+        cast = tower.to(dtype).to(tensors[0].dtype)
+        layer = cast.layers[0]
+
+        def function(x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+            stream, qkv = project(cast, operations, layer, finish(cast, operations, layer, Stream(x), attended))
+            return stream.total(), qkv
+
+        return outcome(function, tensors)
+
+    with products.use(choice):
+        no_worse(run(TRITON, given), run(EAGER, given), run(EAGER, [t.double() for t in given]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,15 +13,25 @@ from torch import Tensor
 from pspg.kernels.pairs import PairSelection, pair_indices
 from pspg.kernels.spcl import ImageBatch, pair_features, sample_pairs, spcl
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
-from pspg.kernels.text_tower.block_operations import RaggedPairs
+from pspg.kernels.text_tower.block_operations import RaggedPairs, Stream
 from pspg.kernels.text_tower.eager import EAGER
 from tests.oracle import no_worse, no_worse_in_norm
 
 pytest.importorskip("triton", reason="needs triton")
-from pspg.kernels.text_tower.triton import TRITON, add_norm, attention, gather, quick_gelu
+from pspg.kernels.text_tower.triton import (
+    TRITON,
+    add_norm,
+    attention,
+    gather,
+    pooled_attention,
+    pooled_norm,
+    quick_gelu,
+)
 
 MakeTemplate = Callable[..., PromptTemplate]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+RAW = ("test_schema", "test_faketensor")
+"""checks of an operator without autograd of its own"""
 
 
 def gradients(out: Tensor | tuple[Tensor, ...], leaves: list[Tensor]) -> list[Tensor]:
@@ -44,6 +54,7 @@ def ragged(
     prefix_tokens: int,
     suffix_tokens: int,
     prefix_lengths: Tensor | None = None,
+    pooled: Tensor | None = None,
 ) -> RaggedPairs:
     return RaggedPairs(
         *(prefix_index, suffix_index),
@@ -52,6 +63,7 @@ def ragged(
         prefix_tokens=prefix_tokens,
         suffix_tokens=suffix_tokens,
         prefix_lengths=prefix_lengths,
+        pooled=pooled,
     )
 
 
@@ -101,7 +113,7 @@ def test_attention_in_tiles_of_architectures(
     architecture: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One suffix a tile or several, and a last tile that is not full."""
-    monkeypatch.setattr("pspg.kernels.launch._architecture", lambda device: architecture)
+    monkeypatch.setattr("pspg.kernels.launch.architecture", lambda device: architecture)
     torch.manual_seed(0)
     first = prefix_rows([7, 0, 1], torch.device("cpu"))
     pairs = ragged(first, first, 3, 1, 9, 17)
@@ -141,6 +153,93 @@ def test_attention_to_a_constant_prefix(device: torch.device) -> None:
     alone = gradients(TRITON.attention(1, some, prefix, pairs), [some])
     every = gradients(TRITON.attention(1, *both, pairs), both)
     assert all(torch.equal(one, other) for one, other in zip(alone, every, strict=False))
+
+
+POOLED = [
+    ([1], 1, 1, 1, 5),
+    ([3, 0, 2], 5, 4, 2, 72),
+    ([1, 10], 17, 18, 8, 16),  # more sequences of a prefix than a program sums, blocks with tokens over
+]
+"""sequences of each prefix, tokens of suffix and prefix, heads, width"""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("counts", "suffix_tokens", "prefix_tokens", "heads", "width"), POOLED)
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_pooled_attention(
+    counts: list[int],
+    suffix_tokens: int,
+    prefix_tokens: int,
+    heads: int,
+    width: int,
+    padded: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    torch.manual_seed(0)
+    first = prefix_rows(counts, device)
+    query, prefix, own = (
+        torch.randn(shape, device=device).to(dtype)
+        for shape in (
+            (len(first), heads, width),
+            (len(counts), prefix_tokens, width),
+            (len(first), suffix_tokens, width),
+        )
+    )
+    lengths = 1 + first % prefix_tokens if padded else None
+    pooled = torch.arange(len(first), device=device) % suffix_tokens if padded else None
+
+    def run(operations: Any, dtype: torch.dtype) -> list[Tensor]:
+        pairs = ragged(first, first, len(counts), 1, prefix_tokens, suffix_tokens, lengths, pooled)
+        leaves = leaves_of(*(t.to(dtype) for t in (query, prefix, own)))
+        return gradients(operations.pooled_attention(*leaves, pairs, width**-0.5), leaves)
+
+    no_worse(run(TRITON, dtype), run(EAGER, dtype), run(EAGER, torch.float64))
+
+
+def test_pooled_attention_to_a_constant_prefix(device: torch.device) -> None:
+    """Without a gradient of the prefix the others are the same."""
+    torch.manual_seed(0)
+    first = prefix_rows([4, 1], device)
+    pairs = ragged(first, first, 2, 1, 2, 3)
+    query, prefix, own = (torch.randn(shape, device=device) for shape in ((5, 2, 24), (2, 2, 24), (5, 3, 24)))
+    some, every = leaves_of(query, own), leaves_of(query, prefix, own)
+    alone = gradients(TRITON.pooled_attention(some[0], prefix, some[1], pairs, 0.2), some)
+    out, d_query, _, d_own = gradients(TRITON.pooled_attention(*every, pairs, 0.2), every)
+    assert all(torch.equal(one, other) for one, other in zip(alone, (out, d_query, d_own), strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given", ["x", "x and delta"])
+@pytest.mark.parametrize(
+    ("sequences", "tokens", "before", "pooled"), [(1, 1, 0, None), (3, 4, 0, [2, 0, 3]), (2, 3, 1, None)]
+)
+def test_pooled_norm(
+    sequences: int,
+    tokens: int,
+    before: int,
+    pooled: list[int] | None,
+    given: str,
+    dtype: torch.dtype,
+    tower: TextTower,
+    device: torch.device,
+) -> None:
+    """One token a sequence of the stream and of its LayerNorm, and the whole LayerNorm; rows may come before."""
+    torch.manual_seed(0)
+    shape = (before + sequences * tokens, 20) if before else (sequences, tokens, 20)
+    parts = [(1 + torch.randn(shape, device=device)).to(dtype) for _ in range(2 if "delta" in given else 1)]
+    weight, bias = (torch.randn(20, device=device).to(dtype) for _ in range(2))
+    rows = torch.arange(sequences, device=device)
+    where = None if pooled is None else torch.tensor(pooled, device=device)
+
+    def run(operations: Any, dtype: torch.dtype) -> list[Tensor]:
+        pairs = ragged(torch.zeros_like(rows), rows, 1, sequences, 1, tokens, None, where)
+        leaves = leaves_of(*(t.to(dtype) for t in parts))
+        out = operations.pooled_norm(tower, Stream(*leaves), weight.to(dtype), bias.to(dtype), pairs)
+        assert [o.shape for o in out] == [(sequences, 20), (sequences, 20), shape]
+        return gradients(out, leaves)
+
+    no_worse(run(TRITON, dtype), run(EAGER, dtype), run(EAGER, torch.float64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -199,13 +298,12 @@ def test_rows_of_a_table(dtype: torch.dtype, device: torch.device) -> None:
     first, second = (part.to(device) for part in pair_indices(6))
     table = torch.randn(6, 3, 400, device=device).to(dtype)
 
-    def run(operations: Any, name: str, dtype: torch.dtype) -> list[Tensor]:
+    def run(operations: Any, dtype: torch.dtype) -> list[Tensor]:
         pairs = ragged(first, second, 6, 6, 1, 1)
         leaves = leaves_of(table.to(dtype))
-        return gradients(getattr(operations, name)(*leaves, pairs), leaves)
+        return gradients(operations.gather_suffix(*leaves, pairs), leaves)
 
-    for name in ("gather_prefix", "gather_suffix"):
-        no_worse(run(TRITON, name, dtype), run(EAGER, name, dtype), run(EAGER, name, torch.float64))
+    no_worse(run(TRITON, dtype), run(EAGER, dtype), run(EAGER, torch.float64))
 
 
 def test_they_are_proper_operators(device: torch.device) -> None:
@@ -215,12 +313,25 @@ def test_they_are_proper_operators(device: torch.device) -> None:
         return torch.randn(shape, device=device, requires_grad=True)
 
     x, delta, weight, bias = tensor(3, 8), tensor(3, 8), torch.ones(8, device=device), torch.zeros(8, device=device)
-    torch.library.opcheck(add_norm._add_norm, (x, delta, weight, bias, 1e-5))
+    torch.library.opcheck(add_norm.add_norm_forward, (x, delta, weight, bias, 1e-5))
     torch.library.opcheck(quick_gelu._quick_gelu, (x,))
     first, starts = prefix_rows([2, 1], device), torch.tensor([0, 2, 3], device=device)
     order = torch.tensor([2, 0, 1], device=device)
-    for given in ((first, None, starts), (first[order], order, starts)):
-        torch.library.opcheck(gather._gather, (tensor(2, 4), *given))
+    torch.library.opcheck(add_norm.add_norm_forward, (x.detach(), None, weight, bias, 1e-5), test_utils=RAW)
+    torch.library.opcheck(
+        pooled_norm.pooled_norm_backward,
+        (*(t.detach() for t in (x[:1], x[1:2], delta, x)), torch.ones(2, 3, device=device), weight, None, 2),
+        test_utils=RAW,
+    )
+    query, prefix, own = (tensor(*shape).detach() for shape in ((3, 2, 8), (2, 2, 8), (3, 1, 8)))
+    lse = torch.ones(3, 2, device=device)
+    for rest in ((None, None), (first + 1, torch.zeros_like(first))):
+        pairs = first, *rest
+        torch.library.opcheck(pooled_attention._attention, (query, prefix, own, *pairs, 0.3), test_utils=RAW)
+        for wanted in (False, True):
+            arguments = (query, query, prefix, own, *pairs, starts, lse, 0.3, wanted)
+            torch.library.opcheck(pooled_attention._attention_backward, arguments, test_utils=RAW)
+    torch.library.opcheck(gather._gather, (tensor(2, 4), first[order], order, starts))
     for lengths in (None, first + 1):
         torch.library.opcheck(attention._attention, (tensor(3, 2, 24), tensor(2, 2, 16), starts, lengths, 2))
 

@@ -9,10 +9,9 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pspg.kernels.cases import Case
-from pspg.kernels.launch import Launch
+from pspg.kernels.launch import Launch, tensor_of
 
 from .compiling import Resources, jit_function
 
@@ -145,8 +144,8 @@ def display_name(module: str, kernel: str) -> str:
 
 def _distinct_bytes(arguments: Iterable[Any]) -> int:
     views = {}
-    for tensor in arguments:
-        if isinstance(tensor, Tensor):
+    for tensor in map(tensor_of, arguments):
+        if tensor is not None:
             key = tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
             # Along an expanded dimension there is one row.
             steps = zip(tensor.shape, tensor.stride(), strict=True)
