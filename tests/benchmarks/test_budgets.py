@@ -13,7 +13,7 @@ import pytest
 from benchmarks.model.trace import BACKWARD, FILLS, PAIRS, Operation, Step, trace_step
 
 BATCH = 64
-LAUNCHES = {14: 1590, 28: 1590, 108: 4380}
+LAUNCHES = {14: 1600, 28: 1600, 108: 4400}
 """C → kernels of a step, 64 images"""
 PEAK_GIB = {14: 0.6, 28: 1.2, 108: 1.9, 193: 2.4}
 """C → GiB alive at most, weights and optimizer state included"""
@@ -40,7 +40,8 @@ def told(operations: list[Operation]) -> str:
 @pytest.mark.parametrize("classes", LAUNCHES)
 def test_launches(classes: int) -> None:
     operations = step(classes).operations
-    assert sum(o.kernels for o in operations) <= LAUNCHES[classes], told(operations)
+    found = sum(o.kernels for o in operations)
+    assert found <= LAUNCHES[classes], f"{found} launches:{told(operations)}"
 
 
 @pytest.mark.parametrize("classes", CLASSES)
