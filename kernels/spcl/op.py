@@ -42,7 +42,7 @@ def spcl(
     """SPCL or PCL of generated prompts (paper eqs. 5 to 8): pair prompts, text tower, pair loss.
 
     Eager and triton take the pairs in chunks, forward, loss and backward, and keep their gradients only: what they hold
-    of activations does not grow with the number of pairs (24 to 32 bytes of indices a pair do).
+    of activations does not grow with the number of pairs (32 bytes of indices a pair do, 48 with kernels).
 
     Args:
         tower: frozen text tower.

@@ -61,12 +61,12 @@ class PairChunks:
     @cached_property
     def from_low(self) -> Tensor:
         """(R,) prefix of each pair, counted from that of its chunk's first pair."""
-        return self.first - self.first[self._number * self.size]
+        return self.first - self.first[self._numbers().mul_(self.size)]
 
-    @cached_property
+    @property
     def order(self) -> Tensor:
         """(R,) pairs of each chunk sorted by suffix, counted from the chunk's first pair."""
-        return self._sorted[1] - self._number * self.size  # sorting moves no pair to another chunk
+        return self._sorted[1]
 
     def starts(self, number: int) -> tuple[Tensor, Tensor]:
         """Where each prefix's pairs begin in a chunk (N+1,), and where each suffix's do in its `order` (J+1,)."""
@@ -79,14 +79,16 @@ class PairChunks:
             self._block = block, by_prefix, by_suffix
         return self._block[1][row], self._block[2][row]
 
-    @cached_property
-    def _number(self) -> Tensor:
+    def _numbers(self) -> Tensor:
+        """(R,) the chunk of each pair."""
         return torch.arange(len(self.first), device=self.first.device) // self.size
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        keys = self._number * self.suffixes + self.suffix_index
-        return torch.sort(keys, stable=True)
+        """Keys of the pairs, chunk · J + suffix, ascending, and `order`."""
+        numbers = self._numbers()
+        keys, order = torch.sort(numbers * self.suffixes + self.suffix_index, stable=True)
+        return keys, order.sub_(numbers.mul_(self.size))  # sorting moves no pair to another chunk
 
     @cached_property
     def _rows(self) -> Tensor:

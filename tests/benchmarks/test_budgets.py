@@ -13,10 +13,12 @@ import pytest
 from benchmarks.model.trace import BACKWARD, FILLS, PAIRS, Operation, Step, trace_step
 
 BATCH = 64
-LAUNCHES = {14: 1600, 28: 1600, 108: 4950}
+LAUNCHES = {14: 1600, 28: 1600, 108: 4400}
 """C → kernels of a step, 64 images"""
 PEAK_GIB = {14: 0.6, 28: 1.2, 108: 1.9, 193: 2.4}
 """C → GiB alive at most, weights and optimizer state included"""
+CHUNKS = {14: 1, 28: 1, 108: 12, 193: 38}
+"""C → chunks of pairs"""
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "unique", "_unique2", "equal"}
 """operators that the host waits for"""
 INDEX_OPERATORS = {"sort": 1, "searchsorted": 2, "arange": 8, "triu_indices": 1}
@@ -38,13 +40,19 @@ def told(operations: list[Operation]) -> str:
 @pytest.mark.parametrize("classes", LAUNCHES)
 def test_launches(classes: int) -> None:
     operations = step(classes).operations
-    assert sum(o.kernels for o in operations) <= LAUNCHES[classes], told(operations)
+    found = sum(o.kernels for o in operations)
+    assert found <= LAUNCHES[classes], f"{found} launches:{told(operations)}"
 
 
 @pytest.mark.parametrize("classes", CLASSES)
 def test_memory(classes: int) -> None:
     found = step(classes)
     assert found.peak_bytes <= PEAK_GIB[classes] * 2**30, f"{found.peak_bytes / 2**30:.2f} GiB at {found.peak_at}"
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_chunks(classes: int) -> None:
+    assert sum(o.name == "_pairs_kernel" for o in step(classes).operations) <= CHUNKS[classes]
 
 
 @pytest.mark.parametrize("classes", CLASSES)
