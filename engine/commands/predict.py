@@ -28,6 +28,7 @@ from ..models.pspg import probabilities
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
 from ..utils.files import check_new_folder, check_output, new_folder
+from ..utils.numerics import fix_numerics
 from ..utils.tables import write_csv
 from .settings import PredictConfig
 
@@ -56,6 +57,7 @@ def predict(config: PredictConfig) -> Predictions:
     _check_maps(config)
     samples = find_images(Path(config.input), image_root=config.image_root)
     device = pick_device(config.device)
+    fix_numerics(device)
     autocast = autocast_dtype(config.precision, device)
     scorer = open_scorer(Path(config.checkpoint), config.class_names, device, autocast, bank=config.context == "bank")
     drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
