@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.numerics import fix_numerics
 
 from .harness import SECONDS, Case, Sizes, bounded_memory, failure, measure
 from .machine import DTYPES, measure_peaks
@@ -210,7 +211,7 @@ def bench(
 
 
 def device_of(name: str) -> str:
-    """cpu or cuda, of auto what is there.
+    """cpu or cuda, of auto what is there; numbers are then as fixed as in a run.
 
     Raises:
         UserError: cuda without a GPU, or another name.
@@ -219,7 +220,9 @@ def device_of(name: str) -> str:
         raise UserError(f"--device {name}: choose from auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    fix_numerics(torch.device(found))
+    return found
 
 
 @cache

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
+from pspg.engine.utils.numerics import numerics
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PACKAGES = ("torch", "triton", "numpy", "open_clip_torch", "pillow", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 
 def environment(device: torch.device, code: str | None = None) -> dict[str, Any]:
-    """Device, machine, versions, and commit (`code`, or that of the working tree): what numbers depend on."""
+    """Device, machine, versions, settings, and commit (`code`, or the working tree's): what numbers depend on."""
     machine: dict[str, Any] = {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -34,7 +36,8 @@ def environment(device: torch.device, code: str | None = None) -> dict[str, Any]
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
-    return {"device": device.type, "machine": machine, "versions": versions, "commit": code or _commit()}
+    facts: dict[str, Any] = {"device": device.type, "machine": machine, "versions": versions}
+    return {**facts, "numerics": numerics(), "commit": code or _commit()}
 
 
 def _commit() -> str | None:

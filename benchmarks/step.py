@@ -92,7 +92,7 @@ def _wrong(arguments: argparse.Namespace) -> dict[str, str]:
 def _gate(pipe: Any, arguments: argparse.Namespace) -> None:
     pipe.recv()
     sizes = Sizes(C=min(max(arguments.classes, 2), 4), B=min(arguments.batch, 2), n=16)
-    device, wrong = torch.device(arguments.device), {}
+    device, wrong = torch.device(device_of(arguments.device)), {}
     case = registry()[0]["phase2_step"].make(sizes, "bf16" if device.type == "cuda" else "fp32", device)
     for impl in arguments.impl:
         try:
@@ -136,7 +136,7 @@ def _measure(arguments: argparse.Namespace, device: torch.device, failed: dict[s
         result |= {"repeat": len(times[impl]), "p20": p20, "p50": p50, "p80": p80}
         result |= dict(zip(("peak_bytes", "reserved_bytes"), peaks[impl], strict=True))
         result |= {"flops": flops, "utilisation": flops / (p50 * rate), "peak_flops": rate}
-        results.append(result | {key: facts[key] for key in ("machine", "versions", "commit")})
+        results.append(result | {key: facts[key] for key in ("machine", "versions", "numerics", "commit")})
     return results
 
 
@@ -146,7 +146,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 def _work(pipe: Any, impl: str, arguments: argparse.Namespace) -> None:
     """A process of one implementation: a step for every message, answered with its seconds and the peak memory."""
-    device = torch.device(arguments.device)
+    device = torch.device(device_of(arguments.device))
     dtype = _dtype(device)
     setup = make_setup(arguments.classes, arguments.batch, device, impl, dtype)
     if arguments.memory:

@@ -32,6 +32,7 @@ from ..evaluation.sources import Method, Source, Split
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.names import data_name, named
+from ..utils.numerics import numerics
 
 log = logging.getLogger(__name__)
 
@@ -213,4 +214,5 @@ def _settings(config: EvaluateConfig, source: type[Source], method: Method) -> d
         "blank": config.blank,
         **({"precision": config.precision, "loader": config.loader} if source.engine_loader else {}),
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch", "scikit-learn")},
+        "numerics": numerics(),
     }

@@ -28,6 +28,7 @@ from ..models.pspg import probabilities
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
 from ..utils.files import new_folder
+from ..utils.numerics import fix_numerics
 from ..utils.tables import write_csv
 from ..utils.terminal import show_table
 from .settings import PredictConfig, check_predict
@@ -57,6 +58,7 @@ def predict(config: PredictConfig) -> Predictions:
     check_predict(config)
     samples = find_images(Path(config.input), image_root=config.image_root)
     device = pick_device(config.device)
+    fix_numerics(device)
     autocast = autocast_dtype(config.precision, device)
     scorer = open_scorer(
         Path(config.checkpoint),

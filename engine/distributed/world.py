@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from ..utils.device import pick_device
 from ..utils.errors import UserError
+from ..utils.numerics import fix_numerics
 from .launcher import RankInfo, launcher_environment, rendezvous
 
 
@@ -52,6 +53,7 @@ def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> Wor
     info = launcher_environment()
     torch_device = _pick_device(device, info)
     os.environ["DS_ACCELERATOR"] = torch_device.type
+    fix_numerics(torch_device)
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
     if not dist.is_initialized():

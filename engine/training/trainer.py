@@ -23,6 +23,7 @@ from ..distributed.world import World
 from ..models.weights import check_fit
 from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
+from ..utils.numerics import numerics
 from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
 from .remarks import Remarks
@@ -322,6 +323,7 @@ class Trainer:
                 **self.best,
                 "scaler": self.engine.scaler_state(),
                 "contract": self.fingerprint,
+                "numerics": numerics(),
             }
             save_checkpoint(self.run, self.step, tensors, state)
         advance()

@@ -30,12 +30,17 @@ def mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
 
 def attention(heads: int, qkv: Tensor, prefix_kv: Tensor, pairs: RaggedPairs) -> Tensor:
     """`BlockOperations.attention`."""
+    return attend(heads, qkv, prefix_kv.index_select(0, pairs.prefix_index), pairs.mask)
+
+
+def attend(heads: int, qkv: Tensor, prefix_kv: Tensor, mask: Tensor) -> Tensor:
+    """`attention` where each sequence has the keys and values of its prefix, (R,S,2W); `mask` as `RaggedPairs.mask`."""
     width = qkv.shape[-1] // 3
     queries, own = qkv.split([width, 2 * width], dim=-1)
-    keys_values = torch.cat([prefix_kv.index_select(0, pairs.prefix_index), own], dim=1)
+    keys_values = torch.cat([prefix_kv, own], dim=1)
     q = queries.unflatten(-1, (heads, -1)).transpose(1, 2)
     k, v = keys_values.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=pairs.mask).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def pooled_norm(

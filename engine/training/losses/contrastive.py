@@ -42,8 +42,7 @@ def contrastive_loss(
         if counts is not None:
             return _own_rows(images, texts, scale, counts)
         logits = scale.exp() * images @ texts.T
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return (_cross_entropies(logits) + _cross_entropies(logits.T)) / (2 * len(logits))
 
 
 def _own_rows(images: Tensor, texts: Tensor, scale: Tensor, counts: Sequence[int]) -> Tensor:
@@ -51,10 +50,17 @@ def _own_rows(images: Tensor, texts: Tensor, scale: Tensor, counts: Sequence[int
     # The cap judges the gradient of the whole loss, so ranks average it on the way there.
     scale = average_gradient(scale).exp()
     first, total = sum(counts[: rank()]), sum(counts)
-    target = torch.arange(first, first + len(images), device=images.device)
-    image_rows = F.cross_entropy(scale * images @ all_gather_rows(texts, counts).T, target, reduction="sum")
-    text_rows = F.cross_entropy(scale * texts @ all_gather_rows(images, counts).T, target, reduction="sum")
+    image_rows = _cross_entropies(scale * images @ all_gather_rows(texts, counts).T, first)
+    text_rows = _cross_entropies(scale * texts @ all_gather_rows(images, counts).T, first)
     return (image_rows + text_rows) / (2 * total)
+
+
+def _cross_entropies(logits: Tensor, first: int = 0) -> Tensor:
+    """Sum over rows b of the cross-entropy whose target is column first + b.
+
+    Written out, as torch's own (NLLLoss) is not deterministic on a GPU.
+    """
+    return (logits.logsumexp(dim=1) - logits.diagonal(first)).sum()
 
 
 class _Capped(torch.autograd.Function):

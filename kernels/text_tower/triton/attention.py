@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...launch import configuration, launch, pin
 from ..block_operations import RaggedPairs
-from ..eager import attention as eager_attention
+from ..eager import attend
+from .gather import gather_prefix
 
 # ROWS: queries of a tile. Hopper's and Blackwell's tensor cores take 64 at once; before them registers are too few.
 pin("suffix_attention", sm_80={"ROWS": 64, "num_warps": 4, "num_stages": 1})
@@ -287,5 +288,5 @@ def attention(heads: int, qkv: Tensor, prefix_kv: Tensor, pairs: RaggedPairs) ->
     """`BlockOperations.attention`."""
     # Compiled, products of three TF32 and tiles of more rows need more registers than there are.
     if qkv.is_cuda and (qkv.dtype == torch.float32 or max(pairs.suffix_tokens, pairs.prefix_tokens) > _MOST_TOKENS):
-        return eager_attention(heads, qkv, prefix_kv, pairs)
+        return attend(heads, qkv, gather_prefix(prefix_kv, pairs), pairs.mask)
     return _attention(qkv, prefix_kv, pairs.starts, pairs.prefix_lengths, heads)[0]
