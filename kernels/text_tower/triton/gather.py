@@ -18,7 +18,7 @@ pin("gather_backward", sm_80={"BLOCK": 1024, "num_warps": 4})
 @triton.jit
 def _gather_backward_kernel(
     gradient,  # (R,size)
-    order,  # (R,) int64
+    order,  # (R,) int64, or None: 0, 1, 2 …
     starts,  # (rows+1,) int64
     out,  # (rows,size)
     size,
@@ -29,18 +29,20 @@ def _gather_backward_kernel(
     mask = column < size
     total = tl.zeros((BLOCK,), tl.float32)
     for k in range(tl.load(starts + row), tl.load(starts + row + 1)):
-        source = tl.load(order + k)
+        source = k
+        if order is not None:
+            source = tl.load(order + k)
         total += tl.load(gradient + source * size + column, mask=mask, other=0).to(tl.float32)
     tl.store(out + row.to(tl.int64) * size + column, total.to(out.dtype.element_ty), mask=mask)
 
 
-def run_gather(table: Tensor, index: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+def run_gather(table: Tensor, index: Tensor, order: Tensor | None, starts: Tensor) -> Tensor:
     """table[index]; `order` and `starts` tell backward who took which row, as in `run_gather_backward`."""
     return table.index_select(0, index)
 
 
-def run_gather_backward(gradient: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """Sums of rows of `gradient`: row j adds up rows order[starts[j]] to order[starts[j+1]]."""
+def run_gather_backward(gradient: Tensor, order: Tensor | None, starts: Tensor) -> Tensor:
+    """Sums of rows of `gradient`: row j adds up rows order[starts[j]] to order[starts[j+1]]; order None: 0, 1, 2 …"""
     gradient = gradient.contiguous()
     rows, size = len(starts) - 1, gradient[:1].numel()
     out = gradient.new_empty((rows, *gradient.shape[1:]))
@@ -55,12 +57,12 @@ _gather_backward = torch.library.custom_op("pspg::gather_backward", run_gather_b
 
 
 @_gather.register_fake
-def _(table: Tensor, index: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+def _(table: Tensor, index: Tensor, order: Tensor | None, starts: Tensor) -> Tensor:
     return table.new_empty((len(index), *table.shape[1:]))
 
 
 @_gather_backward.register_fake
-def _(gradient: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+def _(gradient: Tensor, order: Tensor | None, starts: Tensor) -> Tensor:
     return gradient.new_empty((len(starts) - 1, *gradient.shape[1:]))
 
 
@@ -73,6 +75,11 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _gather.register_autograd(_backward, setup_context=_save)
+
+
+def gather_prefix(table: Tensor, pairs: RaggedPairs) -> Tensor:
+    """`BlockOperations.gather_prefix`."""
+    return _gather(table, pairs.prefix_index, None, pairs.starts)
 
 
 def gather_suffix(table: Tensor, pairs: RaggedPairs) -> Tensor:
