@@ -60,9 +60,9 @@ class Assumptions:
     issue_per_cycle: float = 2.0
     """instructions that a processor issues a cycle, of 4"""
     trip_instructions: Mapping[str, float] = field(
-        default_factory=lambda: {"_attention_kernel": 668, "_attention_backward_kernel": 523}
+        default_factory=lambda: {"_attention_kernel": 569, "_attention_backward_kernel": 790}
     )
-    """kernel → instructions that a warp issues in a turn of its loop over suffixes (kernels/RESOURCES.md, sm_90)"""
+    """kernel → instructions that a warp issues in a turn of its loop over tiles of suffixes (kernels/RESOURCES.md, sm_90)"""
     trip_us: Mapping[str, float] = field(
         default_factory=lambda: {"_attention_kernel": 1.5, "_attention_backward_kernel": 2.5}
     )

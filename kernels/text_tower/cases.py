@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 import torch
@@ -134,8 +135,8 @@ def _flops(products: int) -> Callable[[Mapping[str, Any]], float]:
 
 
 def _turns(a: Mapping[str, Any]) -> int:
-    """A turn is one suffix and head."""
-    return a["qkv"].shape[0] * a["heads"]
+    """A turn is a tile of suffixes and a head; a prefix's last tile may not be full, which is not counted."""
+    return ceil(a["qkv"].shape[0] / a["TAILS"]) * a["HEADS"]
 
 
 def _product_flops(a: Mapping[str, Any]) -> float:
