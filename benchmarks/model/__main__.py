@@ -11,6 +11,7 @@ from typing import Any
 
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
+from pspg.kernels.prompt_decoder.gru import MOST_IMAGES
 
 from ..setup import exact_flops
 from ..step import positive
@@ -24,6 +25,8 @@ def main() -> int:
     """Trace, price, print; returns the exit status."""
     arguments = _arguments()
     try:
+        if arguments.batch > MOST_IMAGES:
+            raise UserError(f"--batch: the decoder's kernels take up to {MOST_IMAGES} images, got {arguments.batch}")
         tables = {gpu: load_assumptions(gpu, arguments.calibration) for gpu in arguments.gpu}
         if arguments.json:
             check_output(arguments.json, folder=False, key="--json")

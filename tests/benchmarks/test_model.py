@@ -104,6 +104,15 @@ def test_a_wrong_calibration_is_one_line(
     assert line.count("\n") == 1
 
 
+def test_a_batch_beyond_the_kernels_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--batch", 129) == 2
+    assert capsys.readouterr().err == (
+        "benchmarks.model: error: --batch: the decoder's kernels take up to 128 images, got 129\n"
+    )
+
+
 def test_the_command_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

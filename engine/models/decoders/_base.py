@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pspg.kernels.precision import compute_dtype
 from pspg.kernels.prompt_decoder import decode
+from pspg.kernels.prompt_decoder.stacked import Stacked, affine
 
 from ...config import ModelConfig
 
@@ -141,8 +142,11 @@ class PromptLearner(nn.Module):
         projections = [decoder.projection for decoder in decoders]
         if self.neg_output is not None:
             projections, outputs = [*projections, self.neg_output], outputs.expand(2, *outputs.shape[1:])
-        prompts = [projection(o) for projection, o in zip(projections, outputs, strict=True)]
-        return torch.stack(prompts).view(len(prompts), len(class_features), self.prompt_length, -1)
+        dtype = compute_dtype(outputs)
+        parts = [{"weight": projection.weight, "bias": projection.bias} for projection in projections]
+        stacked = Stacked(parts, dtype, cast=("weight", "bias"))
+        prompts = affine(outputs.to(dtype).flatten(1, -2), stacked["weight"], stacked["bias"])
+        return prompts.view(len(projections), len(class_features), self.prompt_length, -1)
 
 
 class SelfAttention(nn.Module):

@@ -49,5 +49,5 @@ class SpatialFusion(Fusion):
         self, logit_scale: Tensor, tokens: Tensor, positive: Tensor, negative: Tensor
     ) -> tuple[Tensor, Tensor]:
         vectors = self(tokens)
-        sides = [similarity_logits(vectors, side, logit_scale) for side in (positive, negative)]
-        return torch.stack(sides, dim=1), vectors
+        logits = similarity_logits(vectors, torch.cat([positive, negative]), logit_scale, unit=True)
+        return logits.unflatten(1, (2, -1)), vectors
