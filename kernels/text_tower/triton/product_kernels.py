@@ -190,7 +190,7 @@ def _add_linear_kernel(
             mean = tl.sum(value, 1) / tl.maximum(tl.minimum(columns - start, WIDTH), 1)
             centred = tl.where((c < columns)[None, :], value - mean[:, None], 0.0)
             target = moments + tl.cast(start // WIDTH, tl.int64) * rows + r
-            mask = (r < rows) & (start < columns)
+            mask = r < tl.where(start < columns, rows, 0)
             tl.store(target, mean, mask=mask)
             target += tl.cast(tl.cdiv(columns, WIDTH), tl.int64) * rows
             tl.store(target, tl.sum(centred * centred, 1), mask=mask)
