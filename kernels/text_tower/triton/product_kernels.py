@@ -43,7 +43,7 @@ def _write(
 
 @triton.jit
 def _part(x, NUMBER: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Part of a tile's columns: all of them, a half or a quarter."""
+    """Part of a tile's columns; PARTS is a power of two."""
     if PARTS > 1:
         left, right = tl.split(tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
         half = left if NUMBER < PARTS // 2 else right
