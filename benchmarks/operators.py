@@ -6,6 +6,7 @@ An operator is added to `OPERATORS`; README.md says how.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -398,29 +399,23 @@ def _mlp_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
 
 
 def _products_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
-    x, attended = (_normal(_rows(s), s.W, device=device, dtype=dtype) for _ in range(2))
-    tower = random_tower(Sizes(W=s.W, layers=1, heads=1, D=1), device, dtype)
-    none = tower.positional_embedding[:0]
-    return Problem((x, attended), (replace(tower, positional_embedding=none, projection=none), s.products))
+    (x, attended), (tower,) = _norm_problem(s, device, dtype).leaves, _mlp_problem(s, device, dtype).fixed
+    layer = random_tower(Sizes(W=s.W, layers=1, heads=1, D=1), device, dtype).layers[0]
+    return Problem((x, attended), (replace(tower, layers=(layer,)), s.products))
 
 
-def _block_products(impl: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    """What follows the attention of a block, and the projection of the next; kernels make them as the letter
-    `products` says: 1 library, 2 activation, 3 folded."""
+def _block_products(operations: BlockOperations, problem: Problem) -> tuple[Tensor, Tensor]:
+    """A block after its attention, and the next one's projection; kernels as the letter `products` says, from 1."""
     (x, attended), (tower, choice) = problem.leaves, problem.fixed
-    layer = tower.layers[0]
+    chosen: AbstractContextManager[None] = nullcontext()
+    if operations is not EAGER:
+        from pspg.kernels.text_tower.triton import products  # imports triton
 
-    def run(operations: BlockOperations) -> tuple[Tensor, Tensor]:
-        stream = finish(tower, operations, layer, Stream(x), attended)
-        stream, qkv = project(tower, operations, layer, stream)
-        return stream.total(), qkv
-
-    if impl != "triton":
-        return run(EAGER)
-    from pspg.kernels.text_tower.triton import TRITON, products  # imports triton
-
-    with products.use(products.CHOICE_NAMES[choice - 1]):
-        return run(TRITON)
+        chosen = products.use(products.CHOICE_NAMES[choice - 1])
+    with chosen:
+        stream = finish(tower, operations, tower.layers[0], Stream(x), attended)
+        stream, qkv = project(tower, operations, tower.layers[0], stream)
+    return stream.total(), qkv
 
 
 CBn = {"C": 108, "B": 64, "n": 16}
@@ -437,7 +432,7 @@ OPERATORS: dict[str, Operator] = {
         _attention_problem,
         block_operation(lambda operations, p: operations.attention(p.fixed[1], *p.leaves, p.fixed[0])),
     ),
-    "block_products": Operator({**BLOCK, "products": 3}, _products_problem, by_impl(_block_products)),
+    "block_products": Operator({**BLOCK, "products": 3}, _products_problem, block_operation(_block_products)),
     "add_norm": Operator(
         BLOCK,
         _norm_problem,

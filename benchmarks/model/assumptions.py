@@ -62,7 +62,7 @@ class Assumptions:
     trip_instructions: Mapping[str, float] = field(
         default_factory=lambda: {"_attention_kernel": 569, "_attention_backward_kernel": 790}
     )
-    """kernel → instructions that a warp issues in a turn of its loop over tiles of suffixes (kernels/RESOURCES.md, sm_90)"""
+    """kernel → instructions of a warp in a turn of its loop over tiles of suffixes (kernels/RESOURCES.md, sm_90)"""
     trip_us: Mapping[str, float] = field(
         default_factory=lambda: {"_attention_kernel": 1.5, "_attention_backward_kernel": 2.5}
     )

@@ -22,7 +22,7 @@ pytest.importorskip("triton", reason="needs triton")
 from pspg.kernels.text_tower.triton import TRITON, products
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "PARTS": 2, "num_warps": 4, "num_stages": 1}
+SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "PARTS": 4, "num_warps": 4, "num_stages": 1}
 
 
 @pytest.fixture(params=["pointers", "descriptors"])

@@ -40,19 +40,20 @@ def _pooled_norm_backward_kernel(
     chosen = tokens - 1
     if pooled is not None:
         chosen = tl.load(pooled + sequence, mask=row >= offset, other=0)
-    here = (row >= offset) & ((row - offset) % tokens == chosen)
     column = tl.arange(0, BLOCK)
     mask = column < width
+    # Blocks are not combined with scalars: the interpreter of triton 3.9 makes integers of them.
+    here = column < tl.where((row >= offset) & ((row - offset) % tokens == chosen), width, 0)
     offsets, one = row.to(tl.int64) * width + column, sequence.to(tl.int64) * width + column
     mean, rstd = tl.load(statistics + row), tl.load(statistics + rows + row)
     normal = tl.load(total + offsets, mask=mask, other=0).to(tl.float32)
     normal = tl.where(mask, (normal - mean) * rstd, 0.0)
     gradient = tl.load(d_normal + offsets, mask=mask, other=0).to(tl.float32)
-    gradient += tl.load(d_pooled + one, mask=mask & here, other=0).to(tl.float32)
+    gradient += tl.load(d_pooled + one, mask=here, other=0).to(tl.float32)
     gradient *= tl.load(weight + column, mask=mask, other=0).to(tl.float32)
     average, along = tl.sum(gradient, 0) / width, tl.sum(gradient * normal, 0) / width
     d = (gradient - average - normal * along) * rstd
-    d += tl.load(d_x_pooled + one, mask=mask & here, other=0).to(tl.float32)
+    d += tl.load(d_x_pooled + one, mask=here, other=0).to(tl.float32)
     tl.store(d_x + offsets, d.to(d_x.dtype.element_ty), mask=mask)
 
 

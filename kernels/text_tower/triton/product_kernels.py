@@ -43,7 +43,7 @@ def _write(
 
 @triton.jit
 def _part(x, NUMBER: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Part of a tile's columns: all of them, a half or a quarter."""
+    """Part of a tile's columns; PARTS is a power of two."""
     if PARTS > 1:
         left, right = tl.split(tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
         half = left if NUMBER < PARTS // 2 else right
@@ -190,7 +190,7 @@ def _add_linear_kernel(
             mean = tl.sum(value, 1) / tl.maximum(tl.minimum(columns - start, WIDTH), 1)
             centred = tl.where((c < columns)[None, :], value - mean[:, None], 0.0)
             target = moments + tl.cast(start // WIDTH, tl.int64) * rows + r
-            mask = (r < rows) & (start < columns)
+            mask = r < tl.where(start < columns, rows, 0)
             tl.store(target, mean, mask=mask)
             target += tl.cast(tl.cdiv(columns, WIDTH), tl.int64) * rows
             tl.store(target, tl.sum(centred * centred, 1), mask=mask)

@@ -28,7 +28,7 @@ _SM_90 = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "PARTS": 4, "num_warps"
 _SM_100 = {**_SM_90, "num_warps": 8}
 for _name in ("linear", "add_linear", "norm_backward"):
     pin(_name, sm_80=_SM_80, sm_90=_SM_90, sm_100=_SM_100)
-pin("activation_backward", sm_80=_SM_80, sm_90=_SM_90, sm_100={**_SM_100, "BLOCK_N": 64, "PARTS": 2})
+pin("activation_backward", sm_80=_SM_80, sm_90={**_SM_90, "PARTS": 8}, sm_100={**_SM_100, "BLOCK_N": 64, "PARTS": 2})
 pin("product", sm_80={"DESCRIPTORS": 0, "PROGRAMS": 1}, sm_90={"DESCRIPTORS": 1, "PROGRAMS": 2})
 """of all four: whether operands are tensor descriptors, and programs a multiprocessor"""
 
