@@ -84,9 +84,9 @@ class TrainConfig:
     log_every: PositiveInt = 10
     """optimizer steps between log lines; the host waits for the device only there"""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """phase 2 on a GPU: record the step as a CUDA graph and replay it, also with cached features and sampled pairs;
-    smaller batches, a step that cannot be recorded, or whose replay differs, run as usual. auto: wherever it applies;
-    on: refuse settings where it does not"""
+    """on a GPU: record the step of either phase as a CUDA graph and replay it, also with cached features and sampled
+    pairs; smaller batches, a step that cannot be recorded, or whose replay differs, run as usual. auto: wherever it
+    applies; on: refuse settings where it does not"""
     text_memory: PositiveInt | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: Seed = 0
@@ -95,7 +95,6 @@ class TrainConfig:
 def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
     """The first thing that so many processes lack for the step to be a CUDA graph; None: nothing, given a GPU."""
     needs = {
-        "task prompt": config.task == "prompt",
         "zero_stage 0": config.zero_stage == 0,
         "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
         "a GPU, device is cpu": config.device != "cpu",

@@ -81,9 +81,8 @@ class GlobalContrastiveTask(ContrastiveTask):
     def __init__(self, clip: open_clip.CLIP, world: World, *arguments: Any, **settings: Any) -> None:
         super().__init__(convert_sync_batch_norm(clip, world.device), world, *arguments, **settings)
 
-    def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
-        # Batches of validation are whole, each on one rank.
-        return super().inputs(batch.own if isinstance(batch, SharedBatch) else batch)
+    def inputs(self, batch: Any) -> tuple[Tensor, ...]:
+        return super().inputs(batch.own)
 
     def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, texts, scale = output

@@ -19,38 +19,39 @@ from ..distributed.collectives import all_gather_object, in_order
 from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
 from ..evaluation.scoring import Scores, score_batches
-from ..models.clip import ImageFeatures, encode_tokens
+from ..models.clip import ImageFeatures, PackedTexts, encode_tokens, pack_tokens
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PromptHead, PsPG, PsPGOutput
-from ..utils.device import autocast_dtype
+from ..utils.device import autocast_dtype, pin
 from ..utils.errors import UserError
 from .losses import GlobalBatch, PromptLoss, contrastive_loss
 
 
 class ContrastiveModel(nn.Module):
-    """A CLIP called with images and tokens.
+    """A CLIP called with images and texts.
 
     Args:
         clip: the open_clip model.
-        sharded: weights are whole only while their own module runs, as in training under ZeRO stage 3.
     """
 
-    def __init__(self, clip: open_clip.CLIP, *, sharded: bool = False) -> None:
+    def __init__(self, clip: open_clip.CLIP) -> None:
         super().__init__()
-        self.clip, self._sharded = clip, sharded
+        self.clip = clip
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image features (B,D), text features (B,D), both raw, and the log temperature."""
+    def forward(self, images: Tensor, *texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image features (B,D), text features (B,D), both raw, and the log temperature.
+
+        Args:
+            images: (B,3,h,w).
+            texts: the tensors of `PackedTexts`; or tokens (B,77), which go module by module, as training under ZeRO
+                stage 3 needs it, where weights are whole only while their own module runs.
+        """
         # Channels last is the faster layout of convolutions; DeepSpeed does not take such weights, the images suffice.
         images = images.contiguous(memory_format=torch.channels_last)
         # The loss reads the temperature after the forward, when a sharded parameter is no longer whole.
-        return self.clip.encode_image(images), self._encode(tokens), self.clip.logit_scale.clone()
-
-    def _encode(self, tokens: Tensor) -> Tensor:
-        if not (self._sharded and self.training):
-            return encode_tokens(self.clip, tokens)
-        # The same feature module by module. These take texts of the context's full length only.
-        return self.clip.encode_text(nn.functional.pad(tokens, (0, self.clip.context_length - tokens.shape[1])))
+        by_module = len(texts) == 1
+        encoded = self.clip.encode_text(*texts) if by_module else encode_tokens(self.clip, PackedTexts(*texts))
+        return self.clip.encode_image(images), encoded, self.clip.logit_scale.clone()
 
 
 class ContrastiveTask:
@@ -61,7 +62,7 @@ class ContrastiveTask:
         world: this process.
         validation: this rank's batches of the validation split, in a fixed order; None: no validation.
         precision: fp32, bf16, fp16 or auto.
-        sharded: see `ContrastiveModel`.
+        sharded: weights are whole only while their own module runs.
     """
 
     def __init__(
@@ -73,15 +74,36 @@ class ContrastiveTask:
         *,
         sharded: bool = False,
     ) -> None:
-        self.module = ContrastiveModel(clip, sharded=sharded)
-        self._world, self._validation = world, validation
+        self.module = ContrastiveModel(clip)
+        self._world, self._validation, self._sharded = world, validation, sharded
         self._autocast = autocast_dtype(precision, world.device)
+        self._room = 0
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return self._arguments(batch, by_module=self._sharded)
+
+    def _arguments(self, batch: Batch, *, by_module: bool = False) -> tuple[Tensor, ...]:
         assert batch.tokens is not None
-        longest = int(batch.tokens.argmax(dim=-1).max()) + 1  # EOS is the largest id; the tokens are still on the CPU
-        tokens = batch.tokens[:, :longest].to(self._world.device, non_blocking=True)
-        return batch.to(self._world.device, non_blocking=True).images, tokens
+        # The tokens are still on the CPU: packing them waits for nothing.
+        texts = (batch.tokens,) if by_module else tuple(map(pin, pack_tokens(batch.tokens)))
+        device = self._world.device
+        return batch.to(device, True).images, *(tensor.to(device, non_blocking=True) for tensor in texts)
+
+    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """Pixels and packed texts, with rows for as many tokens as any batch had so far and some more."""
+        assert batch.tokens is not None
+        count = int((batch.tokens.argmax(dim=-1) + 1).sum())
+        if count > self._room:
+            self._room = min(_round_up(count * 9 // 8, 64), max(batch.tokens.numel(), count))
+        texts = pack_tokens(batch.tokens, self._room)
+        return {"pixels": batch.pixels, **{name: pin(tensor) for name, tensor in texts._asdict().items()}}
+
+    def step(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and loss, without the hooks that DeepSpeed has put on the module."""
+        images = replace(batch, pixels=tensors["pixels"]).images
+        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+            output = self.module.forward(images, *(tensors[name] for name in PackedTexts._fields))
+        return self.loss(output, batch)
 
     def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return contrastive_loss(*output), temperature(output[2])
@@ -98,7 +120,7 @@ class ContrastiveTask:
         mine: list[tuple[int, Tensor, int]] = []
         for batch in self._validation:
             with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
-                output = module(*self.inputs(batch))
+                output = module(*self._arguments(batch))
             mine.append((batch.place, contrastive_loss(*output).double() * len(batch.ids), len(batch.ids)))
         # Summed in the order of the batches, whichever ranks they were on: the same bits for any number of ranks.
         parts = in_order(all_gather_object([(number, (loss.item(), images)) for number, loss, images in mine]))

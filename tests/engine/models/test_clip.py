@@ -17,6 +17,7 @@ from pspg.engine.models.clip import (
     encode_tokens,
     image_features,
     load_clip,
+    pack_tokens,
     text_encoder,
     text_tower,
     tokenize,
@@ -224,10 +225,21 @@ def test_torchscript_archives_as_openai_ships_them(tmp_path: Path) -> None:
     assert torch.equal(state["weight"], module.weight)
 
 
-@pytest.mark.parametrize("length", [77, 7])
-def test_tokens_without_their_padding_encode_the_same(make_clip: MakeClip, length: int) -> None:
-    clip = make_clip()
-    tokens = tokenize(["edema", "no pleural effusion"])
-    assert int(tokens.argmax(-1).max()) < 7
-    expected = clip.encode_text(tokens)
-    torch.testing.assert_close(encode_tokens(clip, tokens[:, :length]), expected, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("rows", [None, 64])
+def test_tokens_without_their_padding_encode_the_same(make_clip: MakeClip, rows: int | None) -> None:
+    """Features, and gradients of every text weight, those of the token embedding among them."""
+    clip = make_clip().requires_grad_()
+    tokens = tokenize(
+        ["edema", "no pleural effusion", "", "word " * 40 + "and much more behind the end of the context"]
+    )
+    tokens = tokens[:, : clip.context_length]
+    tokens[3, -1] = tokens.max()
+    weights = [w for name, w in clip.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
+    rows = None if rows is None else 4 * clip.context_length - rows
+
+    def outcome(features: Tensor) -> list[Tensor]:
+        return [features, *torch.autograd.grad(features.square().sum(), weights)]
+
+    packed = outcome(encode_tokens(clip, pack_tokens(tokens, rows)))
+    for one, other in zip(packed, outcome(clip.encode_text(tokens)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from pspg.engine.config import LossConfig, ModelConfig
+from pspg.engine.data import batch as batch_module
 from pspg.engine.data.batch import Batch
+from pspg.engine.data.images import normalize
 from pspg.engine.distributed.world import start
+from pspg.engine.models.clip import tokenize
 from pspg.engine.models.features import FeatureBatch
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.cuda_graph import WARM_UP, Outcome, StepGraph
 from pspg.engine.training.losses import PromptLoss
-from pspg.engine.training.tasks import PromptTask
+from pspg.engine.training.tasks import ContrastiveTask, PromptTask
 from pspg.engine.training.trainer import Trainer
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.metrics_log import read_metrics
@@ -53,6 +56,15 @@ class Loader:
                 yield batch
             else:
                 yield FeatureBatch(ids, self._model.image_features(batch.images), labels, index)
+
+
+class Reports(Loader):
+    """The same with texts of two to forty words instead of labels."""
+
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        for number, batch in enumerate(super().batches(epoch, start_batch)):
+            words = [2 + (7 * number + 13 * image) % 39 for image in range(len(batch))]
+            yield replace(batch, labels=None, tokens=tokenize(["lung " * count for count in words]))
 
 
 def record_by_hand(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
@@ -167,6 +179,29 @@ def test_sampled_pairs_are_an_input_of_the_recording(make_clip: Callable[..., An
     assert (one - other).norm() <= 1e-4 * (one - unlike).norm()
 
 
+def test_phase_1_trains_as_the_ordinary_step(
+    make_clip: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports of other lengths at every step, and batch norm, whose statistics count each batch once."""
+    monkeypatch.setattr(batch_module, "normalize", lambda *arguments: normalize(*arguments).double())
+    found = []
+    for record in (None, record_by_hand):
+        replays.clear()
+        clip = make_clip().train().requires_grad_()
+        task = ContrastiveTask(clip, start("cpu"), None, "fp32")
+        optim = OptimConfig(epochs=1, warmup_epochs=0, lr=1e-3)
+        config = TrainConfig(task="contrastive", output=str(tmp_path / str(record)), batch_size=3, optim=optim)
+        trainer = Trainer(config, task, Reports(0), start("cpu"), {})
+        if record is not None:
+            trainer.graph = StepGraph(task, torch.device("cpu"), record)
+        trainer.fit()
+        found.append(task.module.state_dict())
+    assert len(replays) >= 8 - WARM_UP - 1 + 1
+    assert found[0]["clip.visual.bn1.num_batches_tracked"] == 8
+    for name, one in found[0].items():
+        torch.testing.assert_close(one, found[1][name], rtol=1e-9, atol=1e-9)
+
+
 def test_a_larger_batch_is_recorded_in_place_of_a_smaller_one(make_clip: Callable[..., Any], names: list[str]) -> None:
     """Recorded with the two images of a batch that has lost one; the whole ones that follow are replayed, too."""
     model = PsPG(make_clip().float(), ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2), names).freeze()
@@ -188,7 +223,6 @@ def test_a_larger_batch_is_recorded_in_place_of_a_smaller_one(make_clip: Callabl
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"task": "contrastive"}, "task"),
         ({"zero_stage": 1}, "zero_stage"),
         ({"precision": "fp16"}, "precision"),
         ({"device": "cpu"}, "GPU"),

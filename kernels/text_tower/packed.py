@@ -1,0 +1,96 @@
+"""Texts of different lengths through a text tower that may train, without their padding; exact in real arithmetic.
+
+The tower is causal and its feature is read at one token, so tokens behind that one do not matter. Products and norms
+run over the R tokens that are left, one text after the other; attention alone sees a grid of N texts by T tokens. The
+last block computes the token that is read and nothing else. Gradients reach all weights.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .block_operations import Stream
+from .blocks import finish, last_block, project
+from .eager import EAGER
+from .reference import TextLayer, TextTower
+
+_QUICK = 1.702
+
+
+class Packing(NamedTuple):
+    """Where R tokens of N texts stand; rows that fill R up to a fixed number belong to no text."""
+
+    positions: Tensor
+    """(R,) int64, in their text"""
+    slots: Tensor
+    """(R,) int64, in the flat grid of N·T; N·T for a row that fills up"""
+    ends: Tensor
+    """(N,) int64, rows of the tokens that features are read from"""
+    seen: Tensor
+    """(N,T) bool, tokens of the grid up to these"""
+
+
+def pack_texts(pooled: Tensor, tokens: int, rows: int | None = None) -> Packing:
+    """Packing of N texts.
+
+    Args:
+        pooled: (N,) int64, on the CPU, so that nothing waits for a device: position of each text's last token that
+            matters, below `tokens`.
+        tokens: T, columns of the grid.
+        rows: R; None: as many as there are tokens.
+
+    Raises:
+        ValueError: more tokens than rows.
+    """
+    lengths = pooled + 1
+    starts = lengths.cumsum(0) - lengths
+    text = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    positions = torch.arange(len(text)) - starts[text]
+    missing = 0 if rows is None else rows - len(text)
+    if missing < 0:
+        raise ValueError(f"pack_texts: {len(text)} tokens are more than {rows} rows")
+    slots = F.pad(text * tokens + positions, (0, missing), value=len(lengths) * tokens)
+    seen = torch.arange(tokens) <= pooled[:, None]
+    return Packing(F.pad(positions, (0, missing)), slots, starts + pooled, seen)
+
+
+def encode_packed(tower: TextTower, embeddings: Tensor, packing: Packing) -> Tensor:
+    """Text features (N,D), not normalised, as `encode` gives them; gradients flow to embeddings and weights.
+
+    Args:
+        tower: the tower.
+        embeddings: (R,W), before the positional embedding.
+        packing: where they stand.
+    """
+    texts, tokens = packing.seen.shape
+    inside = packing.slots.clamp(max=texts * tokens - 1)
+
+    def grid(rows: Tensor) -> Tensor:
+        """(R,F) → (N,T,F), zeros behind a text's end; one slot more takes the rows that fill up."""
+        flat = rows.new_zeros(texts * tokens + 1, rows.shape[-1]).index_copy(0, packing.slots, rows)
+        return flat[:-1].unflatten(0, (texts, tokens))
+
+    stream = Stream(embeddings + tower.positional_embedding[packing.positions])
+    for layer in tower.layers[:-1]:
+        stream, qkv = project(tower, TRAINED, layer, stream)
+        q, k, v = (part.unflatten(-1, (tower.heads, -1)).transpose(1, 2) for part in grid(qkv).chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        stream = finish(tower, TRAINED, layer, stream, attended.flatten(0, 1).index_select(0, inside))
+    last = tower.layers[-1]
+    x, y = TRAINED.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
+    return last_block(tower, TRAINED, x[packing.ends], y[packing.ends], grid(y), packing.seen[:, None, None])
+
+
+def _mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
+    """`BlockOperations.mlp` with gradients of the weights; QuickGELU is silu, its scales are in the products."""
+    if tower.activation != "quick_gelu":
+        return F.linear(F.gelu(F.linear(y, layer.fc_weight, layer.fc_bias)), layer.proj_weight, layer.proj_bias)
+    hidden = torch.addmm(layer.fc_bias, y, layer.fc_weight.T, beta=_QUICK, alpha=_QUICK)
+    return torch.addmm(layer.proj_bias, F.silu(hidden), layer.proj_weight.T, alpha=1 / _QUICK)
+
+
+TRAINED = EAGER._replace(mlp=_mlp)
