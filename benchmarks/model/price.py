@@ -11,6 +11,8 @@ from .assumptions import Assumptions
 from .trace import FILLS, OPTIMIZER, Operation, Step
 
 SPLITS = (1, 2, 4, 8, 16)
+FUSED = frozenset(["_linear_kernel", "_add_linear_kernel", "_activation_backward_kernel", "_norm_backward_kernel"])
+"""products of the text tower with their neighbours inside"""
 _PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "baddbmm_"])
 
 
@@ -69,6 +71,8 @@ def _busy(operation: Operation, table: Assumptions) -> float:
     moved = operation.read + operation.written
     stream = moved / (table.bandwidth_share * table.bandwidth)
     name = operation.name
+    if operation.launch is not None and name in FUSED:
+        return _product(operation, table)
     if operation.launch is not None:
         return max(_launch(operation, table), 1e-6 * table.kernel_us.get(name, table.shortest_pass_us))
     if name in _PRODUCTS:
@@ -89,18 +93,29 @@ def _pass(read: float, written: float, table: Assumptions) -> float:
 
 
 def _product(operation: Operation, table: Assumptions) -> float:
-    """Waves of the best tile, its inner length perhaps split; never less than the bytes take."""
-    left, right = operation.shapes[-2:]
-    count, m, k, n = (left[0] if len(left) == 3 else 1), left[-2], left[-1], right[-1]
-    measured = table.product_us.get(f"{count}x{m}x{n}x{k}")
+    """Waves of the best tile, its inner length perhaps split; never less than the bytes take.
+
+    A kernel of the project has the tile that it is launched with, does not split, and reaches a share of the rate.
+    """
+    own, tiles_of, splits = 1.0, table.tile_share, list(SPLITS)
+    if operation.launch is None:
+        left, right = operation.shapes[-2:]
+        count, m, k, n = (left[0] if len(left) == 3 else 1), left[-2], left[-1], right[-1]
+    else:
+        a, own, splits = operation.launch.arguments, table.fused_share, [1]
+        count, m, n, k = 1, a["rows"], a["columns"], a["depth"]
+        tile = f"{a['BLOCK_M']}x{a['BLOCK_N']}"
+        tiles_of = {tile: table.tile_share.get(tile, min(table.tile_share.values()))}
+    measured = table.product_us.get(f"{count}x{m}x{n}x{k}") if operation.launch is None else None
     if measured is not None:
         return 1e-6 * measured
-    rate = table.float32_rate if operation.dtype == torch.float32 else table.product_rate
+    exact = operation.launch is None and operation.dtype == torch.float32  # the project's are never in float32
+    rate = own * (table.float32_rate if exact else table.product_rate)
     best = math.inf
-    for tile, share in table.tile_share.items():
+    for tile, share in tiles_of.items():
         rows, columns = map(int, tile.split("x"))
         tiles = math.ceil(m / rows) * math.ceil(n / columns) * count
-        for split in SPLITS:
+        for split in splits:
             if split > 1 and (tiles * split > table.processors or k // split < 128):
                 break
             waves = math.ceil(tiles * split / table.processors)

@@ -34,7 +34,7 @@ from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.trainer import make_optimizer
-from pspg.kernels.launch import Launch, record
+from pspg.kernels.launch import Launch, record, tensor_of
 from pspg.kernels.spcl.chunked_loss import chunked_loss, sum_of_chunks
 from pspg.kernels.text_tower import TextTower, default_memory
 from pspg.kernels.text_tower.prefix_cache import encode_prefixes
@@ -225,9 +225,11 @@ class _Log(TorchDispatchMode):
     def launched(self, launch: Launch) -> None:
         """List a launch of a Triton kernel."""
         name = launch.kernel.fn.__name__
-        tensors = [value for value in launch.arguments.values() if isinstance(value, Tensor)]
+        given = {key: tensor_of(value) for key, value in launch.arguments.items()}
+        tensors = list({id(tensor): tensor for tensor in given.values() if tensor is not None}.values())
         flops, trips = (counts[name](launch.arguments) if name in counts else 0.0 for counts in self._counts)
-        arguments = {key: v.shape if isinstance(v, Tensor) else v for key, v in launch.arguments.items()}
+        shapes = {key: tensor.shape for key, tensor in given.items() if tensor is not None}
+        arguments = {key: shapes.get(key, value) for key, value in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
         dtype = tensors[-1].dtype
         self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, trips=trips, launch=launch)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .block_operations import Stream
+from .block_operations import RaggedPairs, Stream
 from .blocks import finish, last_block, project
 from .eager import EAGER
 from .reference import TextLayer, TextTower
@@ -82,7 +82,17 @@ def encode_packed(tower: TextTower, embeddings: Tensor, packing: Packing) -> Ten
         stream = finish(tower, TRAINED, layer, stream, attended.flatten(0, 1).index_select(0, inside))
     last = tower.layers[-1]
     x, y = TRAINED.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
-    return last_block(tower, TRAINED, x[packing.ends], y[packing.ends], grid(y), packing.seen[:, None, None])
+    rows, own = torch.arange(texts, device=x.device), grid(y)
+    alone = RaggedPairs(
+        rows,
+        rows,
+        prefixes=texts,
+        suffixes=texts,
+        prefix_tokens=0,
+        suffix_tokens=tokens,
+        pooled=packing.seen.sum(dim=1) - 1,
+    )
+    return last_block(tower, TRAINED, x[packing.ends], y[packing.ends], own[:, :0], own, alone)
 
 
 def _mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
