@@ -51,8 +51,8 @@ class Assumptions:
         }
     )
     """tile of a product → share of `product_rate`"""
-    fused_share: float = 0.85
-    """of the library's rate that the project's own products reach, their epilogues included; the largest unknown"""
+    fused_share: float = 1.0
+    """of the library's rate at the same tile that the project's own products reach; the largest unknown"""
     product_us: Mapping[str, float] = field(default_factory=dict)
     """measured products in place of the tiles: "BxMxNxK" → µs, for example "1x6239x2048x512" """
     convolution_share: float = 0.6

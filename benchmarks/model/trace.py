@@ -37,6 +37,7 @@ from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.launch import Launch, record, tensor_of
 from pspg.kernels.spcl.chunked_loss import chunked_loss, sum_of_chunks
 from pspg.kernels.text_tower import TextTower, default_memory
+from pspg.kernels.text_tower.folding import folded_layer
 from pspg.kernels.text_tower.prefix_cache import encode_prefixes
 
 from ..setup import Setup, loss_of, make_setup
@@ -142,6 +143,8 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # makes its state
         optimizer.zero_grad(set_to_none=True)
+        for layer in setup.tower.layers[:-1]:
+            folded_layer(layer)  # made once for all steps
         log.keep([*_tensors(setup), *tree_iter(list(optimizer.state.values()))])
         attention = patch.object(nn.functional, "scaled_dot_product_attention", _attention_of_a_gpu)
         with log, attention, record(ARCHITECTURE, log.launched):

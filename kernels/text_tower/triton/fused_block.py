@@ -50,11 +50,14 @@ class _Rest(torch.autograd.Function):
         ctx.save_for_backward(middle, statistics, hidden)
         ctx.layer = layer
         ctx.mark_non_differentiable(moments)
+        ctx.set_materialize_grads(False)  # or zeros are written for the moments
         return out.view(x.shape), moments
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return None, None, None, None
         middle, statistics, hidden = ctx.saved_tensors
         layer, fc, d = ctx.layer, folded_layer(ctx.layer).fc, gradient.flatten(0, -2).contiguous()
         d_hidden, row_sums = products.activation_backward(d, layer.proj_weight, hidden, fc.sums, fc.bias)
