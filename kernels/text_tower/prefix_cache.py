@@ -8,11 +8,12 @@ alone. In the last layer only the pooled token is read. MATH.md, section "Text t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .block_operations import BlockOperations, RaggedPairs, Stream
 from .blocks import finish, last_block, project
@@ -95,29 +96,53 @@ def encode_prefixes(
         pooled=(1 + n + template.name_lengths).repeat(repeats) if singles and template.named else None,
     )
 
-    def with_sos(rows: Tensor, count: int, tokens: int) -> Tensor:
-        """SOS and the first tokens of the first sequences, (count,1+tokens,…)."""
-        live = rows[1:].unflatten(0, (-1, length))[:count, :tokens]
-        return torch.cat([rows[:1].expand(count, 1, -1), live], dim=1)
+    def split(rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """SOS and the other tokens (N,length,…) of rows; the cache's states, columns from `first` on, are taken."""
+        live, state = _Split.apply(rows, (count, length), (keep, n + template.longest_name), first)
+        if keep:
+            states.append(state)
+        return rows[:1, first:].detach(), live
 
-    stream, states, kept = Stream(x), [], n + template.longest_name
+    states: list[Tensor] = []
+    stream = Stream(x)
     for layer in tower.layers[:-1]:
         stream, qkv = project(tower, operations, layer, stream)
-        if keep:
-            states.append(with_sos(qkv[:, width:], keep, kept))
-        # The states of SOS are constants of the tower.
-        sos, live = qkv[:1, width:].detach(), qkv[1:].unflatten(0, (count, length))
+        sos, live = split(qkv, width)
         attended = operations.attention(tower.heads, live, sos[None], after_sos)
         attended = torch.cat([sos[:, width:], attended.flatten(0, 1)])
         stream = finish(tower, operations, layer, stream, attended)
     last = tower.layers[-1]
     x, query, y = operations.pooled_norm(tower, stream, last.ln_1_weight, last.ln_1_bias, after_sos)
-    if keep:
-        states.append(with_sos(y, keep, kept))
+    sos, live = split(y, 0)
     if not singles:
         return Encoded(tuple(states), None)
-    sos, live = y[:1].detach(), y[1:].unflatten(0, (count, length))
     return Encoded(tuple(states), last_block(tower, operations, x, query, sos[None], live, after_sos))
+
+
+class _Split(torch.autograd.Function):
+    """Rows of a pass over prompts as sequences, and what the cache keeps of them.
+
+    Slices would each leave a whole tensor of zeros to add in backward. SOS, row 0, is a constant of the tower: what
+    backward sends there is dropped.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, shape: tuple[int, int], kept: tuple[int, int], first: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.shape, ctx.kept, ctx.first = rows.shape, kept, first
+        live, (sequences, tokens) = rows[1:].unflatten(0, shape), kept
+        sos = rows[:1, first:].expand(sequences, 1, -1)
+        return live, torch.cat([sos, live[:sequences, :tokens, first:]], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_live: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
+        d_rows, (sequences, tokens) = d_live.new_empty(ctx.shape), ctx.kept
+        d_rows[0].zero_()
+        live = d_rows[1:].view(d_live.shape).copy_(d_live)
+        live[:sequences, :tokens, ctx.first :] += d_state[:, 1:]
+        return d_rows, None, None, None
 
 
 def pair_suffixes(tower: TextTower, template: PromptTemplate, prompts: Tensor) -> Suffixes:
