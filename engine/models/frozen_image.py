@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pspg.kernels.precision import no_autocast
 
 from .clip import ImageFeatures, resnet_grid, vit_features, with_unit_token
+from .fused_convolution import Shape, fused_grid
 
 
 class FrozenImageTower(nn.Module):
@@ -28,6 +30,11 @@ class FrozenImageTower(nn.Module):
     Args:
         clip: with an image tower that `image_features` can drive.
         dtype: of the parameters and of the results; None: that of the CLIP's image tower.
+
+    Attributes:
+        fused: convolutions of a ResNet that take bias, ReLU and residual with them, which cuDNN does on a GPU
+            (`convolution_shapes` lists a trunk's). Set it to a choice that was measured; none so far, so none by
+            default.
     """
 
     @torch.no_grad()
@@ -35,6 +42,7 @@ class FrozenImageTower(nn.Module):
         super().__init__()
         visual = clip.visual
         resnet = isinstance(visual, ModifiedResNet)
+        self.fused: Collection[Shape] = ()
         self.trunk = _folded_trunk(visual) if resnet else deepcopy(visual)
         self.pool = AbsorbedPool(visual.attnpool) if resnet else None
         self.to(dtype or visual.conv1.weight.dtype).to(memory_format=torch.channels_last)
@@ -48,12 +56,16 @@ class FrozenImageTower(nn.Module):
         """Global features (B,D) and tokens (B,S,D), in the tower's dtype, of images (B,3,h,w) of any float dtype.
 
         Autocast does not reach inside.
+
+        Raises:
+            ValueError: `fused` names shapes, and the images are not on a GPU with cuDNN.
         """
         images = images.to(self.trunk.conv1.weight.dtype, memory_format=torch.channels_last)
         with no_autocast(images):
             if self.pool is None:
                 return with_unit_token(*vit_features(self.trunk, images))
-            return with_unit_token(*self.pool(resnet_grid(self.trunk, images)))
+            grid = fused_grid(self.trunk, images, self.fused) if self.fused else resnet_grid(self.trunk, images)
+            return with_unit_token(*self.pool(grid))
 
 
 class AbsorbedPool(nn.Module):
