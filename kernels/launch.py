@@ -52,10 +52,10 @@ class Launch:
     arguments: Mapping[str, Any]
     """by parameter name: tensors (of any device, meta included), numbers, constants"""
     options: Mapping[str, int]
-    """num_warps, num_stages"""
+    """num_warps, num_stages, launch_pdl"""
 
 
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 _recorder: tuple[int, Callable[[Launch], None]] | None = None
 
 
@@ -94,6 +94,11 @@ def configuration(kernel: str, device: torch.device) -> dict[str, int]:
     return dict(known[max((number for number in known if number <= here), default=min(known))])
 
 
+def can_overlap(device: torch.device) -> bool:
+    """True where a kernel can start while the one before ends (`launch_pdl`, programmatic dependent launch)."""
+    return architecture(device) >= 90
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:
     """Start a @triton.jit function on the device of its first tensor, or record that it would be.
 
@@ -101,7 +106,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
         grid: programs in up to three dimensions. None of them: nothing happens.
         arguments: the kernel's first parameters, in order: contiguous tensors, tensor descriptors of such, `Batched`,
             numbers, None.
-        keywords: the others by name; num_warps and num_stages.
+        keywords: the others by name; num_warps, num_stages and launch_pdl.
 
     Raises:
         ValueError: a tensor that is not laid out as it has to be.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pspg.kernels.launch import record
 from pspg.kernels.prompt_decoder import decode, folding
 from pspg.kernels.prompt_decoder.gru import parameter_shapes
 
@@ -176,3 +177,19 @@ def test_refuses_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
     inputs = Inputs(torch.device("cpu"), classes=2, images=2)
     with pytest.raises(ValueError, match="impl='triton' is not available"):
         inputs.run("triton", [tensor.float() for tensor in inputs.tensors], 1)
+
+
+@pytest.mark.parametrize(("architecture", "overlaps"), [(80, False), (90, True)])
+def test_overlap_is_asked_of_every_launch_where_it_can_be_had(
+    architecture: int, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that did not wait would read what the one before has not written."""
+    from pspg.kernels.prompt_decoder.cases import CASES
+
+    (case,) = CASES
+    monkeypatch.setattr(host, "OVERLAP", True)
+    with record(architecture) as launches:
+        case.run(torch.bfloat16)
+    assert len(launches) > 200
+    assert all(launch.arguments["OVERLAP"] is overlaps for launch in launches)
+    assert all(launch.options.get("launch_pdl", False) is overlaps for launch in launches)

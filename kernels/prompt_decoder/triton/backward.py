@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import add_product, dot, load_tile, load_vector, load_weight, store_tile
+from .tiles import add_product, dot, follow, load_tile, load_vector, load_weight, store_tile
 
 
 @triton.jit
@@ -21,8 +21,10 @@ def cross_attention_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Gradient of the scores of the images in one head."""
+    follow(OVERLAP)
     g, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     rows, columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK)
     rows_in, width = rows < classes, heads * images
@@ -55,8 +57,10 @@ def norm_linear_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Back through LayerNorm and the linear layer under it, pre_norm = … + input·weightᵀ."""
+    follow(OVERLAP)
     g = tl.program_id(2).to(tl.int64)
     rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows_in = rows < classes
@@ -118,12 +122,14 @@ def self_attention_backward_kernel(
     WIDTH: tl.constexpr,  # of a head
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Gradients in one head of a block of queries or, in the second half of the programs, of keys and values.
 
     A score between query i and key j has the gradient p_ij·(ō_i·v_j − δ_i), δ_i = ō_i·o_i, with o the result, ō its
     gradient.
     """
+    follow(OVERLAP)
     g, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
     blocks = tl.num_programs(0) // 2
     rows, d = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
@@ -194,8 +200,10 @@ def gru_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Back through the projection to q, k, v and through the GRU cell."""
+    follow(OVERLAP)
     g = tl.program_id(2).to(tl.int64)
     rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows_in, wide = rows < classes, 3 * hidden
@@ -237,8 +245,10 @@ def recurrence_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Gradients of h_{i−1}, in the first half of the programs, and of what is fed back, in the second."""
+    follow(OVERLAP)
     count = tl.num_programs(2) // 2
     g = (tl.program_id(2) % count).to(tl.int64)
     rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -12,6 +12,7 @@ from .tiles import (
     add_product,
     add_three_products,
     dot,
+    follow,
     load_tile,
     load_transposed,
     load_vector,
@@ -40,8 +41,10 @@ def gru_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The GRU cell: gates u, r, z, n where they are saved, and inner = n + z⊙(h − n)."""
+    follow(OVERLAP)
     g = tl.program_id(2).to(tl.int64)
     rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows_in = rows < classes
@@ -98,8 +101,10 @@ def linear_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """output = residual + other + bias + x·weightᵀ; with NORMALISE of LayerNorm(x) without scale and shift."""
+    follow(OVERLAP)
     g = tl.program_id(2).to(tl.int64)
     rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows_in = rows < classes
@@ -140,8 +145,10 @@ def self_attention_kernel(
     WIDTH: tl.constexpr,  # of a head
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Self-attention of a block of queries in one head, over blocks of keys with a running maximum."""
+    follow(OVERLAP)
     a, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     rows, d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     rows_in, d_in = rows < classes, d < WIDTH
@@ -188,8 +195,10 @@ def cross_attention_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """h_i = LayerNorm(pre_norm), its scores of the images in one head, where they are saved, and their softmax."""
+    follow(OVERLAP)
     g, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     rows, columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK)
     rows_in, columns_in = rows < classes, columns < images

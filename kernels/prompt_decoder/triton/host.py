@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...launch import Batched, configuration, launch, pin
+from ...launch import Batched, can_overlap, configuration, launch, pin
 from .. import folding
 from ..recurrence import (
     EPS,
@@ -57,6 +57,11 @@ pin("decoder_images", sm_80={"BLOCK_C": 16, "BLOCK_K": 64, "num_warps": 4, "num_
 pin("decoder_images_fp32", sm_80={"BLOCK_C": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3})
 pin("decoder_attention", sm_80={"BLOCK": 32, "num_warps": 4, "num_stages": 2})
 pin("decoder_attention_fp32", sm_80={"BLOCK": 16, "num_warps": 4, "num_stages": 2})
+
+OVERLAP = False
+"""Programmatic dependent launch: kernels start while the one before ends, on compute capability 9.0 and newer.
+
+Compiled, never run: set it once a GPU has shown the same bits and less time."""
 
 
 def decode(
@@ -234,8 +239,10 @@ def _self_attention(qkv: Tensor, heads: int, attended: Tensor, lse: Tensor | Non
 
 
 def _options(kernel: str, like: Tensor) -> dict[str, int]:
-    """Configuration of a kernel for the dtype and device of a tensor."""
-    return configuration(f"{kernel}_fp32" if like.dtype == torch.float32 else kernel, like.device)
+    """Configuration of a kernel for the dtype and device of a tensor, and whether it overlaps the one before."""
+    overlap = OVERLAP and can_overlap(like.device)
+    options = configuration(f"{kernel}_fp32" if like.dtype == torch.float32 else kernel, like.device)
+    return {**options, "OVERLAP": overlap, **({"launch_pdl": True} if overlap else {})}
 
 
 def _attention_options(qkv: Tensor, width: int) -> dict[str, int]:
