@@ -17,7 +17,7 @@ from ..setup import exact_flops
 from ..step import positive
 from . import __doc__ as purpose
 from .assumptions import GPUS, Assumptions, load_assumptions
-from .price import Totals, price_step
+from .price import Totals, price_step, with_selectable
 from .trace import PARTS, Step, trace_step
 
 
@@ -36,6 +36,7 @@ def main() -> int:
     results = []
     for classes in arguments.classes:
         step, exact = trace_step(classes, arguments.batch), exact_flops(classes, arguments.batch)
+        step = with_selectable(step) if arguments.selectable else step
         for gpu, table in tables.items():
             results.append(_result(step, gpu, table, exact))
             _print(results[-1])
@@ -52,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     add("--classes", type=positive, nargs="+", default=[14, 28, 108, 193], metavar="C", help="default 14 28 108 193")
     add("--batch", type=positive, default=64, metavar="B", help="images a batch (default 64)")
     add("--gpu", choices=GPUS, nargs="+", default=["h200"], help="default h200")
+    add("--selectable", action="store_true", help="with the forms that are not the default before a GPU has run them")
     add("--calibration", type=Path, metavar="FILE", help="JSON of measured numbers in place of assumptions, by field")
     add("--json", type=Path, metavar="OUT", help="write a list of one object a number of classes and GPU")
     return parser.parse_args()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .assumptions import Assumptions
-from .trace import FILLS, OPTIMIZER, Operation, Step
+from .trace import FILLS, IMAGE, OPTIMIZER, Operation, Step
 
 SPLITS = (1, 2, 4, 8, 16)
 FUSED = frozenset(["_linear_kernel", "_add_linear_kernel", "_activation_backward_kernel", "_norm_backward_kernel"])
@@ -43,6 +43,24 @@ def price_step(step: Step, table: Assumptions) -> tuple[dict[str, Totals], dict[
     return parts, kinds
 
 
+def with_selectable(step: Step) -> Step:
+    """The step with the forms that can be chosen and are not the default before a GPU has run them.
+
+    Convolutions of the image tower with bias, residual and ReLU inside; decoder kernels each of which is set up while
+    the one before ends, so that nothing lies between them.
+    """
+    found = []
+    for operation in step.operations:
+        if operation.part == IMAGE and operation.name in ("relu_", "add_"):
+            continue
+        if operation.name.startswith("convolution"):
+            operation = replace(operation, kernels=1)
+        elif kind(operation) == "prompt_decoder":
+            operation = replace(operation, overlapped=True)
+        found.append(operation)
+    return replace(step, operations=found)
+
+
 def kind(operation: Operation) -> str:
     """Kind of an operation: the name of its kernel, or what torch's operator is."""
     name = operation.name
@@ -64,6 +82,8 @@ def kind(operation: Operation) -> str:
 def price(operation: Operation, table: Assumptions) -> float:
     """Seconds of an operation, the gaps before its kernels included."""
     gap = 1e-6 * (table.host_gap_us if operation.part == OPTIMIZER else table.gap_us)
+    if operation.overlapped:
+        gap = 0.0
     return _busy(operation, table) + operation.kernels * gap
 
 

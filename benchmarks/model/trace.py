@@ -102,6 +102,8 @@ class Operation:
     """turns of a Triton kernel's loop, over all programs, where its case states them"""
     launch: Launch | None = None
     """of a Triton kernel, its tensors replaced by their shapes"""
+    overlapped: bool = False
+    """set up while the kernel before it ends"""
 
     def __str__(self) -> str:
         return (
