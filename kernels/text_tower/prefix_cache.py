@@ -123,25 +123,34 @@ class _Split(torch.autograd.Function):
     """Rows of a pass over prompts as sequences, and what the cache keeps of them.
 
     Slices would each leave a whole tensor of zeros to add in backward. SOS, row 0, is a constant of the tower: what
-    backward sends there is dropped.
+    backward sends there is dropped, and may be anything.
     """
 
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, shape: tuple[int, int], kept: tuple[int, int], first: int
     ) -> tuple[Tensor, Tensor]:
-        ctx.shape, ctx.kept, ctx.first = rows.shape, kept, first
+        ctx.set_materialize_grads(False)
+        ctx.rows, ctx.shape, ctx.kept, ctx.first = rows.shape, shape, kept, first
         live, (sequences, tokens) = rows[1:].unflatten(0, shape), kept
         sos = rows[:1, first:].expand(sequences, 1, -1)
         return live, torch.cat([sos, live[:sequences, :tokens, first:]], dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_live: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
-        d_rows, (sequences, tokens) = d_live.new_empty(ctx.shape), ctx.kept
-        d_rows[0].zero_()
-        live = d_rows[1:].view(d_live.shape).copy_(d_live)
-        live[:sequences, :tokens, ctx.first :] += d_state[:, 1:]
+    def backward(ctx: Any, d_live: Tensor | None, d_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        if d_live is None and d_state is None:
+            return None, None, None, None
+        if d_live is None:
+            assert d_state is not None
+            d_rows = d_state.new_zeros(ctx.rows)
+        else:
+            rows = d_live.flatten(0, 1)
+            d_rows = torch.cat([rows[:1], rows])
+        if d_state is not None:
+            sequences, tokens = ctx.kept
+            live = d_rows[1:].unflatten(0, ctx.shape)
+            live[:sequences, :tokens, ctx.first :] += d_state[:, 1:]
         return d_rows, None, None, None
 
 

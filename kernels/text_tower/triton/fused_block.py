@@ -24,6 +24,7 @@ class _NormLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, moments: Tensor, weight: Tensor, sums: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         rows = x.flatten(0, -2).contiguous()
         out, _, statistics = products.linear(rows, weight, moments, sums, bias, eps, "out")
         ctx.save_for_backward(x, statistics, weight)
@@ -31,8 +32,11 @@ class _NormLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_x: Tensor, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_x: Tensor | None, d_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        if d_out is None:
+            return d_x, None, None, None, None, None
         x, statistics, weight = ctx.saved_tensors
+        d_x = torch.zeros_like(x) if d_x is None else d_x
         return add_norm_backward(d_x, d_out @ weight, x, statistics, None), None, None, None, None, None
 
 
@@ -41,6 +45,7 @@ class _Rest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, attended: Tensor, layer: TextLayer, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         fc = folded_layer(layer).fc
         residual, attended = (t.flatten(0, -2).contiguous() for t in (x, attended))
         middle, moments = products.add_linear(attended, layer.out_proj_weight, layer.out_proj_bias, residual)

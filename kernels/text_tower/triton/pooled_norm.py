@@ -100,19 +100,24 @@ class _PooledNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, pairs: RaggedPairs
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         total, normal, statistics = add_norm_forward(x, delta, weight, bias, eps)
         total = x if delta is None else total
         ctx.save_for_backward(total, statistics, weight, pairs.pooled)
-        ctx.tokens, ctx.added = pairs.suffix_tokens, delta is not None
+        ctx.tokens, ctx.sequences, ctx.added = pairs.suffix_tokens, len(pairs.prefix_index), delta is not None
         return pairs.pool(total), pairs.pool(normal), normal
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_x_pooled: Tensor, d_pooled: Tensor, d_normal: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, d_x_pooled: Tensor | None, d_pooled: Tensor | None, d_normal: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         total, statistics, weight, pooled = ctx.saved_tensors
-        gradients = d_x_pooled, d_pooled, d_normal.view(total.shape)
         rows = total.flatten(0, -2)
-        d_x = pooled_norm_backward(*gradients, rows, statistics, weight, pooled, ctx.tokens).view(total.shape)
+        one = rows[: ctx.sequences]
+        gradients = [torch.zeros_like(one) if d is None else d for d in (d_x_pooled, d_pooled)]
+        d_normal = torch.zeros_like(rows) if d_normal is None else d_normal.view(rows.shape)
+        d_x = pooled_norm_backward(*gradients, d_normal, rows, statistics, weight, pooled, ctx.tokens).view(total.shape)
         return d_x, d_x if ctx.added else None, None, None, None, None
 
 
