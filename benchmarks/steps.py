@@ -217,6 +217,7 @@ class GraphedLoss:
 
     def __init__(self, setup: Setup, impl: str, dtype: torch.dtype, record: Recorder | None = None) -> None:
         self.module: nn.Module = setup.head
+        self.streams: tuple[torch.cuda.Stream, ...] = ()
         self._setup, self._impl, self._dtype = setup, impl, dtype
         self._graph = StepGraph(self, setup.images.device, record)
 

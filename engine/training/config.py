@@ -87,6 +87,9 @@ class TrainConfig:
     """on a GPU: record the step of either phase as a CUDA graph and replay it, also with cached features and sampled
     pairs; smaller batches, a step that cannot be recorded, or whose replay differs, run as usual. auto: wherever it
     applies; on: refuse settings where it does not"""
+    images_ahead: bool = False
+    """within the CUDA graph of phase 2, compute the next batch's image features beside the text side of this one; no
+    effect without the graph or with cached features"""
     text_memory: PositiveInt | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: Seed = 0

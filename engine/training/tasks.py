@@ -78,6 +78,7 @@ class ContrastiveTask:
         self._world, self._validation, self._sharded = world, validation, sharded
         self._autocast = autocast_dtype(precision, world.device)
         self._room = 0
+        self.streams: tuple[torch.cuda.Stream, ...] = ()
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return self._arguments(batch, by_module=self._sharded)
@@ -163,10 +164,14 @@ class PromptTask:
         self._validation, self._bank = validation, bank
         self._autocast = autocast_dtype(precision, world.device)
         self._room = 0
+        self.streams: tuple[torch.cuda.Stream, ...] = ()
+
+    def features(self, batch: Any) -> ImageFeatures:
+        """Features of the frozen image tower, on the device."""
+        return frozen_features(self._model, batch, self._world.device, self._autocast)
 
     def inputs(self, batch: Any) -> tuple[Any, ...]:
-        features = frozen_features(self._model, batch, self._world.device, self._autocast)
-        return features, self._model.class_set, self._model.tower
+        return self.features(batch), self._model.class_set, self._model.tower
 
     def loss(self, output: PsPGOutput, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return self._prompt_loss(output, batch.labels, self._sample(batch.labels))

@@ -26,7 +26,9 @@ from ..utils.errors import UserError
 from ..utils.numerics import numerics
 from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
+from .images_ahead import ImagesAhead, with_next
 from .remarks import Remarks
+from .tasks import PromptTask
 from .telemetry import LoaderWatch, Telemetry
 
 log = logging.getLogger(__name__)
@@ -171,6 +173,9 @@ class Trainer:
             config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config, world.size) is None
         )
         self.graph = StepGraph(task, world.device) if recordable else None  # type: ignore[arg-type]
+        self.ahead: ImagesAhead | None = None
+        if recordable and config.images_ahead and isinstance(task, PromptTask) and not config.data.cache_features:
+            self.graph, self.ahead = None, ImagesAhead(task, world.device)
         self.average: AveragedModel | None = None
         if config.optim.ema_decay:
             self.average = AveragedModel(
@@ -240,10 +245,13 @@ class Trainer:
             start * self.config.batch_size,
         )
         batches = self.waits.watch(self.loader.batches(self.epoch, start))
-        for number, batch in enumerate(batches, start + 1):
+        pairs = with_next(batches, ahead=self.ahead is not None)
+        for number, (batch, following) in enumerate(pairs, start + 1):
             advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
             replayed = None if self.graph is None else self.graph(batch)
+            if self.ahead is not None:
+                replayed = self.ahead(batch, following)
             if replayed is None:
                 loss, parts = self.task.loss(self.engine(*self.task.inputs(batch)), batch)
                 self.engine.backward(loss)

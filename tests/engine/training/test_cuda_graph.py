@@ -21,6 +21,7 @@ from pspg.engine.models.features import FeatureBatch
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.cuda_graph import WARM_UP, Outcome, StepGraph
+from pspg.engine.training.images_ahead import ImagesAhead, with_next
 from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.tasks import ContrastiveTask, PromptTask
 from pspg.engine.training.trainer import Trainer
@@ -39,14 +40,20 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 class Loader:
-    """Eight batches of three images; the last but one has two. With a model they bring its features instead."""
+    """Eight batches of three images; the last but one has two. With a model they bring its features instead.
 
-    def __init__(self, classes: int, model: PsPG | None = None) -> None:
+    Batch `killed_at`, counted over all epochs, ends the run.
+    """
+
+    def __init__(self, classes: int, model: PsPG | None = None, killed_at: int | None = None) -> None:
+        self._killed_at = killed_at
         self.batches_per_epoch, self.bad, self._classes, self._model = 8, {}, classes, model
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(epoch)
         for number in range(start_batch, self.batches_per_epoch):
+            generator = torch.Generator().manual_seed(100 * epoch + number)
+            if self.batches_per_epoch * epoch + number == self._killed_at:
+                raise KeyboardInterrupt
             count = 2 if number == 6 else 3
             pixels = torch.randint(0, 256, (count, 32, 32), dtype=torch.uint8, generator=generator)
             labels = torch.randint(-1, 2, (count, self._classes), generator=generator).float()
@@ -103,6 +110,10 @@ def run(
     loss: LossConfig = SPCL,
     *,
     cached: bool = False,
+    ahead: bool = False,
+    epochs: int = 1,
+    killed_at: int | None = None,
+    resume: Any = None,
     **settings: Any,
 ) -> list[Tensor]:
     small = ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2, **settings)
@@ -110,10 +121,12 @@ def run(
     torch.manual_seed(0)
     model = PsPG(make_clip().float(), small, names).freeze()
     task = PromptTask(model, PromptLoss(loss), world, None, bank=None, precision="fp32")
-    optim = OptimConfig(epochs=1, warmup_epochs=0, accumulate=2, lr=1e-2)
-    config = TrainConfig(output=str(folder), batch_size=3, log_every=1, optim=optim)
-    trainer = Trainer(config, task, Loader(len(names), model if cached else None), world, {})
-    if record is not None:
+    optim = OptimConfig(epochs=epochs, warmup_epochs=0, accumulate=2, lr=1e-2)
+    config = TrainConfig(output=str(folder), batch_size=3, log_every=1, save_every=1, resume=resume, optim=optim)
+    trainer = Trainer(config, task, Loader(len(names), model if cached else None, killed_at), world, {})
+    if record is not None and ahead:
+        trainer.ahead = ImagesAhead(task, world.device, record)
+    elif record is not None:
         trainer.graph = StepGraph(task, world.device, record)
     trainer.fit()
     return [parameter.detach().clone() for parameter in task.module.parameters()]
@@ -124,10 +137,11 @@ def run(
     [
         ("spcl", {}),
         ("spcl", {"cached": True}),
+        ("spcl", {"ahead": True}),
         ("ranking", {}),
         ("ranking", {"decoder": "context", "fusion": "regions"}),
     ],
-    ids=["spcl", "cached", "ranking", "dualcoop"],
+    ids=["spcl", "cached", "ahead", "ranking", "dualcoop"],
 )
 def test_trains_as_the_ordinary_step(
     make_clip: Callable[..., Any], names: list[str], tmp_path: Path, pair: Any, settings: dict[str, Any]
@@ -200,6 +214,51 @@ def test_phase_1_trains_as_the_ordinary_step(
     assert found[0]["clip.visual.bn1.num_batches_tracked"] == 8
     for name, one in found[0].items():
         torch.testing.assert_close(one, found[1][name], rtol=1e-9, atol=1e-9)
+
+
+def test_every_batch_is_trained_once_and_in_order() -> None:
+    """Whether or not the one that follows is looked at before; nothing of an epoch is left over for the next."""
+    for count in range(4):
+        assert list(with_next(range(1, count + 1), ahead=False)) == [(k, None) for k in range(1, count + 1)]
+        following = [*range(2, count + 1), None][:count]
+        assert list(with_next(range(1, count + 1), ahead=True)) == list(
+            zip(range(1, count + 1), following, strict=True)
+        )
+
+
+def test_images_ahead_of_epochs_and_of_an_interrupted_run(
+    make_clip: Callable[..., Any], names: list[str], tmp_path: Path
+) -> None:
+    """Three epochs in two pieces, the second broken off while a batch was encoded that no step had trained."""
+    expected = run(make_clip, names, tmp_path / "ordinary", None, epochs=3)
+    settings: dict[str, Any] = {"ahead": True, "epochs": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run(make_clip, names, tmp_path / "ahead", record_by_hand, killed_at=13, **settings)
+    found = run(make_clip, names, tmp_path / "ahead", record_by_hand, resume="latest", **settings)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_images_ahead_are_encoded_once(
+    make_clip: Callable[..., Any], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the recording on, a replay encodes the next batch; only one whose features are missing is encoded before."""
+    model = PsPG(make_clip().float(), ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2), names).freeze()
+    task = PromptTask(model, PromptLoss(SPCL), start("cpu"), None, bank=None, precision="fp32")
+    ahead, batches = ImagesAhead(task, torch.device("cpu"), record_by_hand), list(Loader(len(names)).batches(0))[:6]
+    for batch in batches[:WARM_UP]:
+        assert ahead(batch, None) is None
+    assert ahead(batches[3], batches[4]) is not None
+    seen, features = [], task.features
+
+    def watched(batch: Any) -> Any:
+        if isinstance(batch, Batch):
+            seen.append("before" if any(batch is known for known in batches) else "replay")
+        return features(batch)
+
+    monkeypatch.setattr(task, "features", watched)
+    assert ahead(batches[4], None) is not None
+    assert ahead(batches[5], None) is not None
+    assert seen == ["replay", "before", "replay"]
 
 
 def test_a_larger_batch_is_recorded_in_place_of_a_smaller_one(make_clip: Callable[..., Any], names: list[str]) -> None:
