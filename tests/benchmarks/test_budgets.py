@@ -13,7 +13,7 @@ import pytest
 from benchmarks.model.trace import BACKWARD, FILLS, PAIRS, Operation, Step, trace_step
 
 BATCH = 64
-LAUNCHES = {14: 1540, 28: 1540, 108: 4340}
+LAUNCHES = {14: 1170, 28: 1170, 108: 3250}
 """C → kernels of a step, 64 images"""
 PEAK_GIB = {14: 0.6, 28: 1.2, 108: 1.9, 193: 2.4}
 """C → GiB alive at most, weights and optimizer state included"""
