@@ -83,11 +83,15 @@ def encode_prefixes(
 
 
 def single_suffixes(tower: TextTower, template: PromptTemplate, prompt_length: int) -> Suffixes:
-    """Suffixes after the prefix in the single prompt of each class: EOS; in prefix mode ".", EOS. C suffixes."""
-    steps = torch.arange(2 if template.named else 1, device=template.token_suffix.device)
+    """Suffixes after the prefix in the single prompt of each class: EOS; in prefix mode ".", EOS. C suffixes.
+
+    A "." that is one token with the name's end leaves EOS alone, and what comes after EOS nobody sees.
+    """
+    steps = torch.arange(1 + template.longest_tail, device=template.token_suffix.device)
     offsets = template.name_lengths[:, None] + steps  # (C,T) into the token suffix
     tokens = template.token_suffix.gather(1, offsets[..., None].expand(-1, -1, template.token_suffix.shape[-1]))
-    return _suffixes(tower, tokens, 1 + prompt_length + offsets)
+    suffixes = _suffixes(tower, tokens, 1 + prompt_length + offsets)
+    return suffixes if template.tail_lengths is None else suffixes._replace(pooled=template.tail_lengths)
 
 
 def pair_suffixes(tower: TextTower, template: PromptTemplate, prompts: Tensor) -> Suffixes:
