@@ -71,6 +71,9 @@ class ModelConfig:
     """dropout on the decoder outputs; mlp and context have none"""
     drop_path: FractionBelowOne = 0.1
     """transformer: probability of dropping a residual branch of its last block in training"""
+    text_drop_path: FractionBelowOne = 0.0
+    """phase 1: probability of dropping a residual branch of the text tower's last block in training, rising linearly
+    from 0 in its first; the authors' code has 0.1"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
     fusion: FusionName = "gate_after_norm"
@@ -107,6 +110,9 @@ class DataConfig:
     """pixel standard deviation, likewise"""
     augment: bool = True
     """two of four random augmentations (paper A.2)"""
+    augment_bicubic: bool = False
+    """resized crop and affine bicubic, as in the authors' code, by the torch loader; false: bilinear and nearest
+    neighbour"""
     flip: ClosedUnitInterval = 0.5
     """probability of a horizontal flip; set 0 where class names carry a side"""
     loader: Literal["auto", "dali", "torch"] = "auto"

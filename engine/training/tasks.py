@@ -9,6 +9,7 @@ from typing import Any
 
 import open_clip
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pspg.kernels.pairs import PairSample
@@ -33,11 +34,19 @@ class ContrastiveModel(nn.Module):
     Args:
         clip: the open_clip model.
         sharded: weights are whole only while their own module runs, as in training under ZeRO stage 3.
+        text_drop_path: probability of dropping a residual branch of the text tower's last block in training, for a text
+            at a time; it rises linearly from 0 in the first block.
     """
 
-    def __init__(self, clip: open_clip.CLIP, *, sharded: bool = False) -> None:
+    def __init__(self, clip: open_clip.CLIP, *, sharded: bool = False, text_drop_path: float = 0.0) -> None:
         super().__init__()
-        self.clip, self._sharded = clip, sharded
+        self.clip = clip
+        self._by_module = sharded or text_drop_path > 0
+        if text_drop_path > 0:
+            blocks = clip.transformer.resblocks
+            for block, rate in zip(blocks, torch.linspace(0, text_drop_path, len(blocks)).tolist(), strict=True):
+                # In place of a scale of the branches, which plain CLIPs do not have; it has no weights.
+                block.ls_1, block.ls_2 = DropPath(rate), DropPath(rate)
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image features (B,D), text features (B,D), both raw, and the log temperature."""
@@ -47,7 +56,7 @@ class ContrastiveModel(nn.Module):
         return self.clip.encode_image(images), self._encode(tokens), self.clip.logit_scale.clone()
 
     def _encode(self, tokens: Tensor) -> Tensor:
-        if not (self._sharded and self.training):
+        if not (self._by_module and self.training):
             return encode_tokens(self.clip, tokens)
         # The same feature module by module. These take texts of the context's full length only.
         return self.clip.encode_text(nn.functional.pad(tokens, (0, self.clip.context_length - tokens.shape[1])))
@@ -61,7 +70,7 @@ class ContrastiveTask:
         world: this process.
         validation: this rank's batches of the validation split, in a fixed order; None: no validation.
         precision: fp32, bf16, fp16 or auto.
-        sharded: see `ContrastiveModel`.
+        sharded, text_drop_path: see `ContrastiveModel`.
     """
 
     def __init__(
@@ -72,8 +81,9 @@ class ContrastiveTask:
         precision: str,
         *,
         sharded: bool = False,
+        text_drop_path: float = 0.0,
     ) -> None:
-        self.module = ContrastiveModel(clip, sharded=sharded)
+        self.module = ContrastiveModel(clip, sharded=sharded, text_drop_path=text_drop_path)
         self._world, self._validation = world, validation
         self._autocast = autocast_dtype(precision, world.device)
 
