@@ -28,9 +28,9 @@ from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
 
 from .machine import environment
-from .model import exact_flops, make_setup
 from .ranks import Settings, measure
 from .rows import read_results, write_results
+from .setup import exact_flops, make_setup
 from .step import positive
 from .traffic import Network, group_sizes, step_payload
 

@@ -1,8 +1,9 @@
 """`python -m benchmarks.step`: time and memory of one full phase-2 step of the full-size RN50 model.
 
-Image tower, prompt decoders, text tower, losses, backward and optimizer, n = 16, random weights; fp32 on a CPU, bf16
-towers on a GPU. Every implementation runs in a fresh process of its own; several take turns, step by step, so that they
-see the same machine. Before, each passes the gate of `benchmarks.run --op phase2_step` with a few classes and images.
+Image tower, prompt decoders, text tower, losses, backward and optimizer, n = 16, random weights; fp32 on a CPU; on a
+GPU bf16 towers and, as in training, a CUDA graph. Every implementation runs in a fresh process of its own; several take
+turns, step by step, so that they see the same machine. Before, each passes the gate of `benchmarks.run --op
+phase2_step` with a few classes and images.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pspg.engine.utils.device import reserved_bytes
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
 
@@ -24,7 +26,8 @@ from .child import Child
 from .harness import Sizes
 from .jobs import device_of, registry
 from .machine import environment, peak_bytes, peak_flops, timed
-from .model import IMPLS, exact_flops, make_setup, make_step
+from .setup import IMPLS, exact_flops, make_setup
+from .steps import whole_step
 
 
 def main() -> int:
@@ -106,17 +109,17 @@ def _measure(arguments: argparse.Namespace, device: torch.device, failed: dict[s
     """A result an implementation; what breaks goes to `failed`."""
     children = {impl: Child(_work, impl, arguments) for impl in arguments.impl if impl not in failed}
     times: dict[str, list[float]] = {impl: [] for impl in children}
-    peaks: dict[str, int] = {}
+    peaks: dict[str, list[int | None]] = {}
     for turn in tqdm(range(1 + arguments.repeat), desc="steps", disable=None, leave=False):
         for impl in [impl for impl in children if impl not in failed]:
             try:
-                answer = children[impl].ask(True)
+                answer = children[impl].ask(turn == 0)
             except EOFError:
                 answer = children[impl].close()
             if isinstance(answer, str):
                 failed[impl] = answer
                 continue
-            seconds, peaks[impl] = answer
+            seconds, *peaks[impl] = answer
             if turn:  # the first is the warm-up
                 times[impl].append(seconds)
     for child in children.values():
@@ -130,7 +133,8 @@ def _measure(arguments: argparse.Namespace, device: torch.device, failed: dict[s
     for impl in ran:
         p20, p50, p80 = (float(value) for value in np.percentile(times[impl], [20, 50, 80]))
         result = {"impl": impl, "classes": arguments.classes, "batch": arguments.batch, "device": arguments.device}
-        result |= {"repeat": len(times[impl]), "p20": p20, "p50": p50, "p80": p80, "peak_bytes": peaks[impl]}
+        result |= {"repeat": len(times[impl]), "p20": p20, "p50": p50, "p80": p80}
+        result |= dict(zip(("peak_bytes", "reserved_bytes"), peaks[impl], strict=True))
         result |= {"flops": flops, "utilisation": flops / (p50 * rate), "peak_flops": rate}
         results.append(result | {key: facts[key] for key in ("machine", "versions", "commit")})
     return results
@@ -147,14 +151,16 @@ def _work(pipe: Any, impl: str, arguments: argparse.Namespace) -> None:
     setup = make_setup(arguments.classes, arguments.batch, device, impl, dtype)
     if arguments.memory:
         setup.head.text_memory = arguments.memory * 2**20
-    step = make_step(setup, impl, device, dtype)
+    step = whole_step(setup, impl, dtype)
     while True:
         try:
-            pipe.recv()
+            warm_up = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send((timed(step, device), peak_bytes(device)))
+            if warm_up:
+                step.warm_up()
+            pipe.send((timed(step.whole, device), peak_bytes(device), reserved_bytes(device)))
         except RuntimeError as error:  # torch's out-of-memory errors are of this kind, too
             pipe.send((str(error).splitlines() or ["failed"])[0])
             return
@@ -168,12 +174,17 @@ def _print_table(results: list[dict[str, Any]]) -> None:
         f"phase-2 step, RN50, C={one['classes']}, B={one['batch']}, {one['device']}: {one['flops'] / 1e12:.2f} TFLOP "
         f"in the exact algebra; matrix products reach {one['peak_flops'] / 1e9:.0f} GFLOP/s here"
     )
-    print(f"{'':<12}{'p20':>9}{'p50':>9}{'p80':>9}  {'peak':>9}  utilisation  against {one['impl']}")
+    print(f"{'':<12}{'p20':>9}{'p50':>9}{'p80':>9}  {'peak':>9}{'reserved':>10}  utilisation  against {one['impl']}")
     for row in results:
         print(
             f"{row['impl']:<12}{row['p20']:>8.2f}s{row['p50']:>8.2f}s{row['p80']:>8.2f}s"
-            f"  {row['peak_bytes'] / 2**30:>5.2f} GiB  {row['utilisation']:>11.0%}  {one['p50'] / row['p50']:>.1f}×"
+            f"  {row['peak_bytes'] / 2**30:>5.2f} GiB{_gib(row['reserved_bytes'])}"
+            f"  {row['utilisation']:>11.0%}  {one['p50'] / row['p50']:>.1f}×"
         )
+
+
+def _gib(size: int | None) -> str:
+    return f"{'':>10}" if size is None else f"{size / 2**30:>6.2f} GiB"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from .gate import Outcome, excess
 from .harness import Call, Counts, Sizes, Verdict, flop_counter, seconds_of
 from .jobs import Entry
 from .machine import DTYPES
-from .model import Setup, loss_of, make_setup, repaired_loss
+from .setup import Setup, loss_of, make_setup, repaired_loss
 
 LABELS = 3
 """positive labels an image in `text_side`, whatever the number of classes: else the positive pairs grow with C², too"""
@@ -35,6 +35,8 @@ SAMPLES = 8
 
 class GradientStep:
     """Loss, backward and, if there is one, the optimizer, as a call of the harness; the first outcome is kept.
+
+    A loss without a gradient function has left the gradients already.
 
     Args:
         loss: differentiable scalar.
@@ -56,8 +58,8 @@ class GradientStep:
         self.outcome: Outcome = {}
 
     def __call__(self, turn: int) -> dict[str, float]:
-        for _ in range(0 if turn else self._warm_up):
-            self._backward()
+        if turn == 0:
+            self.warm_up()
         torch.manual_seed(turn)
         seconds = seconds_of(self._backward, self._device)
         if turn == 0:
@@ -72,10 +74,22 @@ class GradientStep:
         self._backward()
         return _outcome(self._value, self._module)
 
+    def warm_up(self) -> None:
+        """The passes before the first repetition."""
+        for _ in range(self._warm_up):
+            self._backward()
+
+    def whole(self) -> None:
+        """One step."""
+        self._backward()
+        if self._optimizer is not None:
+            self._optimizer.step()
+
     def _backward(self) -> None:
         self._module.zero_grad(set_to_none=True)
         value = self.loss()
-        value.backward()
+        if value.requires_grad:
+            value.backward()
         self._value = value.detach()
 
 
@@ -145,19 +159,11 @@ class Phase2:
         return {"both": (int(counter.get_total_flops()), None)}
 
     def make(self, impl: str, dtype: torch.dtype, device: torch.device) -> GradientStep:
-        """A step as the trainer runs it: on a GPU a CUDA graph, the tuned baseline compiled."""
-        cuda, setup = device.type == "cuda", self.setup(impl, dtype, device)
-        loss = self.loss(impl, setup, dtype)
+        setup = self.setup(impl, dtype, device)
         if self._text_side:
-            return GradientStep(loss, setup.head, device, warm_up=int(cuda))
-        if cuda and impl in ("eager", "triton"):
-            loss = GraphedLoss(setup, impl, dtype)
-        elif cuda and impl == "repaired":
-            torch._dynamo.reset()  # else the shapes of the case before make it compile for any shape
-            loss = partial(loss_of, setup, impl, dtype, torch.compile(repaired_loss, mode="reduce-overhead"))
-        optimizer = make_optimizer(setup.head, OptimConfig())
-        # With the warm-up the first repetition is a replay already, whose outcome is compared.
-        return GradientStep(loss, setup.head, device, optimizer, warm_up=WARM_UP + 1 if cuda else 0)
+            loss = self.loss(impl, setup, dtype)
+            return GradientStep(loss, setup.head, device, warm_up=int(device.type == "cuda"))
+        return whole_step(setup, impl, dtype)
 
     def loss(self, impl: str, setup: Setup, dtype: torch.dtype) -> Callable[[], Tensor]:
         """Loss of an implementation; that of `sampled` draws its pairs anew."""
@@ -185,8 +191,25 @@ class Phase2:
         return setup
 
 
+def whole_step(setup: Setup, impl: str, dtype: torch.dtype) -> GradientStep:
+    """A step as the trainer runs it: on a GPU a CUDA graph, the tuned baseline compiled."""
+    device = setup.images.device
+    cuda = device.type == "cuda"
+    loss: Callable[[], Tensor] = partial(loss_of, setup, impl, dtype)
+    if cuda and impl in ("eager", "triton"):
+        loss = GraphedLoss(setup, impl, dtype)
+    elif cuda and impl == "repaired":
+        torch._dynamo.reset()  # else the shapes of the case before make it compile for any shape
+        loss = partial(loss_of, setup, impl, dtype, torch.compile(repaired_loss, mode="reduce-overhead"))
+    optimizer = make_optimizer(setup.head, OptimConfig())
+    # With the warm-up the first repetition is a replay already, whose outcome is compared.
+    return GradientStep(loss, setup.head, device, optimizer, warm_up=WARM_UP + 1 if cuda else 0)
+
+
 class GraphedLoss:
     """The loss of a step whose forward and backward are recorded and replayed, as the trainer does it.
+
+    A replay puts its gradients on the parameters.
 
     Args:
         record: as of `StepGraph`.
@@ -199,7 +222,13 @@ class GraphedLoss:
 
     def __call__(self) -> Tensor:
         found = self._graph(None)
-        return loss_of(self._setup, self._impl, self._dtype) if found is None else found[0]
+        if found is None:
+            return loss_of(self._setup, self._impl, self._dtype)
+        loss, _, gradients = found
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
 
     def tensors(self, batch: None) -> dict[str, Tensor]:
         return {"images": self._setup.images, "labels": self._setup.labels}

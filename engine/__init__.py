@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 # torch reads this at its first large allocation. On a CPU every large tensor comes in fresh pages; in huge pages a step
 # of the full-size model took a sixth less.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# libgomp reads these when torch is loaded. Threads that wait for one another hold their cores, so a step beside other
+# work, whose threads are sometimes off their cores, burns them; this bound on the turns lasts less than a millisecond.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from .checkpoints.classifier import Classifier, load_classifier

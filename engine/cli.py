@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import logging
 import os
-import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -14,31 +13,37 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from .config import plain_range
 from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import UserError
+from .utils.help import SettingsHelp
 from .utils.logging import show_messages
+from .utils.parser_messages import parser_message
 from .utils.workers import loader_deaths
 
 log = logging.getLogger(__name__)
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its settings and its function, or where they are, so that --help imports no torch."""
+    """A subcommand: settings and function, or where they are, so that neither --help nor a refusal imports torch."""
 
     settings: str | type
     function: str | Callable[[Any], Any]
     help: str
-    takes_file: bool = False
-    """whether its YAML file may be given without --config"""
+    check: str | None = None
+    """what refuses settings before the function is imported"""
+    needs_file: bool = False
+    """whether it is nothing without a YAML file"""
+    example: str | None = None
+    """its most common use: what stands after its name"""
 
     def load(self, what: str | Callable[[Any], Any]) -> Any:
         if not isinstance(what, str):
@@ -56,32 +61,68 @@ def prepare_commands() -> dict[str, Command]:
 
 
 COMMANDS = {
-    "train": Command("training.config:TrainConfig", "commands.train:train", "train either phase"),
+    "train": Command(
+        "training.config:TrainConfig",
+        "commands.train:train",
+        "train either phase",
+        "training.config:check_run",
+        example="configs/chexpert_phase2.yaml --model.pretrained openai --output runs/a",
+    ),
     "evaluate": Command(
-        "evaluation.config:EvaluateConfig", "commands.evaluate:evaluate_model", "metrics, tables and a report"
+        "evaluation.config:EvaluateConfig",
+        "commands.evaluate:evaluate_model",
+        "metrics, tables and a report",
+        "evaluation.config:check_evaluate",
+        example="--checkpoint runs/a --manifest data/own/test.jsonl --output report",
     ),
     "predict": Command(
-        "commands.settings:PredictConfig", "commands.predict:predict", "score images, DICOM files included"
+        "commands.settings:PredictConfig",
+        "commands.predict:predict",
+        "score images, DICOM files included",
+        "commands.settings:check_predict",
+        example="--checkpoint runs/a --input new_images --output predictions.csv",
     ),
-    "phantom": Command("commands.phantom:DrawConfig", "commands.phantom:draw", "draw a phantom data set"),
+    "phantom": Command(
+        "commands.phantom:DrawConfig",
+        "commands.phantom:draw",
+        "draw a phantom data set",
+        example="--train 600 --val 60 --test 150 --output data/phantoms",
+    ),
     "import-checkpoint": Command(
-        "commands.settings:ImportConfig", "commands.convert:import_checkpoint", "read the authors' weights"
+        "commands.settings:ImportConfig",
+        "commands.convert:import_checkpoint",
+        "read the authors' weights",
+        "commands.settings:check_import",
+        example="--source best.pth --class_names classes.txt --output models/imported",
     ),
     "export-checkpoint": Command(
-        "commands.settings:ExportConfig", "commands.convert:export_checkpoint", "write a model folder"
+        "commands.settings:ExportConfig",
+        "commands.convert:export_checkpoint",
+        "write a model folder",
+        "commands.settings:check_export",
+        example="--checkpoint runs/a --layout classifier --output shipped",
     ),
     "study": Command(
         "commands.study.config:StudyConfig",
         "commands.study.run:study",
         "run and write a paper's table",
-        takes_file=True,
+        needs_file=True,
+        example="configs/studies/phantom/table1.yaml",
     ),
     **prepare_commands(),
     "prepare check": Command(
-        "commands.settings:CheckConfig", "commands.prepare:check_images", "find unreadable images"
+        "commands.settings:CheckConfig",
+        "commands.prepare:check_images",
+        "find unreadable images",
+        "commands.settings:check_images",
+        example="--manifest data/own/train.jsonl --output bad.csv",
     ),
     "prepare cache": Command(
-        "commands.settings:CacheConfig", "commands.prepare:make_cache", "decode and resize images once"
+        "commands.settings:CacheConfig",
+        "commands.prepare:make_cache",
+        "decode and resize images once",
+        "commands.settings:check_cache",
+        example="--manifest data/own/train.jsonl --output data/own/cache",
     ),
 }
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
@@ -97,6 +138,7 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
         version=version("pspg-engine"),
+        formatter_class=SettingsHelp,  # the commands' parsers take it over
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -113,21 +155,26 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
             exit_on_error=False,
             allow_abbrev=False,
         )
-        parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of the settings below, the same as FILE"
+        )
         parser.add_class_arguments(settings)
         branches[group].add_subcommand(word, parser, help=command.help)
         parser.prog = f"pspg-engine {name}"
-        file = "FILE" if command.takes_file else "[--config FILE]"
-        parser.usage = f"%(prog)s {file} [--key VALUE ...]"
+        file = "FILE" if command.needs_file else "[FILE]"
+        example = f"\nexample: %(prog)s {command.example}" if command.example else ""
+        parser.usage = f"%(prog)s {file} [--key VALUE ...]{example}"
     return root, parsers
 
 
 def _add_group(branch: Any, group: str) -> Any:
     """Add the parser of `group`; return the subcommands that its second words go to."""
-    parser = ArgumentParser(description=GROUPS[group], exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        description=GROUPS[group], formatter_class=SettingsHelp, exit_on_error=False, allow_abbrev=False
+    )
     branch.add_subcommand(group, parser, help=GROUPS[group][0].lower() + GROUPS[group][1:].rstrip("."))
     parser.prog = f"pspg-engine {group}"
-    parser.usage = "%(prog)s COMMAND [--config FILE] [--key VALUE ...]"
+    parser.usage = "%(prog)s COMMAND [FILE] [--key VALUE ...]"
     return parser.add_subcommands(required=True, dest="command")
 
 
@@ -138,8 +185,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
     root, parsers = make_parser(tuple(COMMANDS.items()))
+    arguments = _with_config(list(arguments))
     try:
-        values = root.parse_args(_with_config(list(arguments)))
+        values = root.parse_args(arguments)
         name = values.command
         values = values[name]
         if name in GROUPS:
@@ -153,24 +201,41 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         _refuse_null(settings, values)
         return name, plain_numbers(settings(**vars(parsers[name].instantiate(values))))
     except ArgumentError as error:
-        raise UserError(one_line(error)) from None
+        command = _command_of(arguments)
+        keys = [action.dest for action in parsers[command]._actions] if command in parsers else []
+        raise UserError(parser_message(error, COMMANDS, keys, _given_file(arguments))) from None
     except UnicodeDecodeError:
         raise UserError("config: is not a UTF-8 text file") from None
+
+
+def _command_of(arguments: Sequence[str]) -> str:
+    """The command or group that the arguments begin with; empty: none."""
+    words = {" ".join(arguments[:count]) for count in (1, 2)}
+    return max(words & (COMMANDS.keys() | GROUPS.keys()), key=len, default="")
 
 
 def _with_config(arguments: list[str]) -> list[str]:
     """Put --config before a command's bare file.
 
     Raises:
-        UserError: a command that takes a file is given nothing.
+        UserError: a command that needs a file is given nothing.
     """
-    if len(arguments) == 1 and arguments[0] in COMMANDS and COMMANDS[arguments[0]].takes_file:
+    name = _command_of(arguments)
+    command, words = COMMANDS.get(name), len(name.split())
+    if command is None:
+        return arguments
+    if command.needs_file and len(arguments) == words:
         raise UserError("give FILE, a YAML file with its settings")
-    if len(arguments) > 1 and not arguments[1].startswith("-"):
-        command = COMMANDS.get(arguments[0])
-        if command is not None and command.takes_file:
-            return [arguments[0], "--config", *arguments[1:]]
-    return arguments
+    bare = arguments[words] if len(arguments) > words else "-"
+    is_file = command.needs_file or Path(bare).suffix in (".yaml", ".yml")
+    return [*arguments[:words], "--config", *arguments[words:]] if is_file and not bare.startswith("-") else arguments
+
+
+def _given_file(arguments: Sequence[str]) -> str | None:
+    """The last value of --config."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    values = [value if word == "--config" else word[9:] for word, value in pairs if word.split("=")[0] == "--config"]
+    return values[-1] if values else None
 
 
 def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
@@ -195,21 +260,6 @@ def plain_numbers(settings: Any) -> Any:
     return settings
 
 
-def one_line(error: Exception) -> str:
-    """Message of a parser error in one line; of the types that a setting may have, what its range refuses."""
-    text = str(error)
-    key, refused = re.search(r'key "([^"]+)"', text), re.search(r"Not of type \w+: (.*)", text)
-    if key and refused:
-        value = re.search(r"Given value: (.*)", text) or re.search(r"^(\S+) does not|'(.*)'$", refused[1])
-        return f"{key[1]}: {plain_range(refused[1], next(filter(None, value.groups()), '') if value else '')}"
-    choice = re.search(r"Expected a typing.Literal\[(.*)\]\. Got value: (.*)", text)
-    if key and choice:
-        return f"{key[1]}: {choice[2]!r} is not one of {choice[1].replace(chr(39), '')}"
-    if "but it was not provided" in text:
-        return "give a command; --help lists them"
-    return " ".join(text.split())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -217,13 +267,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     show_messages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    known = {" ".join(arguments[:words]) for words in (1, 2)} & (COMMANDS.keys() | GROUPS.keys())
-    program = " ".join(["pspg-engine", max(known, key=len, default="")]).strip()
+    program = f"pspg-engine {_command_of(arguments)}".strip()
     try:
         name, config = parse(arguments)
         if name not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("runs as one process; start it without a launcher")
-        function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
+        command = COMMANDS[name]
+        if command.check is not None:
+            command.load(command.check)(config)
+        function: Callable[[Any], Any] = command.load(command.function)
         with loader_deaths():
             function(config)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -17,6 +16,7 @@ from jsonargparse.typing import (
 )
 
 from .utils.errors import UserError
+from .utils.parser_messages import plain_range
 from .utils.registry import choices
 
 FractionBelowOne: TypeAlias = float
@@ -45,7 +45,8 @@ class ModelConfig:
     backbone: str = "RN50"
     """open_clip model name, or the path of a JSON file in open_clip's model-config format"""
     pretrained: str | None = None
-    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; null: random weights"""
+    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; random: random weights, which in
+    phase 1 null means, too"""
     pretrained_head: str | None = None
     """phase 2: folder of a phase-2 run or an exported model whose trained prompt head to start from, whatever classes
     it was trained on (the paper's cross-dataset training); null: a fresh one"""
@@ -74,6 +75,9 @@ class ModelConfig:
     text_drop_path: FractionBelowOne = 0.0
     """phase 1: probability of dropping a residual branch of the text tower's last block in training, rising linearly
     from 0 in its first; the authors' code has 0.1"""
+    residual: Literal["none", "class"] = "none"
+    """class: also train a vector for each training class and side, added to its text feature; classes never trained on
+    have none, so their scores stay those of the prompts"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
     fusion: FusionName = "gate_after_norm"
@@ -91,7 +95,7 @@ class DataConfig:
     val: str | None = None
     """validation manifest; picks the best epoch"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: the manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
     label_names: str | None = None
     """text file, one class name a line, in the order of the label lists; null: classes.txt beside the manifest"""
     class_names: str | list[str] | None = None
@@ -142,8 +146,8 @@ class LossConfig:
     pair: PairLossName = "spcl"
     """pair loss: batch-level co-occurrence, sample-level co-occurrence, multi-label margin, or none"""
     pair_samples: NonNegativeInt = 0
-    """spcl, pcl: estimate the loss from all positive pairs and this many others a class, for more than a few
-    hundred classes; the estimate is unbiased, and the cost grows with C instead of C²; 0: all pairs"""
+    """spcl, pcl: estimate the loss from at most this many positive pairs a class and as many others, for more than a
+    few hundred classes; the estimate is unbiased, and the cost grows with C instead of C²; 0: all pairs"""
     classification_weight: NonNegativeFloat | None = None
     classification_reduction: Literal["sum", "mean"] | None = None
     pair_weight: NonNegativeFloat | None = None
@@ -152,6 +156,9 @@ class LossConfig:
     gamma_negative: NonNegativeFloat = 2.0
     clip: ClosedUnitInterval = 0.05
     """probability shift of the asymmetric loss"""
+
+
+BlendName: TypeAlias = Literal["none", "novelty", "fixed"]
 
 
 @dataclass(kw_only=True)
@@ -164,6 +171,11 @@ class EvaluationConfig:
     """images a batch; under context=batch it changes the scores, so it is recorded with them"""
     bank_size: PositiveInt = 64
     """training images in the bank that a checkpoint keeps"""
+    blend: BlendName = "none"
+    """evaluate: add the paper's templates to the prompts' log-odds. none: the paper; novelty: the more, the less a
+    class name is like those of the training classes, which stay as they are; fixed: alike for all"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
     bootstrap: NonNegativeInt = 1000
     """resamples of the 95 % confidence intervals; 0: none"""
     threshold: ClosedUnitInterval = 0.5
@@ -200,12 +212,3 @@ def check_values(settings: Any, prefix: str = "") -> None:
                     kind(value)
                 except ValueError as error:
                     raise UserError(f"{prefix}{key}: {plain_range(str(error), value)}") from None
-
-
-def plain_range(message: str, value: object) -> str:
-    """The parser's message about a number that its type excludes, in plain words."""
-    found = re.search(r"does not conform to restriction (.*)", message)
-    if not found:
-        return f"must be a number, got {value}"
-    limits = re.sub(r"v([<>]=?)", r"\1 ", found[1])
-    return f"must be {limits}, got {value}"

@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .launch import recording
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -43,8 +45,8 @@ def with_triton(
 ) -> dict[str, Function]:
     """Implementations of an operator, its Triton kernels among them as "triton" where they can run.
 
-    They come first on a GPU. In Triton's interpreter (TRITON_INTERPRET=1, for tests) they come last, so that `auto`
-    never picks them there.
+    They come first on a GPU, and where launches are recorded instead of made. In Triton's interpreter
+    (TRITON_INTERPRET=1, for tests) they come last, so that `auto` never picks them there.
 
     Args:
         available: the other implementations, best first.
@@ -55,6 +57,8 @@ def with_triton(
     known = (dtype or tensor.dtype) in (torch.float32, torch.bfloat16, torch.float16)
     if not known or not _triton_is_installed():
         return dict(available)
+    if recording():
+        return {"triton": kernels, **available}
     if tensor.device.type == "cuda" and torch.cuda.get_device_capability(tensor.device) >= (8, 0):
         return {"triton": kernels, **available}
     if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":

@@ -7,7 +7,7 @@ is a stack of contiguous matrices with gaps between them, such as the slice [:, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -56,22 +56,31 @@ class Launch:
 
 
 _OPTIONS = ("num_warps", "num_stages")
-_recorder: tuple[int, list[Launch]] | None = None
+_recorder: tuple[int, Callable[[Launch], None]] | None = None
 
 
 @contextmanager
-def record(architecture: int) -> Iterator[list[Launch]]:
+def record(architecture: int, notice: Callable[[Launch], None] | None = None) -> Iterator[list[Launch]]:
     """Within this context launches are listed instead of made, with the configurations of `architecture` (90: sm_90).
 
     Host code then runs on tensors of the meta device, at any shape, without a GPU or a driver.
+
+    Args:
+        architecture: whose configurations are taken.
+        notice: called with each launch when it would be made; None: the list that the context gives collects them.
     """
     global _recorder
     before, launches = _recorder, list[Launch]()
-    _recorder = (architecture, launches)
+    _recorder = (architecture, notice or launches.append)
     try:
         yield launches
     finally:
         _recorder = before
+
+
+def recording() -> bool:
+    """Tell if launches are listed instead of made; kernels then take tensors of any device."""
+    return _recorder is not None
 
 
 def pin(kernel: str, **configurations: Mapping[str, int]) -> None:
@@ -83,7 +92,7 @@ def configuration(kernel: str, device: torch.device) -> dict[str, int]:
     """Configuration of a kernel on a device; the interpreter takes the oldest architecture's."""
     known = CONFIGS[kernel]
     architecture = _architecture(device)
-    return known[max((number for number in known if number <= architecture), default=min(known))]
+    return dict(known[max((number for number in known if number <= architecture), default=min(known))])
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:
@@ -104,7 +113,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
         named = dict(zip(kernel.arg_names, arguments, strict=False))
         options = {name: keywords[name] for name in _OPTIONS if name in keywords}
         named.update((name, value) for name, value in keywords.items() if name not in options)
-        _recorder[1].append(Launch(kernel, grid, named, options))
+        _recorder[1](Launch(kernel, grid, named, options))
         return
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
     # Triton launches on the current device, which need not be the tensors'.

@@ -36,6 +36,31 @@ class PairSample(NamedTuple):
     """(R,) float32"""
 
 
+class PaddedSample(PairSample):
+    """A sample of a fixed number of pairs, some of weight 0; the host reads nothing of it, so it may be recorded."""
+
+
+def pad_sample(sample: PairSample, count: int, classes: int) -> PaddedSample:
+    """The sample with pairs of weight 0, spread over all rows, so that they are `count`: the same sums.
+
+    Raises:
+        ValueError: it has more pairs.
+    """
+    missing = count - len(sample.first)
+    if missing < 0:
+        raise ValueError(f"pad_sample: {len(sample.first)} pairs are more than {count}")
+    first = torch.cat([sample.first, torch.arange(missing) % max(classes - 1, 1)])
+    second = torch.cat([sample.second, first[len(sample.first) :] + 1])
+    weights = torch.cat([sample.weights, torch.zeros(missing)])
+    order = first.argsort(stable=True)
+    return PaddedSample(*(pin(tensor[order]) for tensor in (first, second, weights)))
+
+
+def pin(tensor: Tensor) -> Tensor:
+    """In page-locked memory where there is a GPU, to be copied there without waiting."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
 class Chunk(NamedTuple):
     """Consecutive pairs of a selection, and the rows that their first classes lie in."""
 
@@ -100,6 +125,10 @@ class PairSelection:
         """Split the selection into chunks of `size` pairs, the last one shorter."""
         begin, end = self._bounds
         low = self.rows[0]
+        if isinstance(self.sample, PaddedSample):  # any row, as far as the host knows
+            for start in range(begin, end, size):
+                yield Chunk(start - begin, min(start + size, end) - begin, 0, self.classes)
+            return
         first = None if self.sample is None else self.sample.first[begin:end].tolist()
         for start in range(begin, end, size):
             stop = min(start + size, end)

@@ -11,28 +11,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..config import BlendName
 from ..data.labels import select_classes
 from ..data.pixels import Pixels
-from ..models.clip import ImageFeatures, build_clip, clip_config
+from ..models.blend import blended
+from ..models.clip import ImageFeatures, build_clip, check_config, clip_config
 from ..models.frozen_image import FrozenImageTower
 from ..models.fusions import FUSIONS, Fusion
 from ..models.pspg import probabilities
 from ..models.weights import check_fit, load_strictly
+from ..utils.documents import as_schema
 from ..utils.errors import UserError
 from ..utils.files import new_folder
-from .model_folder import CLASSIFIER_JSON, LoadedModel, require_true
+from .integrity import check_files, sha256_of
+from .model_folder import CLASSIFIER_JSON, LoadedModel, check_names, require_true
 from .run import load_tensors, read_json, write_json, write_tensors
 
 FORMAT = "pspg-classifier/1"
 TOWERS, CLASSIFIER = "open_clip_model.safetensors", "classifier.safetensors"
+
+
+@dataclass(kw_only=True)
+class Description:
+    """open_clip_config.json, as far as a classifier reads it."""
+
+    format: Literal["pspg-classifier/1"]
+    class_names: list[str]
+    pixels: Pixels
+    fusion: str
+    model_cfg: dict[str, Any]
+    files: dict[str, str] | None = None
+    """file name → SHA-256; None: an older version wrote the folder"""
 
 
 class Classifier(nn.Module):
@@ -47,10 +64,12 @@ class Classifier(nn.Module):
         text_features: (2,C,D), unit norm, positive first; negative ones are zero where there are positive prompts only.
         class_names: C names.
         pixels: what `read` makes of a file.
+        blend_features: (C,D), as `models.blend.blended` takes it; None: nothing is blended.
     """
 
     text_features: Tensor
     logit_scale: Tensor
+    blend_features: Tensor | None
 
     def __init__(
         self,
@@ -61,11 +80,13 @@ class Classifier(nn.Module):
         *,
         class_names: Sequence[str],
         pixels: Pixels,
+        blend_features: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.tower, self.channel_attention = tower, deepcopy(fusion)
         self.register_buffer("logit_scale", logit_scale.detach().clone())
         self.register_buffer("text_features", text_features.detach().clone())
+        self.register_buffer("blend_features", None if blend_features is None else blend_features.detach().clone())
         self.class_names, self.pixels = list(class_names), pixels
         self.requires_grad_(False).eval()
 
@@ -83,6 +104,8 @@ class Classifier(nn.Module):
         except UserError as error:
             raise UserError(f"{error} (the classes are frozen; for others export the model again)") from None
         self.text_features = self.text_features[:, rows]
+        if self.blend_features is not None:
+            self.blend_features = self.blend_features[rows]
 
     def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:
         """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU; `bit_depth` of a 16-bit PNG.
@@ -101,19 +124,27 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities (B,C), float32 or better, columns as `class_names`, of images (B,3,h,w)."""
         tokens = self.image_features(images).tokens
-        return probabilities(self.channel_attention.class_logits(self.logit_scale, tokens, *self.text_features)[0])
+        logits, _ = self.channel_attention.class_logits(self.logit_scale, tokens, *self.text_features)
+        return probabilities(blended(logits, tokens, self.blend_features))
 
 
 @torch.no_grad()
-def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> Classifier:
+def freeze_classifier(
+    loaded: LoadedModel,
+    dtype: torch.dtype | None = None,
+    *,
+    blend: BlendName = "none",
+    blend_weight: float | None = None,
+) -> Classifier:
     """The model's present classes under its context bank, where the model is.
 
     Args:
         loaded: with a bank.
         dtype: low precision of the towers; None: that of their weights.
+        blend, blend_weight: templates to blend in, see `models/blend.py`.
 
     Raises:
-        UserError: there is no bank.
+        UserError: there is no bank, or none that can be blended with.
     """
     model = loaded.model
     if loaded.bank is None:
@@ -122,6 +153,7 @@ def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> 
     bank = loaded.bank.to(model.logit_scale.device)
     with torch.autocast(bank.device.type, dtype, enabled=dtype is not None):
         text = model.head.text_features(bank, model.class_set, tower)
+    added = loaded.blend(model.class_set, blend, blend_weight, dtype)
     return Classifier(
         FrozenImageTower(model.clip, dtype),
         model.channel_attention,
@@ -129,20 +161,28 @@ def freeze_classifier(loaded: LoadedModel, dtype: torch.dtype | None = None) -> 
         torch.stack([text.positive, text.negative]),
         class_names=model.class_set.names,
         pixels=loaded.pixels,
+        blend_features=added,
     )
 
 
-def write_classifier(folder: str | Path, loaded: LoadedModel) -> None:
+def write_classifier(
+    folder: str | Path, loaded: LoadedModel, *, blend: BlendName = "novelty", blend_weight: float | None = None
+) -> None:
     """Freeze the model's present classes and write them with both towers, float32, into a new folder.
 
+    Args:
+        folder: new folder.
+        loaded, blend, blend_weight: as in `freeze_classifier`.
+
     Raises:
-        UserError: there is no bank, or the folder holds something.
+        UserError: as `freeze_classifier`, or the folder holds something.
     """
-    classifier = freeze_classifier(loaded)
+    classifier = freeze_classifier(loaded, blend=blend, blend_weight=blend_weight)
     with new_folder(folder) as partial:
         write_tensors(partial / TOWERS, dict(loaded.model.clip.state_dict()))
         write_tensors(partial / CLASSIFIER, _own_state(classifier))
-        write_json(partial / CLASSIFIER_JSON, _describe(classifier, loaded))
+        files = {name: sha256_of(partial / name) for name in (TOWERS, CLASSIFIER)}
+        write_json(partial / CLASSIFIER_JSON, {**_describe(classifier, loaded), "blend": blend, "files": files})
 
 
 def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Classifier:
@@ -161,19 +201,27 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{file}: not of the format {FORMAT}")
     try:
-        config, names, fusion = description["model_cfg"], description["class_names"], description["fusion"]
-        pixels = Pixels(**description["pixels"])
-        require_true(pixels.std > 0, pixels.size == config["vision_cfg"]["image_size"], fusion in FUSIONS.names())
-        require_true(isinstance(names, list), len(names) > 0, all(isinstance(name, str) for name in names))
-        text = torch.zeros(2, len(names), config["embed_dim"])
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        raise UserError(f"{file}: is damaged; export the model again") from None
+        found = as_schema(Description, description)
+        check_names(found.class_names)
+        check_config(found.model_cfg, str(file))
+        require_true(found.pixels.size == found.model_cfg["vision_cfg"]["image_size"], found.fusion in FUSIONS.names())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: is damaged ({error}); export the model again") from None
+    check_files(folder, found.files or {})
+    config, names, fusion, pixels = found.model_cfg, found.class_names, found.fusion, found.pixels
+    text = torch.zeros(2, len(names), config["embed_dim"])
     clip = build_clip(config).eval()
     load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
-    classifier = Classifier(
-        FrozenImageTower(clip, dtype), FUSIONS[fusion](), torch.zeros(()), text, class_names=names, pixels=pixels
-    )
     tensors = load_tensors(folder / CLASSIFIER)
+    classifier = Classifier(
+        FrozenImageTower(clip, dtype),
+        FUSIONS[fusion](),
+        torch.zeros(()),
+        text,
+        class_names=names,
+        pixels=pixels,
+        blend_features=torch.zeros_like(text[0]) if "blend_features" in tensors else None,
+    )
     check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
     classifier.load_state_dict(tensors, strict=False)  # all but the image tower
     return classifier

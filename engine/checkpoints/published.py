@@ -18,6 +18,7 @@ from ..models.decoders import DECODERS
 from ..models.fusions import FUSIONS
 from ..models.pspg import PromptHead, PsPG
 from ..models.weights import OPENAI_SETTINGS, check_fit, plain_state, read_weights, trained_with_quick_gelu
+from ..utils.documents import parse_json
 from ..utils.errors import UserError
 
 _TOKENS = 49408
@@ -63,6 +64,10 @@ def import_published(
     decoder_heads = _setting(metadata, "decoder_heads", decoder_heads, source)
     if class_names is None:
         class_names = _json(metadata, "names", source)
+    if class_names is not None and not (
+        isinstance(class_names, list | tuple) and all(isinstance(n, str) for n in class_names)
+    ):
+        raise UserError(f"{source}: metadata names is no list of class names")
     if class_names is None:
         raise UserError(f"{source}: give class_names, the file does not say which classes it was trained on")
     decoder = _find_decoder(state, source)
@@ -89,7 +94,10 @@ def import_published(
         prefix=prefix,
         fusion=_choice(metadata, "fusion", "gate_before_norm", _published_fusions(), source),
     )
-    clip = build_clip(_json(metadata, "clip", source) or _clip_config(state, source))
+    architecture = _json(metadata, "clip", source) or _clip_config(state, source)
+    if not isinstance(architecture, dict):
+        raise UserError(f"{source}: metadata clip is no architecture")
+    clip = build_clip(architecture)
     text_width, width = clip.text_projection.shape
     with torch.device("meta"):
         head = PromptHead(width, text_width, settings)
@@ -109,10 +117,11 @@ def published_state(model: PsPG) -> dict[str, Tensor]:
     CLIP's own temperature, which phase 2 does not use, has no place there.
 
     Raises:
-        UserError: a decoder or fusion that has no place there.
+        UserError: a decoder, fusion or residual that has no place there.
     """
     for key, value, known in (
         ("decoder", model.config.decoder, tuple(_published_decoders())),
+        ("residual", model.config.residual, ("none",)),
         ("fusion", model.config.fusion, _published_fusions()),
     ):
         if value not in known:
@@ -154,7 +163,7 @@ def _setting(metadata: Mapping[str, str], key: str, default: Any, source: str) -
     if key not in metadata:
         return default
     try:
-        value = json.loads(metadata[key].lower())
+        value = parse_json(metadata[key].lower())
     except ValueError:
         value = None
     if type(value) is not type(default):
@@ -165,9 +174,9 @@ def _setting(metadata: Mapping[str, str], key: str, default: Any, source: str) -
 def _json(metadata: Mapping[str, str], key: str, source: str) -> Any:
     """Metadata's JSON value; None where there is none."""
     try:
-        return json.loads(metadata.get(key, "null"))
-    except ValueError:
-        raise UserError(f"{source}: metadata {key} is not JSON") from None
+        return parse_json(metadata.get(key, "null"))
+    except ValueError as error:
+        raise UserError(f"{source}: metadata {key} is not JSON ({error})") from None
 
 
 def _choice(metadata: Mapping[str, str], key: str, default: str, choices: Sequence[str], source: str) -> str:

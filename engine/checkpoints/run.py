@@ -4,19 +4,21 @@
     <run>/model.json                what using the weights needs: architecture, classes, pixels, tokenizer
     <run>/clip.safetensors          the frozen towers (phase 2), in open_clip's layout
     <run>/bank.safetensors          image features of the context bank (phase 2)
-    <run>/checkpoints/step-N/       model, ema and optimizer .safetensors, and state.json
+    <run>/checkpoints/step-N/       model, ema and optimizer .safetensors, and state.json with their checksums
     <run>/checkpoints/last          the name of the newest step-N folder, whose state.json names the best
 
 A folder appears under its final name only when it is complete, and `last` moves after that, in one step; nothing is
-ever unpickled.
+ever unpickled. Without `last` the complete folders are found by their names.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..utils.documents import read_json
 from ..utils.errors import UserError
-from ..utils.files import sync, write_text
+from ..utils.files import replacing, sync, write_text
+from .integrity import State, digest_of, sha256_of, verify
+
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "best_checkpoint",
+    "good_checkpoint",
+    "last_checkpoint",
+    "load_tensors",
+    "read_json",
+    "save_checkpoint",
+    "write_json",
+    "write_tensors",
+]
+
+NAME = re.compile(r"step-\d{8,}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -35,11 +54,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write safetensors so that the file is either the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
     # Not save_file, which makes the file readable by its owner alone.
-    temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
-    sync(temporary)
-    os.replace(temporary, path)
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -56,22 +74,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def read_json(path: Path) -> Any:
-    """Value of a JSON file.
-
-    Raises:
-        UserError: missing or damaged file.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-
-
 def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Write `step-<step>`, point `last` to it, and delete what neither `last` nor its best names.
+    """Write `step-<step>` with its checksums and point `last` to it.
+
+    The best and at least one more are kept: of older ones, the newest where the best is the new one. Folders of later
+    steps, which another `last` has named, stay.
 
     Args:
         tensors: file name without suffix → tensors.
@@ -80,45 +87,115 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     root = run / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     folder = _folder(run, step)
-    temporary = root / f".{folder.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    for leftover in root.glob(".step-*"):  # of a killed process
+        shutil.rmtree(leftover)
+    temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".{folder.name}."))
+    temporary.chmod(run.stat().st_mode & 0o777)
     for name, values in tensors.items():
         write_tensors(temporary / f"{name}.safetensors", values)
-    write_json(temporary / "state.json", state)
+    files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
+    document = {**state, "files": files}
+    write_json(temporary / "state.json", {**document, "sha256": digest_of(document)})
     sync(temporary)
-    # A folder of this name is what a killed process wrote before `last` could name it.
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # what a killed process wrote before `last` could name it, or a damaged one
+        if last_checkpoint(run) == folder:
+            (root / "last").unlink(missing_ok=True)  # it never names what is not there
+        os.rename(folder, root / f".{folder.name}.old")
     os.rename(temporary, folder)
     sync(root)
     write_text(root / "last", folder.name + "\n")
-    keep = {folder, best_checkpoint(run)}
-    for other in root.iterdir():
-        if other.is_dir() and other not in keep:
+    best_step = state["best_step"]
+    best = folder if best_step is None else _folder(run, best_step)
+    older = sorted(other for other in _folders(run) if other < folder)
+    keep = {best, *([] if best != folder else older[-1:])}
+    for other in (*older, *root.glob(".step-*")):
+        if other not in keep:
             shutil.rmtree(other)
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Newest complete checkpoint of a run; None if it has none."""
+    """The checkpoint that `last` names, else the newest with a state; None if there is none. Nothing is verified.
+
+    Raises:
+        UserError: `last` names no checkpoint folder.
+    """
     pointer = run / "checkpoints" / "last"
     if not pointer.is_file():
-        return None
-    name = pointer.read_bytes().strip().decode("ascii", "replace")
-    if not re.fullmatch(r"step-\d{8,}", name) or not (pointer.parent / name).is_dir():
+        return max((folder for folder in _folders(run) if (folder / "state.json").is_file()), default=None)
+    with pointer.open("rb") as file:
+        name = file.read(100).strip().decode("ascii", "replace")
+    if not NAME.fullmatch(name) or not (pointer.parent / name).is_dir():
         raise UserError(f"{pointer}: names no checkpoint folder; write the name of a complete step-… folder into it")
     return pointer.parent / name
 
 
-def best_checkpoint(run: Path) -> Path | None:
-    """Checkpoint with the best validation score, or the newest where nothing was scored; None if there is none."""
-    last = last_checkpoint(run)
-    if last is None:
+def good_checkpoint(run: Path) -> tuple[Path, State] | None:
+    """The checkpoint to continue from: what `last` names, or, where that is damaged, the newest that is whole.
+
+    All checkpoints of the run are verified, and the first of the processes logs a line for each that is damaged.
+
+    Returns:
+        folder and state; None if the run has no checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged; or see `last_checkpoint`.
+    """
+    named = last_checkpoint(run)
+    if named is None:
+        if found := _folders(run):
+            raise UserError(f"{found[-1] / 'state.json'}: no such file; {run} holds no complete checkpoint")
         return None
-    state = read_json(last / "state.json")
-    best_step = state.get("best_step", "") if isinstance(state, dict) else ""
-    if not isinstance(best_step, int | None):
-        raise UserError(f"{last / 'state.json'}: is not the state of a training run")
-    return last if best_step is None else _folder(run, best_step)
+    whole: dict[Path, State] = {}
+    damaged: dict[Path, str] = {}
+    for folder in _folders(run):
+        try:
+            whole[folder] = verify(folder)
+        except UserError as error:
+            damaged[folder] = str(error)
+    if not whole:
+        raise UserError(f"{damaged[named]}; {run} holds no other checkpoint that is whole")
+    chosen = named if named in whole else max(whole, key=lambda folder: (whole[folder].step, folder))
+    if _speaks():
+        for reason in damaged.values():
+            log.warning(f"{reason}; the newest good checkpoint is {chosen}, it is used")
+        if not (run / "checkpoints" / "last").is_file():
+            log.info(f"{run / 'checkpoints' / 'last'}: is missing; {chosen} is the newest checkpoint")
+    return chosen, whole[chosen]
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Checkpoint with the best validation score, or the newest where nothing was scored; None if there is none.
+
+    Where the best is damaged or gone, the newest that is whole, with a line; raises and speaks as `good_checkpoint`.
+    """
+    found = good_checkpoint(run)
+    if found is None:
+        return None
+    chosen, state = found
+    if state.best_step is None:
+        return chosen
+    best = _folder(run, state.best_step)
+    try:
+        verify(best)
+    except UserError as error:
+        if _speaks() and not best.is_dir():
+            log.warning(f"{error}; the newest good checkpoint is {chosen}, it is used")
+        return chosen
+    return best
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _folders(run: Path) -> list[Path]:
+    """Checkpoint folders, the oldest first."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in found if NAME.fullmatch(path.name) and path.is_dir()), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name[5:25])
 
 
 def _folder(run: Path, step: int) -> Path:

@@ -11,25 +11,28 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints.classifier import write_classifier
+from ..checkpoints.integrity import sha256_of
 from ..checkpoints.model_folder import (
     LoadedModel,
     describe,
     load_clip_folder,
     load_model,
     read_description,
+    training_data,
+    without_places,
     write_model,
 )
 from ..checkpoints.published import import_published, published_metadata, published_state, read_text_weights
 from ..checkpoints.run import load_tensors, write_json, write_tensors
-from ..config import check_values, require
 from ..data.manifest import load_label_names
 from ..data.pixels import Pixels
 from ..models.clip import clip_config
 from ..models.pspg import PsPG
 from ..models.weights import read_metadata
+from ..utils.documents import as_schema, parse_json
 from ..utils.errors import UserError
-from ..utils.files import check_new_folder, new_folder
-from .settings import ExportConfig, ImportConfig
+from ..utils.files import new_folder
+from .settings import ExportConfig, ImportConfig, check_export, check_import
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,7 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     Raises:
         UserError: unreadable or mismatching weights, or `output` exists.
     """
-    check_values(config)
-    require(source=config.source, output=config.output)
-    if not config.class_names:
-        raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
-    check_new_folder(config.output)
+    check_import(config)
     names = config.class_names
     model = import_published(
         config.source,
@@ -60,9 +59,9 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     size = clip_config(model.clip)["vision_cfg"]["image_size"]
     given = {key: value for key, value in (("mean", config.mean), ("std", config.std)) if value is not None}
     try:
-        carried = json.loads(read_metadata(config.source).get("pixels", "{}"))
-        pixels = Pixels(**{"size": size, "resize": "stretch", **AUTHORS_PIXELS, **carried, **given})
-        usable = 0 <= pixels.mean <= 1 and pixels.std > 0 and pixels.size == size
+        carried = parse_json(read_metadata(config.source).get("pixels", "{}"))
+        pixels = as_schema(Pixels, {"size": size, "resize": "stretch", **AUTHORS_PIXELS, **carried, **given})
+        usable = pixels.size == size
     except (ValueError, TypeError):
         usable = False
     if not usable:
@@ -89,13 +88,12 @@ def export_checkpoint(config: ExportConfig) -> None:
         UserError: not a usable folder, `output` exists, a model that the layout has no place for, or (layout
             classifier) no context bank.
     """
-    check_values(config)
-    require(checkpoint=config.checkpoint, output=config.output)
-    if config.class_names is not None and config.layout != "classifier":
-        raise UserError("class_names: only layout classifier freezes classes; the others score any")
+    check_export(config)
     source = Path(config.checkpoint)
     description = read_description(source)
-    check_new_folder(config.output)
+    description["training"] = training_data(description)
+    if description["kind"] == "pspg":  # older versions wrote paths of the trainer's machine
+        description["head"] = without_places(description["head"])
     if description["kind"] == "clip":
         if config.layout != "pspg-engine":
             raise UserError("layout: a phase-1 CLIP has no prompt learner; export it with layout pspg-engine")
@@ -106,7 +104,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         loaded = load_model(source)
         if config.layout == "classifier":
             loaded.set_classes(config.class_names)
-            write_classifier(config.output, loaded)
+            write_classifier(config.output, loaded, blend=config.blend or "novelty", blend_weight=config.blend_weight)
         elif config.layout == "published":
             _write_published(config.output, loaded, description)
         else:
@@ -128,7 +126,8 @@ def _write_published(output: str, loaded: LoadedModel, description: dict[str, An
         write_tensors(partial / "model.safetensors", state, metadata)
         for name, tensors in _beside(loaded.source, "class_text").items():
             write_tensors(partial / f"{name}.safetensors", tensors)
-        write_json(partial / "export.json", {**description, "layout": "published"})
+        files = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
+        write_json(partial / "export.json", {**description, "layout": "published", "files": files})
 
 
 def _beside(folder: Path, *names: str) -> dict[str, dict[str, Tensor]]:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import check_values, require
 from ..data.bad_image import report_bad
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import pick_loader
@@ -22,32 +21,35 @@ from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..distributed.watch import watch
 from ..distributed.world import World, start
 from ..evaluation.choose import check_source, open_source
-from ..evaluation.config import EvaluateConfig
+from ..evaluation.config import EvaluateConfig, check_evaluate
+from ..evaluation.prevalence import GROUPS, prevalence_groups
 from ..evaluation.probe import ridge_probe
 from ..evaluation.report.evaluation import Evaluation, measure
+from ..evaluation.report.summary import show_summary
 from ..evaluation.report.write import write_report
 from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
-from ..utils.files import check_output
+from ..utils.names import data_name, named
 
 log = logging.getLogger(__name__)
 
 PROBE = "ridge probe (ceiling)"
 
 
-def evaluate_model(config: EvaluateConfig) -> Path | None:
-    """Score, measure and write the report; returns its path.
+def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
+    """Score, measure, write the report to `config.output` and print its summary.
 
-    On several ranks the first does what follows scoring; the others return None.
+    Returns:
+        Metrics, intervals, labels and probabilities. On several ranks the first does what follows scoring; the others
+        return None.
 
     Raises:
         UserError: wrong settings, unusable source or data.
     """
+    check_evaluate(config)
     source = check_source(config)
-    require(manifest=config.manifest, output=config.output)
-    check_values(config)
     world = start(config.device, config.timeout_s, hosts_only=True)
     with ExitStack() as together:
         lost = watch(world, config.timeout_s, lambda line: log.error(f"pspg-engine evaluate: error: {line}"))
@@ -64,12 +66,12 @@ class SummaryRow(NamedTuple):
     parameters: int | None
 
 
-def _evaluate(config: EvaluateConfig, source: type[Source], world: World, together: ExitStack) -> Path | None:
+def _evaluate(config: EvaluateConfig, source: type[Source], world: World, together: ExitStack) -> Evaluation | None:
     """`evaluate_model`; closes `together` where the work of other ranks than the first ends."""
-    check_output(config.output)
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
+    groups = _groups(config, names, lists)
     device = world.device
     # Sources without the engine's loader read images with Pillow.
     loader = pick_loader("loader", config.loader, device) if source.engine_loader else "torch"
@@ -84,8 +86,6 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
     if scores is None:
         return None
     assert scores.labels is not None
-    # The first group of a report is everything it shows.
-    groups = {"all": names, **lists} if len(lists) > 1 else lists
     bars = sys.stderr.isatty()
     evaluation = Evaluation(
         title=config.title or f"{method.name} evaluation",
@@ -114,8 +114,9 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
         notes=config.notes,
     )
     report = write_report(Path(config.output), evaluation, progress=bars)
+    show_summary(evaluation)
     log.info(f"{len(scores.ids)} images, {len(names)} classes: {report}")
-    return report
+    return evaluation
 
 
 def _score(config: EvaluateConfig, method: Method, split: Split, world: World) -> Scores | None:
@@ -170,19 +171,44 @@ def class_lists(config: EvaluateConfig, manifest: Manifest) -> dict[str, list[st
     return lists
 
 
+def _groups(config: EvaluateConfig, names: list[str], lists: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Groups of classes that the report shows: everything, which comes first, groups by prevalence, class lists.
+
+    Raises:
+        UserError: a training manifest that cannot be read or lacks a class, or a class list named like a group.
+    """
+    groups = {"all": names} if len(lists) > 1 or config.prevalence else {}
+    if config.prevalence:
+        for name in GROUPS:
+            if name in lists:
+                raise UserError(f"class_lists: {name!r} is a group by prevalence; choose another name")
+        split = _split(config, _manifest(config, config.prevalence), names, [], "")
+        groups |= prevalence_groups(split.labels, names, head=config.head_above, tail=config.tail_below)
+    return {**groups, **lists}
+
+
 def _manifest(config: EvaluateConfig, path: str) -> Manifest:
     names = None if config.label_names is None else load_label_names(config.label_names)
     return load_manifest(path, image_root=config.image_root, label_names=names, need="labels")
 
 
 def _settings(config: EvaluateConfig, source: type[Source], method: Method) -> dict[str, Any]:
-    """Settings as the report shows them."""
+    """Settings as the report shows them: data by base name and digest, no folder of this machine."""
     return {
         **asdict(config.evaluation),
         "context": method.context,
-        **method.settings,
-        "manifest": config.manifest,
-        "class lists": config.class_lists or "all labels",
+        **named(dict(method.settings)),
+        "manifest": data_name(config.manifest),
+        "class lists": named(config.class_lists or "all labels"),
+        **(
+            {
+                "prevalence": data_name(config.prevalence),
+                "head_above": config.head_above,
+                "tail_below": config.tail_below,
+            }
+            if config.prevalence
+            else {}
+        ),
         "uncertain": config.uncertain,
         "blank": config.blank,
         **({"precision": config.precision, "loader": config.loader} if source.engine_loader else {}),

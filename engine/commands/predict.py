@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..config import check_values, require
 from ..data.bad_image import report_bad
 from ..data.dataset import ImageDataset
 from ..data.find_images import find_images
@@ -23,15 +22,20 @@ from ..data.pixels import Reading
 from ..evaluation.map_pictures import MapWriter
 from ..evaluation.scorer import Scorer, open_scorer
 from ..evaluation.similarity_maps import similarity_maps
+from ..models.blend import blended
 from ..models.features import frozen_features
 from ..models.pspg import probabilities
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
-from ..utils.files import check_new_folder, check_output, new_folder
+from ..utils.files import new_folder
 from ..utils.tables import write_csv
-from .settings import PredictConfig
+from ..utils.terminal import show_table
+from .settings import PredictConfig, check_predict
 
 log = logging.getLogger(__name__)
+
+IMAGES, FINDINGS = 20, 3
+"""images shown in the terminal, and classes of each"""
 
 
 @dataclass
@@ -50,14 +54,19 @@ def predict(config: PredictConfig) -> Predictions:
     Raises:
         UserError: wrong settings, an unusable model, or (on_bad_image = error) an unreadable image.
     """
-    check_values(config)
-    require(checkpoint=config.checkpoint, input=config.input, output=config.output)
-    check_output(config.output, folder=False)
-    _check_maps(config)
+    check_predict(config)
     samples = find_images(Path(config.input), image_root=config.image_root)
     device = pick_device(config.device)
     autocast = autocast_dtype(config.precision, device)
-    scorer = open_scorer(Path(config.checkpoint), config.class_names, device, autocast, bank=config.context == "bank")
+    scorer = open_scorer(
+        Path(config.checkpoint),
+        config.class_names,
+        device,
+        autocast,
+        bank=config.context == "bank",
+        blend=config.blend,
+        blend_weight=config.blend_weight,
+    )
     drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
     reading = Reading(
         on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth
@@ -77,6 +86,7 @@ def predict(config: PredictConfig) -> Predictions:
         rows = ([name, *map(float, row)] for name, row in pairs)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_csv(output, ["id", *scorer.class_names], rows)
+    _show(predictions)
     log.info(f"{len(predictions.ids)} images, {len(scorer.class_names)} classes: {config.output}")
     if maps is not None:
         log.info(f"{maps.drawn} images with maps: {config.maps}")
@@ -100,11 +110,12 @@ def _score(
         features = frozen_features(model, batch, device, autocast)
         sides = scorer.text(features)
         logits, _ = model.channel_attention.class_logits(model.logit_scale, features.tokens, *sides)
-        found = probabilities(logits.double()).cpu().numpy()
+        found = probabilities(blended(logits, features.tokens, scorer.blend).double()).cpu().numpy()
         if not np.isfinite(found).all():
             raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")
         if maps is not None:
-            maps.write(batch.ids, batch.pixels, similarity_maps(features.tokens, *sides, model.logit_scale), found)
+            drawn = similarity_maps(features.tokens, *sides, model.logit_scale, blend=scorer.blend)
+            maps.write(batch.ids, batch.pixels, drawn, found)
         ids += batch.ids
         parts.append(found)
     if not parts:
@@ -112,14 +123,12 @@ def _score(
     return Predictions(ids, scorer.class_names, np.concatenate(parts))
 
 
-def _check_maps(config: PredictConfig) -> None:
-    """Refuse settings of maps that cannot be met.
-
-    Raises:
-        UserError: naming the key.
-    """
-    if config.maps is not None:
-        check_new_folder(config.maps, key="maps")
-    elif config.map_classes is not None or config.map_threshold is not None:
-        key = "map_classes" if config.map_classes is not None else "map_threshold"
-        raise UserError(f"{key}: needs maps, the folder to draw to; give --maps")
+def _show(predictions: Predictions) -> None:
+    """Print the classes with the highest probabilities of the first images."""
+    rows = []
+    for name, row in zip(predictions.ids[:IMAGES], predictions.probabilities, strict=False):
+        top = np.argsort(-row, kind="stable")[:FINDINGS]
+        rows.append([name, ", ".join(f"{predictions.class_names[c]} {row[c]:.2f}" for c in top)])
+    show_table(["image", "highest probabilities"], rows)
+    if len(predictions.ids) > IMAGES:
+        print(f"… and {len(predictions.ids) - IMAGES} more images")

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..config import check_values, require
 from ..data.bad_image import report_bad
 from ..data.cache.build import build_cache
 from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
 from ..data.decoding import DecoderPool
 from ..data.images import BadImage
-from ..data.manifest import Sample, load_manifest
+from ..data.manifest import Sample, image_folder, load_manifest
 from ..data.strict import read_strictly
 from ..utils.errors import UserError
-from ..utils.files import check_output, write_text
+from ..utils.files import write_text
 from ..utils.tables import write_csv
+from ..utils.text import printable
+from . import settings
 from .settings import CacheConfig, CheckConfig
 
 log = logging.getLogger(__name__)
@@ -36,18 +37,14 @@ def check_images(config: CheckConfig) -> None:
     Raises:
         UserError: wrong settings or manifest, a damaged cache, or any unusable image.
     """
-    _check(config)
-    if config.output is not None:
-        check_output(config.output, folder=False)
-        if Path(config.output).suffix not in (".csv", ".jsonl"):
-            raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+    settings.check_images(config)
     samples = list(_samples(config))
     bad = _decode(config, samples) if config.cache is None else _verify(Path(config.cache), samples)
     if config.output is not None:
         _write(Path(config.output), samples, bad)
     if bad:
         for line in table(bad):
-            print(line)
+            print(printable(line))
         raise UserError(f"{len(bad)} of {len(samples)} images cannot be used")
     log.info(f"{len(samples)} images: all can be used")
 
@@ -58,9 +55,7 @@ def make_cache(config: CacheConfig) -> None:
     Raises:
         UserError: wrong settings or manifest, a folder that holds something else, or an unreadable image.
     """
-    _check(config)
-    require(output=config.output)
-    check_output(config.output)
+    settings.check_cache(config)
     samples = _samples(config)
     bad = build_cache(
         Path(config.output),
@@ -87,16 +82,11 @@ def table(bad: dict[Path, str]) -> list[str]:
     return [f"{reason:{width}}  {count:>8}  {path}" for reason, count, path in [("reason", "images", "first"), *rows]]
 
 
-def _check(config: CheckConfig | CacheConfig) -> None:
-    check_values(config)
-    require(manifest="".join(config.manifest))
-
-
 def _samples(config: CheckConfig | CacheConfig) -> dict[Sample, str]:
     """Samples of all manifests, each once, and their file paths relative to the image root."""
     found: dict[Sample, str] = {}
     for name in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
-        root = os.path.realpath(config.image_root or Path(name).parent)
+        root = os.path.realpath(image_folder(name, config.image_root))
         for sample in load_manifest(name, image_root=config.image_root, need="image").samples:
             found[Sample(sample.id, sample.path)] = os.path.relpath(sample.path, root)
     return found

@@ -1,13 +1,16 @@
-"""Settings of the commands that are one function; nothing here imports torch."""
+"""Settings of the commands that are one function, and what can be refused before torch is imported."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import BitDepth
+from ..config import BitDepth, BlendName, check_values, require
+from ..utils.errors import UserError
+from ..utils.files import check_input, check_new_folder, check_output
 
 
 @dataclass(kw_only=True)
@@ -24,9 +27,16 @@ class PredictConfig:
     """classes to score, trained on or not: a list or a text file; null: those of the training. A classifier has its
     frozen ones, or some of them"""
     image_root: str | None = None
-    """for a manifest: folder that `filepath` is relative to; null: the manifest's own folder"""
+    """for a manifest: folder that `filepath` is relative to; null: where `prepare` found the images, else the
+    manifest's own folder"""
     context: Literal["bank", "batch"] = "bank"
     """what the prompts attend to; bank makes a score independent of the other images"""
+    blend: BlendName | None = None
+    """add the paper's templates to the prompts' log-odds. novelty: the more, the less a class name is like those of the
+    training classes, which stay as they are; fixed: alike for all; none: prompts alone, the paper; null: novelty. A
+    classifier has the blend that it was frozen with"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
     maps: str | None = None
     """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
     more like the class's positive prompt than its negative one; null: none"""
@@ -90,6 +100,10 @@ class ExportConfig:
     a fixed class list, prompted once under the context bank, and the towers as open_clip loads them"""
     class_names: str | list[str] | None = None
     """layout classifier: classes to freeze, trained on or not: a list or a text file; null: those of the training"""
+    blend: BlendName | None = None
+    """layout classifier: add the paper's templates to the prompts' log-odds, as predict does; null: novelty"""
+    blend_weight: NonNegativeFloat | None = None
+    """layout classifier: weight of the templates; null: 4 for novelty, 1 for fixed"""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +115,8 @@ class CheckConfig:
     cache: str | None = None
     """verify this cache instead of the files: checksums, that it holds every image, and that no source changed"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else each manifest's own
+    folder"""
     output: str | None = None
     """also list the unusable images in this file, .csv or .jsonl"""
     max_megapixels: PositiveFloat = 100
@@ -122,7 +137,8 @@ class CacheConfig:
     output: str = ""
     """folder of the cache; one that is there already keeps its images"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: each manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else each manifest's own
+    folder"""
     size: PositiveInt = 224
     """side of the square, pixels: data.image_size of the training"""
     resize: Literal["stretch", "pad"] = "stretch"
@@ -136,3 +152,67 @@ class CacheConfig:
     and images of which it could be a smaller one but for a few pixels are unreadable"""
     workers: PositiveInt = 2
     """decoding processes"""
+
+
+def check_predict(config: PredictConfig) -> None:
+    """Refuse what the settings alone and the presence of files can tell.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    check_values(config)
+    require(checkpoint=config.checkpoint, input=config.input, output=config.output)
+    check_output(config.output, folder=False)
+    check_input(checkpoint=config.checkpoint, input=config.input, image_root=config.image_root)
+    if config.maps is not None:
+        check_new_folder(config.maps, key="maps")
+    elif config.map_classes is not None or config.map_threshold is not None:
+        key = "map_classes" if config.map_classes is not None else "map_threshold"
+        raise UserError(f"{key}: needs maps, the folder to draw to; give --maps")
+
+
+def check_import(config: ImportConfig) -> None:
+    """As `check_predict`."""
+    check_values(config)
+    require(source=config.source, output=config.output)
+    if not config.class_names:
+        raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
+    check_new_folder(config.output)
+    check_input(source=config.source)
+
+
+def check_export(config: ExportConfig) -> None:
+    """As `check_predict`."""
+    check_values(config)
+    require(checkpoint=config.checkpoint, output=config.output)
+    if config.class_names is not None and config.layout != "classifier":
+        raise UserError("class_names: only layout classifier freezes classes; the others score any")
+    if (config.blend is not None or config.blend_weight is not None) and config.layout != "classifier":
+        key = "blend" if config.blend is not None else "blend_weight"
+        raise UserError(f"{key}: only layout classifier freezes a blend; evaluate and predict have it as a setting")
+    check_new_folder(config.output)
+    check_input(checkpoint=config.checkpoint)
+
+
+def check_images(config: CheckConfig) -> None:
+    """As `check_predict`."""
+    _check_manifests(config)
+    if config.output is not None:
+        check_output(config.output, folder=False)
+        if Path(config.output).suffix not in (".csv", ".jsonl"):
+            raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+
+
+def check_cache(config: CacheConfig) -> None:
+    """As `check_predict`."""
+    _check_manifests(config)
+    require(output=config.output)
+    check_output(config.output)
+
+
+def _check_manifests(config: CheckConfig | CacheConfig) -> None:
+    check_values(config)
+    require(manifest="".join(config.manifest))
+    for path in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
+        check_input(manifest=path)
+    check_input(image_root=config.image_root)

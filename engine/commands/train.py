@@ -17,14 +17,13 @@ from ..distributed.watch import watch
 from ..distributed.world import World, start
 from ..models.fusions import FUSIONS
 from ..models.pspg import check_head
-from ..training.config import TrainConfig, check_train, graph_needs
+from ..training.config import TrainConfig, check_run, graph_needs
 from ..training.contrastive import build_contrastive
 from ..training.losses import PromptLoss
 from ..training.losses.pair import PAIR_LOSSES
 from ..training.prompt_learning import build_prompt
 from ..training.trainer import Trainer, check_fresh
 from ..utils.errors import UserError
-from ..utils.files import check_output
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: whatever the user has to correct, before anything is written where possible.
     """
-    check_train(config)
+    check_run(config)
     check_parts(config)
     config = replace(config, loss=PromptLoss(config.loss).config)
     world = start(config.device, config.timeout_s)
@@ -107,7 +106,6 @@ def make_trainer(config: TrainConfig, world: World) -> Trainer:
     loader = pick_loader("data.loader", config.data.loader, world.device, torch_only=torch_only)
     config = replace(config, data=replace(config.data, loader=loader))
     run = Path(config.output)
-    check_output(run)
     check_fresh(config)
     if (run / "model.safetensors").exists():
         raise UserError(f"output: {run} holds an exported or imported model; choose another folder")

@@ -16,7 +16,7 @@ def find_images(source: Path, *, image_root: str | None = None) -> list[Sample]:
 
     Args:
         source: manifest, folder or image.
-        image_root: for a manifest: folder that `filepath` is relative to; None: the manifest's own folder.
+        image_root: for a manifest: folder that `filepath` is relative to; None: see `manifest.image_folder`.
 
     Raises:
         UserError: nothing there.

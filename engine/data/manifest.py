@@ -14,13 +14,17 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ..utils.errors import UserError
+from ..utils.text import printable
 
 Need = Literal["labels", "text", "image"]
+NOTE = "prepare.json"
+"""what `prepare` writes beside its manifests; its `image_root` is the folder of the images, relative to its own"""
 
 # What a label may be; a lookup refuses everything else, NaN included.
 LEVELS: dict[Any, float | None] = {1: 1.0, 0: 0.0, -1: -1.0, None: None}
-# Control characters and lone surrogates: they would break one-line messages, CSV files and file names.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+# Control characters (C0, C1), separators of lines, lone surrogates: they would break one-line messages, CSV files and
+# file names. What only hides or turns text is escaped where it is shown (utils/text.py).
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ def load_label_names(path: str | Path) -> list[str]:
     for number, name in enumerate(lines, 1):
         if not name:
             raise UserError(f"{path}:{number}: empty line between class names; remove it")
+        if UNPRINTABLE.search(name):
+            raise UserError(f"{path}:{number}: class name {name!r} holds a control character; remove it")
         if name in names:
             raise UserError(f"{path}:{number}: class name {name!r} is already on line {names.index(name) + 1}")
         names.append(name)
@@ -83,7 +89,7 @@ def load_manifest(
 
     Args:
         path: JSONL file.
-        image_root: folder that `filepath` is relative to; None: the manifest's own.
+        image_root: folder that `filepath` is relative to; None: see `image_folder`.
         label_names: None: `classes.txt` beside the manifest, where labels are needed.
         need: what every line must have besides id and filepath; labels are read only where they are needed or
             `label_names` is given.
@@ -94,7 +100,7 @@ def load_manifest(
             that is absolute or leaves `image_root` by `..` or a link.
     """
     path = Path(path)
-    root = Path(image_root) if image_root is not None else path.parent
+    root = image_folder(path, image_root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data.image_root must be the folder of the images")
     if not path.exists():
@@ -111,7 +117,7 @@ def load_manifest(
     locate = _Locator(root)
     samples: list[Sample] = []
     first_line: dict[str, int] = {}
-    lines = tqdm(_read_lines(path, "manifest"), f"reading {path.name}", delay=2, disable=None, leave=False)
+    lines = tqdm(_read_lines(path, "manifest"), f"reading {printable(path.name)}", delay=2, disable=None, leave=False)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -126,6 +132,30 @@ def load_manifest(
     if not samples:
         raise UserError(f"{path}: the manifest is empty; write one image a line")
     return Manifest(path, samples, names)
+
+
+def image_folder(manifest: str | Path, image_root: str | Path | None) -> Path:
+    """Folder that a manifest's file paths are relative to: the one given, else the one `prepare` noted, else its own.
+
+    Raises:
+        UserError: a note that cannot be read, or that names a folder which is not there.
+    """
+    if image_root is not None:
+        return Path(image_root)
+    folder = Path(manifest).parent
+    note = folder / NOTE
+    if not note.is_file():
+        return folder
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8")).get("image_root", ".")
+        root = folder / noted
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        raise UserError(f"{note}: cannot be read; give image_root, the folder of the images") from None
+    if not root.is_dir():
+        raise UserError(
+            f"{note}: the images were in {os.path.normpath(root)}, and there is no such folder; give image_root"
+        )
+    return root
 
 
 class _Refused(Exception):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 from torch import Tensor
 
+from ..utils.documents import Within
 from .bad_image import MAX_MEGAPIXELS
 from .cache.pixel_cache import PixelCache
 from .images import Resize, normalize, square_image, to_uint8
@@ -19,13 +20,13 @@ from .manifest import Sample
 class Pixels:
     """Rule by which an image becomes the image tower's input. A checkpoint carries it."""
 
-    size: int
+    size: Annotated[int, Within(1, 65536)]
     """side of the square, pixels"""
     resize: Resize
     """see `images.resize`"""
-    mean: float
+    mean: Annotated[float, Within(0, 1)]
     """pixel mean, in [0, 1]"""
-    std: float
+    std: Annotated[float, Within(1e-9, 1e9)]
     """pixel standard deviation, in the same unit"""
 
     def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:

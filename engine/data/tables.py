@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..utils.errors import UserError
+from ..utils.text import printable
 
 LEVELS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
 
@@ -77,7 +78,7 @@ class Table:
         """
         records = self._records()
         next(records)
-        for number, record in tqdm(records, f"reading {self.path.name}", delay=2, disable=None, leave=False):
+        for number, record in tqdm(records, f"reading {printable(self.path.name)}", delay=2, disable=None, leave=False):
             if not record:
                 continue
             if len(record) != len(self.columns):

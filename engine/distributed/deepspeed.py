@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from itertools import chain
@@ -72,6 +72,7 @@ class Engine:
         self._sharded = zero_stage == 3
         # Meta tensors take no memory.
         self._plain = deepcopy(module).to("meta") if self._sharded else module
+        self._accumulate = accumulate
         linear = F.linear
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -94,6 +95,9 @@ class Engine:
         # ZeRO stage 3 replaces it in the whole process, by a function that holds no whole weights until the backward.
         self._linear, F.linear = F.linear, linear
         self._partitioned = bool(self._engine.zero_optimization())
+        if world.size == 1 and not self._partitioned:
+            # One rank's gradients are the average; reducing them copies all of them out of a flat buffer and back.
+            self._engine.enable_backward_allreduce = False
         self._optimizer = self._engine.optimizer.optimizer if self._partitioned else self._engine.optimizer
         if self._partitioned:
             self._link_state()
@@ -108,6 +112,27 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of `loss`, averaged over the ranks and the accumulated batches."""
         self._engine.backward(loss)
+
+    def accumulate(self, gradients: Sequence[Tensor | None]) -> None:
+        """Accumulate gradients that a recorded step has computed, as `backward` of its loss does; without ZeRO.
+
+        Where every batch is a step they are taken as they are, and must last until `step`.
+
+        Args:
+            gradients: by the parameters that train, None for those without.
+        """
+        parameters = [parameter for _, parameter in self._trained()]
+        known = [(p, gradient) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        fresh = [gradient for _, gradient in known]
+        if self._accumulate > 1:
+            fresh = list(torch._foreach_mul(fresh, 1 / self._accumulate))
+        before = [(p.grad, new) for (p, _), new in zip(known, fresh, strict=True) if p.grad is not None]
+        if before:
+            torch._foreach_add_(*map(list, zip(*before, strict=True)))
+        for (parameter, _), new in zip(known, fresh, strict=True):
+            parameter.grad = new if parameter.grad is None else parameter.grad
+        if self._engine.enable_backward_allreduce:
+            self._engine.allreduce_gradients()
 
     def step(self) -> None:
         """Update the weights and the schedule if this batch completes the accumulation."""

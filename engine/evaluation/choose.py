@@ -22,12 +22,7 @@ def check_source(config: EvaluateConfig) -> type[Source]:
     for name in config.other_source:
         if hasattr(config, SOURCES[name].name):
             raise UserError(f"other_source: {name} has a setting of its own; give --{name}")
-    given = [source for source in sources if source.value(config)]
-    if len(given) != 1:
-        one_of = ", ".join(f"--{source.name}" for source in sources)
-        found = " and ".join(f"--{source.name}" for source in given) or "none"
-        raise UserError(f"give exactly one of {one_of}; got {found}")
-    source = given[0]
+    source = next(source for source in sources if source.value(config))
     for key in dict.fromkeys(key for other in sources for key in other.settings):
         if getattr(config, key) and key not in source.settings:
             raise UserError(
@@ -53,6 +48,8 @@ def open_source(
     """
     if config.evaluation.context == "bank" and not source.has_context(config):
         raise UserError("evaluation.context: only PsPG's scores have a context; leave it at batch")
+    if config.evaluation.blend != "none" and not source.has_context(config):
+        raise UserError("evaluation.blend: only learned prompts are blended with templates; leave it at none")
     return source.open(config, device, autocast)
 
 

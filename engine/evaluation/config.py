@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import BitDepth, EvaluationConfig
+from ..config import BitDepth, EvaluationConfig, check_values, require
+from ..utils.errors import UserError
+from ..utils.files import check_input, check_output
 
 
 @dataclass(kw_only=True)
@@ -39,11 +41,18 @@ class EvaluateConfig:
     output: str = ""
     """folder for the report"""
     image_root: str | None = None
-    """folder that `filepath` is relative to; null: the manifest's own folder"""
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
     label_names: str | None = None
     """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
     class_lists: dict[str, str] | None = None
     """name → text file of class names; each list is prompted and reported by itself; null: one list of all labels"""
+    prevalence: str | None = None
+    """training manifest; the report then also has the classes by how often they are positive there, as groups head,
+    medium and tail; null: no such groups"""
+    head_above: ClosedUnitInterval = 0.1
+    """share of positives above which a class is of the head"""
+    tail_below: ClosedUnitInterval = 0.01
+    """share of positives below which a class is of the tail"""
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
     """what a label of -1 becomes"""
     blank: Literal["zeros", "ignore"] = "zeros"
@@ -79,3 +88,27 @@ class EvaluateConfig:
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
     timeout_s: PositiveInt = 600
     """several processes: seconds that they wait for one another, at the start and once one has scored its batches"""
+
+
+SOURCES = ("checkpoint", "clip", "predictions", "adapter")
+
+
+def check_evaluate(config: EvaluateConfig) -> None:
+    """Refuse, before torch is imported, what the settings alone and the presence of files can tell.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    given = [f"--{name}" for name in SOURCES if getattr(config, name)]
+    given += [f"--{name}" for name in config.other_source]
+    if len(given) != 1:
+        one_of = ", ".join(f"--{name}" for name in SOURCES)
+        raise UserError(f"give exactly one of {one_of}; got {' and '.join(given) or 'none'}")
+    require(manifest=config.manifest, output=config.output)
+    check_values(config)
+    if config.tail_below > config.head_above:
+        raise UserError(
+            f"tail_below: {config.tail_below} is above head_above {config.head_above}; a class has one group"
+        )
+    check_output(config.output)
+    check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)

@@ -15,6 +15,7 @@ from ..data.batch import Batch
 from ..data.loaders.evaluation import EvalLoader
 from ..distributed.collectives import gather_object, in_order, rank
 from ..distributed.watch import advance
+from ..models.blend import blended
 from ..models.class_set import ClassSet
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PromptHead, PsPG, probabilities
@@ -55,6 +56,7 @@ def score_batches(
     autocast: torch.dtype | None,
     *,
     context: Tensor | None,
+    blends: Sequence[Tensor | None] | None = None,
 ) -> list[tuple[int, Scores]]:
     """Place and scores of each batch, none or more: probabilities for every class list, each prompted by itself.
 
@@ -66,7 +68,9 @@ def score_batches(
         device: where the model is.
         autocast: low precision; None: that of the weights.
         context: (M,D) context bank; None: each batch is its own context.
+        blends: for each class list what `make_blend` made; None: nothing is blended.
     """
+    added = [None] * len(class_sets) if blends is None else blends
     parts: list[tuple[int, Scores]] = []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         # Under a bank the text side is the same for every image.
@@ -78,7 +82,10 @@ def score_batches(
                 for class_set, text in zip(class_sets, texts, strict=True)
             ]
             pooled = torch.cat([features.global_, features.tokens[:, 1:].mean(1)], dim=1)
-            scored = [probabilities(output.logits.double()) for output in outputs]
+            scored = [
+                probabilities(blended(output.logits, features.tokens, blend).double())
+                for output, blend in zip(outputs, added, strict=True)
+            ]
             scores = Scores(
                 batch.ids,
                 torch.cat(scored, 1).cpu().numpy() if scored else np.empty((len(batch.ids), 0)),

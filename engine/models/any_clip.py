@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,9 +19,19 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from ..data.images import Resize
+from ..utils.documents import read_json
 from ..utils.errors import UserError
-from .clip import check_activation, check_context_length, named_config, read_model_json, weights_file
+from .clip import check_activation, check_context_length, check_numbers, named_config, read_model_json, weights_file
 from .weights import load_strictly, read_weights, trained_with_quick_gelu
+
+OPTIONS = {"additional_special_tokens", "clean", "reduction_mask"}
+"""what a configuration may tell CLIP's tokenizer"""
+HF_OPTIONS = {
+    *("clean", "strip_sep_token", "language", "use_fast", "do_lower_case", "add_prefix_space", "model_max_length"),
+    *("padding_side", "truncation_side", "additional_special_tokens", "add_bos_token", "add_eos_token"),
+    *(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
+}
+"""what it may tell one of Hugging Face"""
 
 
 @dataclass(kw_only=True)
@@ -103,9 +114,14 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"clip: {source}: needs embed_dim, vision_cfg and text_cfg (open_clip's format)")
     config = deepcopy(config)
     vision, text = config["vision_cfg"], config["text_cfg"]
+    check_numbers(config, f"clip: {source}")
     if "timm_model_name" in vision:
+        if not isinstance(vision["timm_model_name"], str) or vision["timm_model_name"].startswith("local-dir:"):
+            raise UserError(f"clip: {source}: vision_cfg.timm_model_name must be a name that timm has")
         vision["timm_model_pretrained"] = False
     for key in ("hf_model_name", "hf_tokenizer_name"):
+        if not isinstance(text.get(key), str | None):
+            raise UserError(f"clip: {source}: text_cfg.{key} must be a text")
         if text.get(key):
             if find_spec("transformers") is None:
                 raise UserError(f"clip: {source} needs transformers for text_cfg.{key}: pip install 'pspg-engine[hf]'")
@@ -122,7 +138,10 @@ def _build(config: dict[str, Any], source: str) -> Any:
     arguments.pop("custom_text", None)
     kind = (open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP) if custom else open_clip.CLIP
     try:
-        return kind(**arguments)
+        with _no_code(config["text_cfg"].get("hf_model_name")):
+            return kind(**arguments)
+    except UserError as error:
+        raise UserError(f"clip: {source}: {error}") from None
     except Exception as error:  # whatever open_clip, timm or transformers raises
         raise UserError(f"clip: open_clip cannot build {source} ({_reason(error)})") from error
 
@@ -130,6 +149,31 @@ def _build(config: dict[str, Any], source: str) -> Any:
 def _custom(config: dict[str, Any]) -> bool:
     """The text tower is a module of its own."""
     return bool(config.get("custom_text") or config["text_cfg"].get("hf_model_name"))
+
+
+@contextmanager
+def _no_code(name: str | None) -> Iterator[None]:
+    """Let transformers run no Python that comes with a model: it would ask the terminal, and a yes runs it.
+
+    Raises:
+        UserError: the folder `name` asks for code of its own.
+    """
+    if name is None or find_spec("transformers") is None:
+        yield
+        return
+    for file in ("config.json", "tokenizer_config.json"):
+        path = Path(name, file)
+        document = read_json(path) if path.is_file() else {}
+        if isinstance(document, dict) and "auto_map" in document:
+            raise UserError(f"{path}: asks for Python code of its own (auto_map), which is not run; remove auto_map")
+    from transformers import dynamic_module_utils
+
+    asked = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it then raises where it would ask
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = asked
 
 
 def _load(model: Any, tensors: dict[str, Tensor], file: Path, source: str) -> None:
@@ -165,13 +209,39 @@ def _check_image_size(tensors: dict[str, Tensor], expected: dict[str, Tensor], f
 
 def _tokenizer(text: dict[str, Any], source: str) -> Callable[..., Tensor]:
     name, length = text.get("hf_tokenizer_name") or text.get("hf_model_name"), text.get("context_length", 77)
-    options = text.get("tokenizer_kwargs") or {}
-    if not name:
-        return open_clip.SimpleTokenizer(context_length=length, **options)
+    options = _options(text.get("tokenizer_kwargs") or {}, HF_OPTIONS if name else OPTIONS, source)
+    mode = text.get("tokenizer_mode")
+    if mode not in (None, "", "clips"):
+        raise UserError(f"clip: {source}: text_cfg.tokenizer_mode must be clips or left out")
     try:
-        return HFTokenizer(name, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        if not name:
+            return open_clip.SimpleTokenizer(context_length=length, **options)
+        with _no_code(name):
+            return HFTokenizer(name, context_length=length, tokenizer_mode=mode, trust_remote_code=False, **options)
+    except UserError as error:
+        raise UserError(f"clip: {source}: {error}") from None
     except Exception as error:  # whatever transformers or the hub's client raises
-        raise UserError(f"clip: {source}: no tokenizer {name} ({_reason(error)})") from error
+        raise UserError(f"clip: {source}: no tokenizer {name or ''} ({_reason(error)})") from error
+
+
+def _options(options: Any, known: Collection[str], source: str) -> dict[str, Any]:
+    """A tokenizer's options that say how it reads text; none that names a file, a place or code.
+
+    Raises:
+        UserError: another option, or a value that is no text, number, truth value or list of texts.
+    """
+    where = f"clip: {source}: text_cfg.tokenizer_kwargs"
+    if not isinstance(options, dict):
+        raise UserError(f"{where} must be an object")
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"{where}.{key} is not passed on; known are {', '.join(sorted(known))}")
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str | int | float | bool | None) for one in values):
+            raise UserError(
+                f"clip: {source}: text_cfg.tokenizer_kwargs.{key} must be a text, a number or a list of them"
+            )
+    return options
 
 
 def _three_numbers(values: Any) -> bool:

@@ -30,6 +30,8 @@ class ClassSet(nn.Module):
     suffix: Tensor
     name_lengths: Tensor
     tail_lengths: Tensor | None
+    rows: Tensor
+    """(C,) place of each class among those that a model was trained on; −1: not among them, or not known"""
 
     def __init__(
         self,
@@ -50,12 +52,19 @@ class ClassSet(nn.Module):
             ("suffix", suffix),
             ("name_lengths", torch.tensor(lengths, device=suffix.device)),
             ("tail_lengths", None if tails is None else torch.tensor(tails, device=suffix.device)),
+            ("rows", torch.full((len(names),), -1, device=suffix.device)),
         ):
             self.register_buffer(name, tensor, persistent=False)
         self._lengths, self._tails = tuple(lengths), tuple(tails or ())
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def place_among(self, training: Sequence[str]) -> None:
+        """Set `rows` for the classes that a model was trained on; names are compared as the tokenizer reads them."""
+        place = {tuple(tokenizer().encode(name)): row for row, name in enumerate(training)}
+        rows = [place.get(tuple(tokenizer().encode(name)), -1) for name in self.names]
+        self.rows = torch.tensor(rows, device=self.rows.device)
 
     @property
     def template(self) -> PromptTemplate:

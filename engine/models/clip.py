@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import open_clip
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.text_tower import TextLayer, TextTower, encode
 
+from ..utils.documents import Within, as_schema, read_json
 from ..utils.errors import UserError
 from .weights import load_strictly, read_weights, trained_with_quick_gelu
 
@@ -40,6 +41,45 @@ _TEXT_KEYS = {
 _TEXT_DEFAULTS = {"pool_type": "argmax", "proj_type": "linear", "hf_model_pretrained": True}
 _FOREIGN_VISION = ("timm_model_name", "attentional_pool", "output_tokens")
 _FOREIGN = ("custom_text", "multimodal_cfg", "init_logit_bias", "nonscalar_logit_scale")
+
+
+LARGEST_MODEL = 2e10
+"""parameters, estimated; the largest CLIP has 5e9"""
+_Width = Annotated[int, Within(1, 65536)]
+_Depth = Annotated[int, Within(1, 1000)]
+
+
+@dataclass
+class _Vision:
+    """Numbers of vision_cfg."""
+
+    layers: _Depth | list[_Depth] = 12
+    width: _Width = 768
+    head_width: _Width = 64
+    patch_size: _Width | None = 16
+    image_size: _Width | list[_Width] = 224
+    mlp_ratio: Annotated[float, Within(0.01, 100)] = 4.0
+
+
+@dataclass
+class _Text:
+    """Numbers of text_cfg."""
+
+    layers: _Depth = 12
+    width: _Width = 512
+    heads: _Width = 8
+    context_length: _Width = 77
+    vocab_size: Annotated[int, Within(1, 2_000_000)] = 49408
+    mlp_ratio: Annotated[float, Within(0.01, 100)] = 4.0
+
+
+@dataclass
+class _Numbers:
+    """Numbers of an architecture."""
+
+    embed_dim: _Width
+    vision_cfg: _Vision
+    text_cfg: _Text
 
 
 class ImageFeatures(NamedTuple):
@@ -71,7 +111,7 @@ def clip_config(source: str | open_clip.CLIP) -> dict[str, Any]:
     if not isinstance(source, str):
         return deepcopy(source.model_config)
     config = _read_config(Path(source)) if source.endswith(".json") else named_config(source)
-    _check_config(config, source)
+    check_config(config, source)
     return config
 
 
@@ -82,6 +122,7 @@ def build_clip(config: Mapping[str, Any]) -> open_clip.CLIP:
         UserError: open_clip cannot build it.
     """
     arguments = {key: deepcopy(value) for key, value in config.items() if key not in _FOREIGN}
+    check_config(arguments, "the configuration")
     try:
         clip = open_clip.CLIP(**deepcopy(arguments))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
@@ -296,25 +337,14 @@ def read_model_json(path: Path, key: str = "model.backbone") -> dict[str, Any]:
     Raises:
         UserError: missing or not JSON; names the setting `key`.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{key}: {path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{key}: {path}: not readable as JSON ({error})") from None
+    value = read_json(path, key)
     return value if isinstance(value, dict) else {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_model_json(path)
     config = config.get("model_cfg", config)
-    config = config if isinstance(config, dict) else {}
-    towers = [config.get(key) for key in ("vision_cfg", "text_cfg")]
-    if "embed_dim" not in config or not all(isinstance(tower, dict) and "layers" in tower for tower in towers):
-        raise UserError(
-            f"model.backbone: {path}: needs embed_dim, vision_cfg and text_cfg with their layers (open_clip's format)"
-        )
-    return config
+    return config if isinstance(config, dict) else {}
 
 
 def named_config(name: str, key: str = "model.backbone") -> dict[str, Any]:
@@ -331,19 +361,51 @@ def named_config(name: str, key: str = "model.backbone") -> dict[str, Any]:
     return open_clip.get_model_config(name)
 
 
-def _check_config(config: Mapping[str, Any], source: str) -> None:
-    vision, text = config["vision_cfg"], config["text_cfg"]
+def check_config(config: Mapping[str, Any], source: str) -> None:
+    """Refuse an architecture, in open_clip's format, that PsPG cannot drive or that no machine can hold.
+
+    Raises:
+        UserError: names the setting `model.backbone`, `source` and the key.
+    """
+    where = f"model.backbone: {source}"
+    needs = f"{where}: needs embed_dim, vision_cfg and text_cfg with their layers (open_clip's format)"
+    vision, text = (config.get(key) for key in ("vision_cfg", "text_cfg"))
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise UserError(needs)
     set_keys = {key for key, value in text.items() if value and value != _TEXT_DEFAULTS.get(key)}
     foreign = [f"text_cfg.{key}" for key in sorted(set_keys - _TEXT_KEYS)]
     foreign += [f"vision_cfg.{key}" for key in _FOREIGN_VISION if vision.get(key)]
     foreign += [key for key in _FOREIGN if config.get(key)]
     if foreign:
         raise UserError(
-            f"model.backbone: {source} sets {', '.join(foreign)}, which PsPG cannot drive; use a plain CLIP "
+            f"{where} sets {', '.join(foreign)}, which PsPG cannot drive; use a plain CLIP "
             "(ModifiedResNet or ViT, causal text tower, CLIP tokenizer)"
         )
+    if "embed_dim" not in config or "layers" not in vision or "layers" not in text:
+        raise UserError(needs)
+    check_numbers(config, where)
     if text.get("vocab_size", 49408) < tokenizer().vocab_size:
-        raise UserError(f"model.backbone: {source}: text_cfg.vocab_size is below the tokenizer's 49408")
+        raise UserError(f"{where}: text_cfg.vocab_size is below the tokenizer's 49408")
+
+
+def check_numbers(config: Mapping[str, Any], where: str) -> None:
+    """Refuse an architecture whose numbers are no numbers of a model, before anything is built of them.
+
+    Raises:
+        UserError: `where`, and the key.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    try:
+        as_schema(_Numbers, {**config, "vision_cfg": vision, "text_cfg": text})
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    layers = vision.get("layers", 12)
+    depth = sum(layers) * 4 if isinstance(layers, list) else layers
+    widths = ((depth, vision.get("width", 768)), (text.get("layers", 12), text.get("width", 512)))
+    parameters = sum(12 * count * width**2 for count, width in widths)
+    parameters += text.get("vocab_size", 49408) * text.get("width", 512)
+    if parameters > LARGEST_MODEL:
+        raise UserError(f"{where}: is an architecture of over {LARGEST_MODEL:.0e} parameters")
 
 
 def weights_file(backbone: str, pretrained: str, config: Mapping[str, Any], key: str = "model.pretrained") -> Path:

@@ -24,6 +24,7 @@ from .clip import ImageFeatures, TextEncoder, image_features, text_tower
 from .decoders import DECODERS
 from .frozen_image import FrozenImageTower
 from .fusions import FUSIONS
+from .residual import ClassResidual
 
 
 class TextFeatures(NamedTuple):
@@ -103,17 +104,19 @@ class PromptHead(nn.Module):
         width: D, joint embedding width of the CLIP.
         text_width: W, width of its text tower.
         config: everything of the decoders, and fusion.
+        classes: K training classes, whose residual it holds under `residual: class`.
 
     Attributes:
         impl: implementation of the operators, as their `impl`.
         text_memory: bytes of the text tower's activations to hold at a time; None: the operators' default.
         channel_attention: fusion of an image's tokens.
+        residual: of the text features; None under `residual: none`.
 
     Raises:
         UserError: see `check_head`.
     """
 
-    def __init__(self, width: int, text_width: int, config: ModelConfig) -> None:
+    def __init__(self, width: int, text_width: int, config: ModelConfig, classes: int = 0) -> None:
         super().__init__()
         self.impl = "auto"
         self.text_memory: int | None = None
@@ -124,6 +127,8 @@ class PromptHead(nn.Module):
             torch.tensor(math.log(self.channel_attention.scale)),
             requires_grad=self.channel_attention.trains_temperature,
         )
+        sides = 1 if config.prompts == "positive" else 2
+        self.residual = ClassResidual(sides, classes, width) if config.residual == "class" else None
 
     def text_features(
         self, context: Tensor, class_set: ClassSet, tower: TextTower, encode: Encode | None = None
@@ -136,6 +141,8 @@ class PromptHead(nn.Module):
         """
         prompts = self.prompt_learner(class_set.class_features, context, impl=self.impl)
         sides, positive = (encode or self.encode)(prompts, class_set.template, tower)
+        if self.residual is not None:
+            sides = self.residual(sides, class_set.rows)
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
         negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
         return TextFeatures(positive, sides[0], negative)
@@ -238,14 +245,18 @@ class PsPG(nn.Module):
         self.tower = text_tower(clip)
         self._class_encoder = class_encoder
         text_width, width = self.tower.projection.shape
-        head = PromptHead(width, text_width, config)
+        head = PromptHead(width, text_width, config, len(names))
         self.prompt_learner = head.prompt_learner
         self.channel_attention = head.channel_attention
+        self.residual = head.residual
         self.logit_scale = head.logit_scale
         # In a tuple, so that it is not registered: its parts already are, under their published names.
         self._head = (head,)
         self._image_tower: tuple[FrozenImageTower] | None = None
+        self.training_names = list(names)
         self.class_set = self._make_class_set(names)
+        self.training_set = self.class_set
+        """the classes that the head was trained on"""
         self.to(self.tower.projection.dtype)
         self.prompt_learner.start(clip.token_embedding.weight)
 
@@ -291,7 +302,9 @@ class PsPG(nn.Module):
     def _make_class_set(self, names: Sequence[str]) -> ClassSet:
         source = self.clip if self._class_encoder is None else self._class_encoder
         prefix = self.config.prefix or DECODERS[self.config.decoder].needs_prefix
-        return make_class_set(source, names, prefix, prompt_length=self.config.prompt_length)
+        class_set = make_class_set(source, names, prefix, prompt_length=self.config.prompt_length)
+        class_set.place_among(self.training_names)
+        return class_set
 
     def train(self, mode: bool = True) -> PsPG:
         super().train(mode)

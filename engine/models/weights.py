@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -15,7 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..utils.documents import read_json
 from ..utils.errors import UserError
+from .torchscript import NotPlain, check_stored, is_torchscript, read_torchscript
 
 OPENAI_SETTINGS = {"input_resolution", "context_length", "vocab_size"}
 """Settings that OpenAI's files hold among the weights."""
@@ -29,8 +30,8 @@ def read_weights(path: str | Path, *, scripted: bool = False) -> tuple[dict[str,
     """Tensors and metadata (of safetensors) of a weight file, on the CPU.
 
     Reads .safetensors, `torch.save` files (tensors only) and, where `scripted` allows it, the TorchScript archives that
-    OpenAI publishes: loading one can run code in it, so such a file must come from somebody you trust. See
-    `plain_state`; the settings in OpenAI's files go to the metadata.
+    OpenAI publishes; their tensors are read as data, nothing in them runs. See `plain_state`; the settings in OpenAI's
+    files go to the metadata.
 
     Raises:
         UserError: missing or unreadable file, or one that holds something else.
@@ -43,13 +44,17 @@ def read_weights(path: str | Path, *, scripted: bool = False) -> tuple[dict[str,
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
                 return _split({name: file.get_tensor(name) for name in names}, path, file.metadata() or {})
-        if _is_torchscript(path):
+        if is_torchscript(path):
             if not scripted:
                 raise UserError(f"{path}: is a TorchScript archive, which can hold code; give plain weights")
-            return _split(torch.jit.load(path, map_location="cpu").state_dict(), path, {})
+            return _split(read_torchscript(path), path, {})
+        if zipfile.is_zipfile(path):
+            check_stored(path)
         return _split(torch.load(path, map_location="cpu", weights_only=True), path, {})
     except UserError:
         raise
+    except NotPlain as error:
+        raise UserError(f"{path}: not read: {error}; give plain weights, such as .safetensors") from None
     except Exception as error:  # a damaged file can fail anywhere in its parser
         # torch's own message advises to load the file unsafely.
         unsafe = isinstance(error, pickle.UnpicklingError)
@@ -93,6 +98,8 @@ def plain_state(value: object, source: str | Path) -> dict[str, Tensor]:
                 tensor = torch.tensor(tensor)
             else:
                 raise UserError(f"{source}: entry {name} is a {type(tensor).__name__}, not a tensor")
+        if tensor.layout != torch.strided or tensor.device.type == "meta" or _repeats(tensor):
+            raise UserError(f"{source}: entry {name} is not a plain tensor with all its values")
         state[name] = tensor
     return state
 
@@ -117,10 +124,10 @@ def trained_with_quick_gelu(file: Path, metadata: Mapping[str, str]) -> bool | N
     if metadata.keys() >= OPENAI_SETTINGS:
         return True
     try:
-        beside = json.loads((file.parent / "open_clip_config.json").read_text("utf-8"))
+        beside = read_json(file.parent / "open_clip_config.json")
         if isinstance(beside["model_cfg"], dict):
             return bool(beside["model_cfg"].get("quick_gelu", False))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         pass
     return _published_files().get(file.name)
 
@@ -135,6 +142,11 @@ def _published_files() -> dict[str, bool]:
         if re.search(r"-[0-9a-f]{8}\.pt$", file):
             known[file] = bool(weights.get("quick_gelu", False))
     return known
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """It has more elements than the file gave values: a few bytes would become any amount of memory."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -167,10 +179,3 @@ def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], sou
 def _first(names: set[str], limit: int = 5) -> str:
     shown = sorted(names)[:limit]
     return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -17,6 +17,7 @@ from ..config import (
     check_values,
 )
 from ..utils.errors import UserError
+from ..utils.files import check_input, check_output
 
 
 @dataclass(kw_only=True)
@@ -26,11 +27,16 @@ class OptimConfig:
     name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
+    residual_lr: PositiveFloat | None = None
+    """learning rate of model.residual, on the same schedule; null: lr"""
+    residual_decay: NonNegativeFloat | None = None
+    """weight decay of model.residual, towards zero; null: weight_decay"""
     momentum: FractionBelowOne = 0.9
     """Nesterov momentum of sgd"""
     epochs: PositiveInt = 50
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: NonNegativeFloat = 5
+    warmup_epochs: NonNegativeFloat | None = None
+    """null: 5, or half of fewer than 10 epochs"""
     warmup_lr: NonNegativeFloat = 1e-6
     """where the linear warm-up starts"""
     cosine_from: Literal["warmup", "start"] = "warmup"
@@ -80,9 +86,9 @@ class TrainConfig:
     log_every: PositiveInt = 10
     """optimizer steps between log lines; the host waits for the device only there"""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """phase 2 on a GPU: record the step once as a CUDA graph and replay it; batches of another shape, a step that
-    cannot be recorded, or whose replay differs, run as usual. auto: wherever it applies; on: refuse settings where it
-    does not"""
+    """phase 2 on a GPU: record the step as a CUDA graph and replay it, also with cached features and sampled pairs;
+    smaller batches, a step that cannot be recorded, or whose replay differs, run as usual. auto: wherever it applies;
+    on: refuse settings where it does not"""
     text_memory: PositiveInt | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: Seed = 0
@@ -93,8 +99,6 @@ def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
     needs = {
         "task prompt": config.task == "prompt",
         "zero_stage 0": config.zero_stage == 0,
-        "data.cache_features false": not config.data.cache_features,
-        "loss.pair_samples 0, they are drawn on the host": not config.loss.pair_samples,
         "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
         "a GPU, device is cpu": config.device != "cpu",
         "one process or scope local, collectives are not recorded": processes == 1 or config.scope == "local",
@@ -114,7 +118,7 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.train: name the training manifest (a JSONL file)")
     if (data.mean is None) != (data.std is None):
         raise UserError("data.mean: give data.mean and data.std together, or neither")
-    if optim.warmup_epochs > optim.epochs:
+    if optim.warmup_epochs is not None and optim.warmup_epochs > optim.epochs:
         raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if config.zero_stage == 3:
         if config.task == "prompt":
@@ -134,3 +138,17 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.cache_features: needs data.augment false, features are computed once")
     if data.cache_features and data.flip:
         raise UserError("data.cache_features: needs data.flip 0, features are computed once")
+
+
+def check_run(config: TrainConfig) -> None:
+    """Refuse, before torch is imported, what the settings alone and the presence of files can tell.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    check_train(config)
+    data = config.data
+    check_output(config.output)
+    files = {"train": data.train, "val": data.val, "label_names": data.label_names}
+    folders = {"image_root": data.image_root, "cache": data.cache}
+    check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})

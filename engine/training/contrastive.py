@@ -10,10 +10,11 @@ from ..data.loaders.evaluation import make_eval_loader
 from ..data.manifest import load_manifest
 from ..distributed.world import World
 from ..models.clip import tokenize
+from ..utils.names import data_name
 from .config import TrainConfig
 from .fingerprint import data_digest, resume_fingerprint
 from .global_batch import GlobalContrastiveTask
-from .setup import load_backbone, make_dataset, make_loader, share_batches, shares_batch, write_start
+from .setup import load_backbone, make_dataset, make_loader, report_run, share_batches, shares_batch, write_start
 from .tasks import ContrastiveTask
 from .trainer import Trainer
 
@@ -43,7 +44,7 @@ def build_contrastive(config: TrainConfig, world: World) -> Trainer:
             load=load_with(data.loader, world.device),
         )
     loader = make_loader(config, dataset, world)
-    training = f"{len(manifest.samples)} image-report pairs ({data.train})"
+    training = f"{len(manifest.samples)} image-report pairs, {data_name(data.train)}"
     write_start(config, world, describe("clip", clip, pixels, training=training), {})
     shared = shares_batch(config, world)
     task = (GlobalContrastiveTask if shared else ContrastiveTask)(
@@ -54,5 +55,6 @@ def build_contrastive(config: TrainConfig, world: World) -> Trainer:
         sharded=config.zero_stage == 3,
         text_drop_path=config.model.text_drop_path,
     )
+    report_run(config, world, clip, loader, f"{len(manifest.samples):,} image-report pairs")
     fingerprint = resume_fingerprint(config, {"data.train": data_digest(manifest)})
     return Trainer(config, task, share_batches(config, world, loader), world, fingerprint)

@@ -26,7 +26,7 @@ class Recordable(Protocol):
     module: nn.Module
 
     def tensors(self, batch: Any) -> dict[str, Tensor] | None:
-        """All that a step reads of a batch, by name; None: it reads more than tensors, so it cannot be recorded."""
+        """All that a step reads of a batch, by name, drawn samples included; None: this one cannot be recorded."""
 
     def step(self, batch: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and scalars of a batch whose tensors are replaced by others, on the device."""
@@ -37,6 +37,7 @@ class StepGraph:
 
     A recording is used only if its first replay gives the loss and gradients of the ordinary step, to the rounding of
     half precision: what a recording gets wrong (an input that is not copied, a value read on the host) is no rounding.
+    A batch that is larger than the recorded one is recorded in its place; smaller ones take the ordinary step.
 
     Args:
         task: the objective; its parameters must stay where they are.
@@ -57,18 +58,20 @@ class StepGraph:
         self._ordinary_steps = 0
         self.refusal: str | None = None
 
-    def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Loss, differentiable in the parameters, and detached scalars of a batch; None: take the ordinary step."""
+    def __call__(self, batch: Any) -> Outcome | None:
+        """Loss, detached scalars and gradients of a batch; None: take the ordinary step.
+
+        The gradients are the recording's own tensors: the next call writes others into them.
+        """
         tensors = None if self.refusal else self._task.tensors(batch)
         if tensors is None:
             return None
         if self._replay is None:
             self._ordinary_steps += 1
-            if self._ordinary_steps <= WARM_UP or not self._try(batch, tensors):
+            if self._ordinary_steps <= WARM_UP:
                 return None
-        elif {name: _shape(tensor) for name, tensor in tensors.items()} != {
-            name: _shape(tensor) for name, tensor in self._inputs.items()
-        }:
+        if not self._fits(tensors) and not (self._larger(tensors) and self._try(batch, tensors)):
+            self._release()
             return None
         assert self._replay is not None
         assert self._outcome is not None
@@ -76,38 +79,72 @@ class StepGraph:
             self._inputs[name].copy_(tensor, non_blocking=True)
         self._replay()
         loss, parts, gradients = self._outcome
-        found = _Replayed.apply(loss, gradients, *self._parameters)
-        return found, {name: part.clone() for name, part in parts.items()}
+        return loss.clone(), {name: part.clone() for name, part in parts.items()}, gradients
+
+    def _fits(self, tensors: dict[str, Tensor]) -> bool:
+        recorded = {name: (tensor.shape, tensor.dtype) for name, tensor in self._inputs.items()}
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == recorded
+
+    def _larger(self, tensors: dict[str, Tensor]) -> bool:
+        """True if some input is larger than the recorded one and none is smaller."""
+        known = self._inputs or tensors
+        return all(tensor.numel() >= known[name].numel() for name, tensor in tensors.items())
+
+    def _release(self) -> None:
+        """Give back what an ordinary step leaves reserved, beside the memory that the recording holds for itself."""
+        if self._replay is not None and self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _try(self, batch: Any, tensors: dict[str, Tensor]) -> bool:
         """Record the step; where that fails, say so once and never try again."""
-        # Recorded on mirrored pixels and labels, checked on the true ones: what it kept of its own inputs shows.
-        self._inputs = {name: tensor.flip(-1).to(self._device, copy=True) for name, tensor in tensors.items()}
+        self._replay = self._outcome = None  # its memory is free for the new one
+        self._inputs = {name: tensor.to(self._device, copy=True) for name, tensor in tensors.items()}
 
         def run() -> Outcome:
             loss, parts = self._task.step(batch, self._inputs)
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            return loss.detach(), parts, gradients
+            return loss.detach(), parts, _owned(gradients)
 
-        # Recording and checking draw random numbers that no step sees.
+        # Recording and checking draw random numbers that no step sees, and update statistics that count no batch.
         devices = [self._device] if self._device.type == "cuda" else []
+        buffers = [(buffer, buffer.clone()) for buffer in self._task.module.buffers()]
         with torch.random.fork_rng(devices):
             try:
+                # The ordinary step first: its memory is free again when the recording reserves its own.
+                torch.manual_seed(0)
+                expected = run()
+                # Recorded on mirrored inputs, checked on the true ones: what it kept of its own inputs shows.
+                for name, tensor in tensors.items():
+                    self._inputs[name].copy_(tensor.flip(-1))
                 replay, outcome = self._record(run)
                 for name, tensor in tensors.items():
                     self._inputs[name].copy_(tensor)
                 torch.manual_seed(0)
                 replay()
-                torch.manual_seed(0)
-                reason = None if _agree(outcome, run()) else "its replay differs from the step"
+                reason = None if _agree(outcome, expected) else "its replay differs from the step"
             except RuntimeError as error:
                 reason = (str(error).splitlines() or ["unknown"])[0]
+            for buffer, before in buffers:
+                buffer.copy_(before)
         if reason:
-            self.refusal = reason
+            self.refusal, self._inputs = reason, {}
             log.info(f"the step cannot be recorded as a CUDA graph, training goes on without: {reason}")
             return False
         self._replay, self._outcome = replay, outcome
         return True
+
+
+def _owned(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients in memory of their own, contiguous: an optimizer or a clipping writes to each as if it were alone."""
+    seen: set[int] = set()
+    found: list[Tensor | None] = []
+    for gradient in gradients:
+        if gradient is not None:
+            shared = gradient.data_ptr() in seen
+            gradient = gradient.clone() if shared else gradient.contiguous()
+            seen.add(gradient.data_ptr())
+        found.append(gradient)
+    return found
 
 
 def _agree(one: Outcome, other: Outcome) -> bool:
@@ -121,31 +158,9 @@ def _agree(one: Outcome, other: Outcome) -> bool:
     return bool(close)
 
 
-class _Replayed(torch.autograd.Function):
-    """The loss of a replay, with the gradients that came with it."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor | None], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if part is None else part * gradient for part in ctx.gradients)
-
-
 def _record_on_gpu(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function()
-    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Threads that load the next batches may use the GPU meanwhile.
+    # It gives the memory of ordinary steps back first. Threads that load the next batches may use the GPU meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outcome = function()
     return graph.replay, outcome
-
-
-def _shape(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
-    return tensor.shape, tensor.dtype

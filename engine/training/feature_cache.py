@@ -14,6 +14,7 @@ from ..data.sampler import EpochSampler
 from ..models.clip import ImageFeatures
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PsPG
+from ..utils.device import pin
 from ..utils.errors import UserError
 
 
@@ -35,8 +36,8 @@ class CachedBatches:
         rows = torch.as_tensor(index)
         return FeatureBatch(
             ids=[self.ids[i] for i in index],
-            features=ImageFeatures(*(tensor[rows] for tensor in self.features)),
-            labels=None if self.labels is None else self.labels[rows],
+            features=ImageFeatures(*(pin(tensor[rows]) for tensor in self.features)),
+            labels=None if self.labels is None else pin(self.labels[rows]),
             index=rows,
         )
 

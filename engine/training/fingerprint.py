@@ -32,6 +32,8 @@ MUTABLE = {
     "data.class_names",
     "model.pretrained",
     "model.pretrained_head",
+    "evaluation.blend",
+    "evaluation.blend_weight",
     "evaluation.bootstrap",
     "evaluation.threshold",
 }

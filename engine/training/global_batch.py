@@ -18,6 +18,7 @@ from ..distributed.collectives import all_gather_host, all_gather_rows, local_sl
 from ..distributed.watch import advance
 from ..distributed.world import World
 from ..models.pspg import PsPGOutput
+from ..utils.device import pin
 from .losses import GlobalBatch, contrastive_loss
 from .tasks import ContrastiveTask, PromptTask, temperature
 
@@ -68,7 +69,7 @@ class SharedBatches:
         if batch.labels is None:
             return counts, None
         rows = [part[1:].view(self._share, -1)[:count] for part, count in zip(found, counts, strict=True)]
-        return counts, _pin(torch.cat(rows))
+        return counts, pin(torch.cat(rows))
 
 
 class GlobalContrastiveTask(ContrastiveTask):
@@ -128,7 +129,3 @@ class GlobalPromptTask(PromptTask):
         share = GlobalBatch(batch.labels.to(self._world.device, non_blocking=True), local_slice(pairs))
         loss, parts = self._prompt_loss(output, batch.own.labels[: batch.count], sample, share)
         return loss * self._world.size, {name: part * self._world.size for name, part in parts.items()}
-
-
-def _pin(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from ..checkpoints.model_folder import describe, load_bank, load_head
+from ..checkpoints.model_folder import bank_tensors, describe, load_bank, load_head
 from ..checkpoints.run import last_checkpoint
 from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
@@ -20,14 +19,17 @@ from ..data.loaders.evaluation import EvalLoader, make_eval_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..data.pixels import Pixels
 from ..distributed.world import World
+from ..models.clip import ImageFeatures
 from ..models.pspg import PsPG
 from ..utils.device import autocast_dtype
+from ..utils.names import data_name
 from .config import TrainConfig
 from .feature_cache import CachedBatches, cache_features
 from .fingerprint import data_digest, resume_fingerprint
 from .global_batch import GlobalPromptTask
 from .losses import PromptLoss
-from .setup import load_backbone, make_dataset, make_loader, share_batches, shares_batch, write_start
+from .losses.pair import PAIR_LOSSES
+from .setup import load_backbone, make_dataset, make_loader, report_run, share_batches, shares_batch, write_start
 from .tasks import PromptTask
 from .trainer import Trainer
 
@@ -49,9 +51,9 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     clip, pixels = load_backbone(config, manifest)
     model = PsPG(clip, config.model, names)
     if config.model.pretrained_head and last_checkpoint(run) is None:
-        load_head(model, Path(config.model.pretrained_head))
+        load_head(model, Path(config.model.pretrained_head), other_classes=True)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
-    training = f"{len(manifest.samples)} images labelled with {len(names)} classes ({data.train})"
+    training = f"{len(manifest.samples)} images labelled with {len(names)} classes, {data_name(data.train)}"
     description = describe("pspg", clip, pixels, head=config.model, class_names=names, training=training)
     towers = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
     autocast = autocast_dtype(config.precision, world.device)
@@ -70,7 +72,8 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
 
     dataset = make_dataset(config, manifest, pixels, labels=labels, augment=True)
     resumed = last_checkpoint(run) is not None
-    bank = load_bank(run / "bank.safetensors", model) if resumed else _bank(config, manifest, pixels, features_of)
+    features = None if resumed else _bank(config, manifest, pixels, features_of)
+    bank = load_bank(run / "bank.safetensors", model) if features is None else features.global_
     loader: Any
     if data.cache_features:
         loader = features_of(dataset, "caching features").train_loader(
@@ -91,8 +94,8 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
             loader.bad.update(cached.bad)
         else:
             validation = in_order(plain, **own)
-    if not resumed:
-        write_start(config, world, description, {"clip": towers, "bank": {"bank": bank.cpu()}})
+    if features is not None:
+        write_start(config, world, description, {"clip": towers, "bank": bank_tensors(features)})
     shared = shares_batch(config, world)
     task = (GlobalPromptTask if shared else PromptTask)(
         model,
@@ -102,6 +105,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         bank=bank.to(world.device) if config.evaluation.context == "bank" else None,
         precision=config.precision,
     )
+    report_run(config, world, model, loader, _data(config, labels))
     fingerprint = resume_fingerprint(config, {"data.train": data_digest(manifest, labels), "data.class_names": names})
     return Trainer(config, task, share_batches(config, world, loader), world, fingerprint)
 
@@ -118,12 +122,20 @@ def _bank(
     manifest: Manifest,
     pixels: Pixels,
     features_of: Callable[[ImageDataset, str], CachedBatches],
-) -> Tensor:
-    """Global features (M,D) of a seeded choice of training images, not augmented."""
+) -> ImageFeatures:
+    """Features of a seeded choice of training images, not augmented."""
     count = min(config.evaluation.bank_size, len(manifest.samples))
     chosen = np.random.default_rng(config.seed).choice(len(manifest.samples), count, replace=False)
     subset = replace(manifest, samples=[manifest.samples[i] for i in sorted(chosen)])
-    return features_of(make_dataset(config, subset, pixels, augment=False), "context bank").features.global_
+    return features_of(make_dataset(config, subset, pixels, augment=False), "context bank").features
+
+
+def _data(config: TrainConfig, labels: np.ndarray) -> str:
+    """What a run trains on, in words."""
+    images, classes = labels.shape
+    positives = int((labels == 1).any(axis=0).sum())
+    pairs = f", {classes * (classes - 1) // 2:,} pairs" if PAIR_LOSSES[config.loss.pair].needs_pairs else ""
+    return f"{images:,} images, {positives} of {classes} classes with positives{pairs}"
 
 
 def _report_classes(names: list[str], labels: np.ndarray) -> None:

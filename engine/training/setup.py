@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.model_folder import load_clip_folder, write_model
 from ..checkpoints.run import last_checkpoint
@@ -24,10 +25,16 @@ from ..data.statistics import reading_of, training_pixels
 from ..distributed.collectives import barrier
 from ..distributed.world import World
 from ..models.clip import load_clip
+from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import write_text
 from .config import TrainConfig
 from .global_batch import SharedBatches
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random"
+"""`model.pretrained` that asks for random weights"""
 
 
 def shares_batch(config: TrainConfig, world: World) -> bool:
@@ -51,11 +58,19 @@ def load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CL
         return clip, carried
     if pretrained and (Path(pretrained) / "model.json").is_file():
         clip, carried = load_clip_folder(Path(pretrained))
+    elif pretrained is None and config.task == "prompt":
+        raise UserError(
+            "model.pretrained: phase 2 freezes the backbone, and its weights would be random; name a phase-1 run, a "
+            "weights file or an open_clip tag, or write random if you mean it"
+        )
     elif pretrained and Path(pretrained).is_dir():
         raise UserError(f"model.pretrained: {pretrained} is a folder without model.json; give a run folder or a file")
     else:
         clip = load_clip(
-            config.model.backbone, pretrained, quick_gelu=config.model.quick_gelu, image_size=data.image_size
+            config.model.backbone,
+            None if pretrained == RANDOM else pretrained,
+            quick_gelu=config.model.quick_gelu,
+            image_size=data.image_size,
         )
     return clip, training_pixels(data, manifest.samples, carried, pretrained)
 
@@ -92,6 +107,25 @@ def make_loader(config: TrainConfig, dataset: ImageDataset, world: World) -> Any
         workers=config.data.workers,
         seed=config.seed,
         load=load_with(config.data.loader, world.device),
+    )
+
+
+def report_run(config: TrainConfig, world: World, module: nn.Module, loader: Any, data: str) -> None:
+    """Say in one line what a run is about to do; `data` says what it trains on."""
+    if not world.is_main:
+        return
+    model, precision = config.model, autocast_dtype(config.precision, world.device)
+    weights = "random weights" if model.pretrained in (None, RANDOM) else model.pretrained
+    if last_checkpoint(Path(config.output)) is not None:
+        weights = "weights of this run"
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    training = sum(size for size, trains in sizes if trains)
+    steps = loader.batches_per_epoch // config.optim.accumulate
+    log.info(
+        f"{world.device.type}{f' × {world.size}' if world.size > 1 else ''}, "
+        f"{'fp32' if precision is None else str(precision).removeprefix('torch.')}; {model.backbone} with {weights}, "
+        f"{training:,} of {sum(size for size, _ in sizes):,} parameters train; {data}; {steps:,} steps an epoch, "
+        f"{steps * config.optim.epochs:,} in all"
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from pspg.kernels.pairs import PairSample
+from pspg.kernels.pairs import PaddedSample, PairSample, number_of_pairs, pad_sample
 from pspg.kernels.spcl import sample_pairs
 
 from ..data.batch import Batch
@@ -20,8 +20,8 @@ from ..distributed.collectives import all_gather_object, in_order
 from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
 from ..evaluation.scoring import Scores, score_batches
-from ..models.clip import encode_tokens
-from ..models.features import frozen_features
+from ..models.clip import ImageFeatures, encode_tokens
+from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PromptHead, PsPG, PsPGOutput
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
@@ -150,6 +150,7 @@ class PromptTask:
         self._model, self._loss, self._world = model, loss, world
         self._validation, self._bank = validation, bank
         self._autocast = autocast_dtype(precision, world.device)
+        self._room = 0
 
     def inputs(self, batch: Any) -> tuple[Any, ...]:
         features = frozen_features(self._model, batch, self._world.device, self._autocast)
@@ -159,10 +160,24 @@ class PromptTask:
         return self._prompt_loss(output, batch.labels, self._sample(batch.labels))
 
     def _sample(self, labels: Tensor) -> PairSample | None:
-        """Pairs for the pair loss, from labels on the host: nothing waits for the device. None: all of them."""
+        """Pairs for the pair loss, from labels on the host: nothing waits for the device. None: all of them.
+
+        They depend on the seed last set, not on what was drawn since.
+        """
         if not self._loss.config.pair_samples or not self._loss.needs_pairs:
             return None
-        return sample_pairs(labels, self._loss.config.pair_samples * len(self._model.class_set))
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        count = self._loss.config.pair_samples * len(self._model.class_set)
+        return sample_pairs(labels, count, generator, positives=count)
+
+    def _padded_sample(self, labels: Tensor) -> PaddedSample | None:
+        """`_sample` with as many pairs as the largest so far and some more, so that the number hardly ever changes."""
+        sample, classes = self._sample(labels), labels.shape[1]
+        if sample is None:
+            return None
+        if len(sample.first) > self._room:
+            self._room = min(_round_up(len(sample.first) * 5 // 4, 64), number_of_pairs(classes))
+        return pad_sample(sample, self._room, classes)
 
     def _prompt_loss(
         self, output: PsPGOutput, labels: Tensor, sample: PairSample | None, global_batch: GlobalBatch | None = None
@@ -181,17 +196,25 @@ class PromptTask:
             )
 
     def tensors(self, batch: Any) -> dict[str, Tensor] | None:
-        """Pixels and labels; None where pairs are sampled, on the host, or features come with the batch."""
-        if self._loss.config.pair_samples or not isinstance(batch, Batch) or batch.labels is None:
+        """Pixels or cached features, labels, and the pairs where they are sampled."""
+        if batch.labels is None:
             return None
-        return {"pixels": batch.pixels, "labels": batch.labels}
+        cached = isinstance(batch, FeatureBatch)
+        tensors = batch.features._asdict() if cached else {"pixels": batch.pixels}
+        sample = self._padded_sample(batch.labels)
+        return {**tensors, "labels": batch.labels, **({} if sample is None else sample._asdict())}
 
-    def step(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, batch: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and loss, without the hooks that DeepSpeed has put on the module."""
-        batch = replace(batch, pixels=tensors["pixels"], labels=tensors["labels"])
+        if isinstance(batch, FeatureBatch):
+            batch = replace(batch, features=ImageFeatures(*(tensors[name] for name in ImageFeatures._fields)))
+        else:
+            batch = replace(batch, pixels=tensors["pixels"])
+        sampled = PairSample._fields[0] in tensors
+        sample = PaddedSample(*(tensors[name] for name in PairSample._fields)) if sampled else None
         with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
             output = self.module.forward(*self.inputs(batch))
-        return self.loss(output, batch)
+        return self._prompt_loss(output, tensors["labels"], sample)
 
     def bad(self) -> dict[str, str]:
         return bad_images(self._validation)
@@ -225,6 +248,10 @@ class PromptTask:
 def temperature(logit_scale: Tensor) -> dict[str, Tensor]:
     """The scalar that phase 1 logs."""
     return {"temperature": logit_scale.detach().exp().reciprocal().mean()}
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def bad_images(batches: object) -> dict[str, str]:

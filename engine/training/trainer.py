@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..checkpoints.run import last_checkpoint, load_tensors, read_json, save_checkpoint
+from ..checkpoints.integrity import State
+from ..checkpoints.run import good_checkpoint, last_checkpoint, load_tensors, save_checkpoint
 from ..distributed.collectives import all_gather_object, barrier, broadcast_buffers
 from ..distributed.deepspeed import Engine
 from ..distributed.watch import advance
 from ..distributed.world import World
 from ..models.weights import check_fit
-from ..utils.device import autocast_dtype, peak_bytes
+from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
+from .remarks import Remarks
 from .telemetry import LoaderWatch, Telemetry
 
 log = logging.getLogger(__name__)
@@ -61,21 +63,31 @@ class Task(Protocol):
         """Score of an epoch, of which the best has most; None: no validation, the last epoch is the best."""
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without.
+
+    A residual has a learning rate and a decay of its own.
+    """
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for name, parameter in named if not name.startswith("residual.")]
+    lr, decay = config.lr, config.weight_decay
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+        {
+            "params": [p for name, p in named if name.startswith("residual.")],
+            "lr": lr if config.residual_lr is None else config.residual_lr,
+            "weight_decay": decay if config.residual_decay is None else config.residual_decay,
+        },
     ]
     return [group for group in groups if group["params"]]
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW over `parameter_groups`."""
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config)
     for group in groups:
-        group["initial_lr"] = config.lr
+        group["initial_lr"] = group["lr"]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
@@ -86,7 +98,8 @@ def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float
 
     The cosine counts from the end of the warm-up or, with `cosine_from: start`, from step 0, and is entered late.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    epochs = min(5, config.epochs / 2) if config.warmup_epochs is None else config.warmup_epochs
+    warmup = round(epochs * steps_per_epoch)
     if step < warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     if config.schedule == "constant":
@@ -133,14 +146,14 @@ class Trainer:
         self.fingerprint = {**fingerprint, "optimizer steps an epoch": self.steps_per_epoch}
         self.epoch, self.step = 0, 0
         self.best: dict[str, Any] = {"best_step": None, "best_score": None}
-        checkpoint = self._resume_from()
-        state = self._read_state(checkpoint) if checkpoint else {}
+        checkpoint, state = self._resume_from() or (None, None)
         if checkpoint:
             load_into(task.module, checkpoint / "model.safetensors")
         optimizer = make_optimizer(task.module, config.optim)
         if state:
-            self.epoch, self.step = state["epoch"], state["step"]
-            self.best = {key: state[key] for key in self.best}
+            assert state.epoch is not None
+            self.epoch, self.step = state.epoch, state.step
+            self.best = {"best_step": state.best_step, "best_score": state.best_score}
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate(step, self.steps_per_epoch, config.optim) / config.optim.lr,
@@ -171,12 +184,14 @@ class Trainer:
             self.average.module._forward_hooks.clear()
             # The first update of a fresh average copies the weights; a restored one must go on averaging.
             self.average.n_averaged.fill_(self.step)
-        if checkpoint:
+        if checkpoint and state:
             self.engine.load_optimizer_state(load_tensors(checkpoint / "optimizer.safetensors"))
             if self.average is not None:
                 load_into(self.average.module, checkpoint / "ema.safetensors")
-            self.engine.load_scaler(state["scaler"])
+            self.engine.load_scaler(state.scaler)
         self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
+        epochs = config.optim.epochs
+        self.remarks = Remarks(epochs, epochs * self.steps_per_epoch, self.step, active=world.is_main)
         cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
         self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
 
@@ -231,12 +246,17 @@ class Trainer:
         for number, batch in enumerate(batches, start + 1):
             advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
-            found = None if self.graph is None else self.graph(batch)
-            loss, parts = found or self.task.loss(self.engine(*self.task.inputs(batch)), batch)
-            self.engine.backward(loss)
+            replayed = None if self.graph is None else self.graph(batch)
+            if replayed is None:
+                loss, parts = self.task.loss(self.engine(*self.task.inputs(batch)), batch)
+                self.engine.backward(loss)
+                loss = loss.detach()  # nothing of this step's graph may live while another is recorded
+            else:
+                loss, parts, gradients = replayed
+                self.engine.accumulate(gradients)
             lr = self.engine.lr
             self.engine.step()
-            for key, value in {"loss": loss.detach(), **parts}.items():
+            for key, value in {"loss": loss, **parts}.items():
                 sums[key] = sums[key] + value if key in sums else value.clone()
             pending += 1
             self.telemetry.batch(self.config.batch_size)
@@ -268,6 +288,7 @@ class Trainer:
         self.telemetry.log(row)
         if not math.isfinite(row["loss"]):
             raise UserError(f"training diverged: the loss is {row['loss']} at step {self.step}; {self._advice()}")
+        self.remarks.logged(row, batches)
 
     def _advice(self) -> str:
         last = last_checkpoint(self.run)
@@ -280,12 +301,15 @@ class Trainer:
         score, best = self.task.score(metrics), self.best["best_score"]
         if score is not None and math.isfinite(score) and (best is None or score > best):
             self.best = {"best_step": self.step, "best_score": score}
-        peaks = all_gather_object(peak_bytes(self.world.device))
-        self.telemetry.log({"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks})
-        if self.world.is_main:
-            shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-            mark = "  (best)" if self.best["best_step"] == self.step else ""
-            log.info(f"epoch {self.epoch}/{self.config.optim.epochs}  {shown}{mark}")
+        memory = all_gather_object((peak_bytes(self.world.device), reserved_bytes(self.world.device)))
+        peaks, reserved = (list(column) for column in zip(*memory, strict=True))
+        row: dict[str, Any] = {"step": self.step, "epoch": self.epoch - 1, **metrics, "peak_bytes": peaks}
+        if all(reserved):
+            row["reserved_bytes"] = reserved
+        self.telemetry.log(row)
+        best_step = self.best["best_step"]
+        best_epoch = None if best_step is None else best_step // self.steps_per_epoch
+        self.remarks.validated(self.epoch, self.engine.lr, metrics, best_epoch)
         self._save()
         return metrics
 
@@ -307,26 +331,37 @@ class Trainer:
         advance()
         barrier()
 
-    def _resume_from(self) -> Path | None:
+    def _resume_from(self) -> tuple[Path, State] | None:
         check_fresh(self.config)
         if self.config.resume is None:
             return None
-        last = last_checkpoint(self.run)
+        found = good_checkpoint(self.run)
         if self.world.is_main:
-            log.info(f"resuming from {last}" if last else f"{self.run} holds no checkpoint yet: starting fresh")
-        return last
+            log.info(f"resuming from {found[0]}" if found else f"{self.run} holds no checkpoint yet: starting fresh")
+        if found:
+            self._check_state(*found)
+        return found
 
-    def _read_state(self, checkpoint: Path) -> dict[str, Any]:
-        state = read_json(checkpoint / "state.json")
-        if not isinstance(state, dict) or not {"step", "epoch", "scaler", "contract", *self.best} <= state.keys():
+    def _check_state(self, checkpoint: Path, state: State) -> None:
+        """Refuse a state that this run cannot have written.
+
+        Raises:
+            UserError: impossible numbers, or other settings.
+        """
+        steps = self.steps_per_epoch
+        if state.epoch is None or state.contract is None:
             raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
         for key, value in self.fingerprint.items():
-            if state["contract"].get(key) != value:
+            if state.contract.get(key) != value:
                 raise UserError(
-                    f"{key}: {checkpoint} was made with {state['contract'].get(key)!r}, this run asks for {value!r}; "
+                    f"{key}: {checkpoint} was made with {state.contract.get(key)!r}, this run asks for {value!r}; "
                     "resume with the same settings or start another run"
                 )
-        return state
+        if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps or state.epoch > self.config.optim.epochs:
+            raise UserError(
+                f"{checkpoint / 'state.json'}: step {state.step} after {state.epoch} epochs, and an epoch has {steps}; "
+                "the file is damaged"
+            )
 
 
 def load_into(module: nn.Module, file: Path) -> None:

@@ -32,6 +32,16 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def pin(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in page-locked memory where there is a GPU, which copies it from there without waiting."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+def reserved_bytes(device: torch.device) -> int | None:
+    """Most memory of the GPU that torch has held so far, pools of recordings and free blocks included; None: no GPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
 def peak_bytes(device: torch.device) -> int:
     """Most memory so far: what tensors took of the GPU, or what the process took of the machine."""
     if device.type == "cuda":

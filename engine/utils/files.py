@@ -1,32 +1,83 @@
-"""Files that are either the old or the new one, whenever the process is killed."""
+"""Files that are either the old or the new one, whenever the process is killed.
+
+Temporary names are random and made anew, so that no link that somebody has planted is written through and no two
+writers meet. An error names the file, also where the system does not (a full disk).
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from .errors import UserError
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the file's name into an OSError that has none, such as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write and read, which replaces `path` in one step at the end; after an error nothing is left.
+
+    Raises:
+        OSError: names `path`.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with naming(path), os.fdopen(descriptor, "w+b") as file:
+            os.fchmod(descriptor, 0o666 & ~_umask())  # as any new file; mkstemp's are private
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a UTF-8 file in one step; line ends stay as they are."""
     content = text.encode("utf-8")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    sync(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def sync(path: Path) -> None:
     """Make sure that the disk holds a file, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_input(**paths: str | Path | None) -> None:
+    """Refuse files and folders that are not there; key → path, None or empty: not given.
+
+    Raises:
+        UserError: naming key and path.
+    """
+    for key, path in paths.items():
+        if path and not Path(path).exists():
+            raise UserError(f"{key}: {path}: no such file or folder")
 
 
 def check_output(path: str | Path, *, folder: bool = True, key: str = "output") -> None:
@@ -59,6 +110,25 @@ def check_new_folder(path: str | Path, *, key: str = "output") -> None:
 
 
 @contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A folder with a random name beside `target`, which it becomes at the end; nothing is left of it after an error.
+
+    Raises:
+        OSError: `target` holds something.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".partial"))
+    try:
+        partial.chmod(0o777 & ~_umask())
+        yield partial
+        for file in (*partial.iterdir(), partial):
+            sync(file)
+        partial.rename(target)  # replaces an empty folder
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(path: str | Path, *, key: str = "output") -> Iterator[Path]:
     """A folder to fill beside `path`, renamed to it at the end; nothing is left of it after an error.
 
@@ -66,14 +136,11 @@ def new_folder(path: str | Path, *, key: str = "output") -> Iterator[Path]:
         UserError: see `check_new_folder`.
     """
     check_new_folder(path, key=key)
-    target = Path(path).resolve()
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
-    partial.mkdir(parents=True)
-    try:
+    with partial_folder(Path(path).resolve()) as partial:
         yield partial
-        for file in (*partial.iterdir(), partial):
-            sync(file)
-        partial.rename(target)  # replaces an empty folder
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

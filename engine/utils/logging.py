@@ -7,14 +7,16 @@ import sys
 
 from tqdm import tqdm
 
+from .text import printable
+
 ROOT = "pspg"
 
 
 class AboveProgressBars(logging.Handler):
-    """Writes each message as a line on standard error, without breaking a progress bar."""
+    """Writes each message as one printable line on standard error, without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 
 def show_messages() -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from .text import printable
 
 
 def html_templates(folder: Path) -> Environment:
-    """Templates of a folder; values are escaped as HTML."""
-    return _environment(folder, autoescape=True)
+    """Templates of a folder; a value is one printable line, escaped as HTML."""
+    return _environment(folder, autoescape=True, finalize=_html)
 
 
 def markdown_templates(folder: Path) -> Environment:
@@ -39,6 +42,10 @@ def _environment(folder: Path, **settings: Any) -> Environment:
     return environment
 
 
+def _html(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _markdown(value: object) -> str:
-    line = html.escape(" ".join(str(value).split()), quote=False)
+    line = html.escape(printable(" ".join(str(value).split())), quote=False)
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", line)

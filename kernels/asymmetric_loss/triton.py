@@ -89,9 +89,10 @@ def _(logits: Tensor, labels: Tensor, *_: float) -> tuple[Tensor, Tensor, Tensor
 def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[2])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # or zeros are written for what is saved
 
 
-def _backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_total: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
     return (gradient * d_total).to(gradient.dtype), None, None, None, None, None
 

@@ -205,10 +205,11 @@ def _(features: Tensor, vectors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tenso
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # or zeros are written for what is saved
     ctx.like = [(tensor.dtype, tensor.shape) for tensor in inputs[:3]]
 
 
-def _backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     found = zip(ctx.saved_tensors, ctx.like, strict=True)
     return *((part * d_loss).to(dtype).view(shape) for part, (dtype, shape) in found), None, None, None, None, None
 

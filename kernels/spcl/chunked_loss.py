@@ -92,7 +92,7 @@ def pair_features(tower: TextTower, prompts: Prompts, *, operations: BlockOperat
     tower, template, vectors = tower.to(dtype), prompts.template.to(dtype), prompts.vectors.to(dtype)
     first, second = pair_indices(len(vectors), vectors.device)
     with no_autocast(vectors):
-        cache = encode_prefixes(tower, template, vectors, operations)
+        cache = encode_prefixes(tower, template, vectors, operations, keep=len(vectors)).cache
         lengths = unpadded_lengths(template, first, vectors.shape[1])
         suffixes, suffix_index = pair_suffixes(tower, template, vectors), pair_suffix_index(template, first, second)
         return encode_suffixes(tower, cache, suffixes, first, suffix_index, lengths, operations)

@@ -1,40 +1,62 @@
-"""Sampled SPCL: all positive pairs and an importance-weighted sample of the others, for many classes."""
+"""Sampled SPCL: a weighted sample of the positive pairs and one of the others, for many classes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..pairs import PairSample, number_of_pairs, pair_indices
+from ..pairs import PairSample, number_of_pairs, pair_indices, pin
 
 
-def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None = None) -> PairSample:
+def sample_pairs(
+    labels: Tensor, count: int, generator: torch.Generator | None = None, *, positives: int | None = None
+) -> PairSample:
     """Pairs from which the sum over all P pairs is estimated without bias, loss and gradient alike.
 
-    Every pair that some image carries whole is taken, with weight 1. Of the others, `count` are drawn with replacement:
+    Of the N pairs that some image carries whole at most `positives` are taken, every choice of them equally likely,
+    each with weight N/positives, the smallest that the largest weight can be; all, with weight 1, where there are no
+    more, or where `positives` is None. Of the others, `count` are drawn with replacement:
     both classes independently, class c with probability a_c, half of it uniform and half by how many images carry c
     (pairs of frequent classes are the hard negatives). Pair (i,j) is drawn with probability p = 2·a_i·a_j / Z, where Z
     leaves out equal classes and the pairs taken already, and weighs 1/(count·p) a draw.
 
     Args:
         labels: (B,C) in {1, 0, -1}, on the CPU, so that nothing waits for a device; -1 counts as 0.
-        count: pairs to draw; if that many others do not exist, all are taken and the sum is exact.
+        count: other pairs to draw; if that many do not exist, all are taken, with weight 1.
         generator: of the CPU; None: torch's default one.
+        positives: positive pairs to take at most; None: all. In a batch of B images with a share s of positive labels
+            a pair is positive with a chance near 1 − (1 − s²)^B, so that most of P can be.
 
     Raises:
-        ValueError: labels on another device, or a count below 1.
+        ValueError: labels on another device, or a count or a number of positives below 1.
     """
     if labels.device.type != "cpu":
         raise ValueError(f"sample_pairs: labels must be on the CPU, they are on {labels.device}")
-    if count < 1:
-        raise ValueError(f"sample_pairs: count must be at least 1, got {count}")
+    for name, value in (("count", count), ("positives", positives)):
+        if value is not None and value < 1:
+            raise ValueError(f"sample_pairs: {name} must be at least 1, got {value}")
     classes = labels.shape[1]
     positive = _positive_pairs(labels == 1)
-    others = number_of_pairs(classes) - len(positive)
-    if others <= count:
+    taken, weight = positive, 1.0
+    if positives is not None and len(positive) > positives:
+        taken = positive[torch.randperm(len(positive), generator=generator)[:positives]]
+        weight = len(positive) / positives
+    keys, weights = _others(labels == 1, positive, count, generator)
+    keys, weights = torch.cat([taken, keys]), torch.cat([weights.new_full((len(taken),), weight), weights])
+    order = keys.argsort()
+    keys = keys[order]
+    return PairSample(pin(keys // classes), pin(keys % classes), pin(weights[order].float()))
+
+
+def _others(labels: Tensor, positive: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Keys and weights of pairs that are not among the positive keys; labels (B,C) bool."""
+    classes = labels.shape[1]
+    if number_of_pairs(classes) - len(positive) <= count:
         first, second = pair_indices(classes)
-        return _pin(PairSample(first, second, torch.ones(len(first))))
-    a = _class_probabilities(labels == 1)
+        keys = first * classes + second
+        keys = keys[~torch.isin(keys, positive)]
+        return keys, torch.ones(len(keys), dtype=torch.float64)
+    a = _class_probabilities(labels)
     i, j = positive // classes, positive % classes
     z = 1 - (a**2).sum() - (2 * a[i] * a[j]).sum()
     drawn = positive.new_empty(0)
@@ -45,16 +67,19 @@ def sample_pairs(labels: Tensor, count: int, generator: torch.Generator | None =
         drawn = torch.cat([drawn, keys[(i != j) & ~torch.isin(keys, positive)]])
     # A pair that was drawn more than once is encoded once.
     keys, times = drawn[:count].unique(return_counts=True)
-    weights = times * z / (count * 2 * a[keys // classes] * a[keys % classes])
-    keys, weights = torch.cat([positive, keys]), torch.cat([weights.new_ones(len(positive)), weights])
-    order = keys.argsort()
-    keys = keys[order]
-    return _pin(PairSample(keys // classes, keys % classes, weights[order].float()))
+    return keys, times * z / (count * 2 * a[keys // classes] * a[keys % classes])
 
 
 def _positive_pairs(positive: Tensor) -> Tensor:
-    """Keys i·C + j, ascending, of the pairs i < j that a row of `positive` (B,C) holds whole; linear in C."""
+    """Keys i·C + j, ascending, of the pairs i < j that a row of `positive` (B,C) holds whole.
+
+    Row by row, linear in C, where rows hold few; else from the C×C counts.
+    """
     classes = positive.shape[1]
+    if int(positive.sum(1).square().sum()) > classes**2:
+        counts = positive.float().T @ positive.float()
+        i, j = counts.triu(1).nonzero(as_tuple=True)
+        return i * classes + j
     pairs = [torch.combinations(row.nonzero()[:, 0]) for row in positive]
     return torch.cat([pair[:, 0] * classes + pair[:, 1] for pair in pairs]).unique()
 
@@ -64,7 +89,3 @@ def _class_probabilities(positive: Tensor) -> Tensor:
     images = positive.sum(0).double()
     uniform = torch.full_like(images, 1 / len(images))
     return (uniform + images / images.sum()) / 2 if images.any() else uniform
-
-
-def _pin(sample: PairSample) -> PairSample:
-    return PairSample(*(tensor.pin_memory() for tensor in sample)) if torch.cuda.is_available() else sample

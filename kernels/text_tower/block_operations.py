@@ -23,7 +23,7 @@ class RaggedPairs:
         prefixes, suffixes: how many there are, N and J.
         prefix_tokens: S, tokens of a prefix, padding included.
         suffix_tokens: T, tokens of a suffix.
-        prefix_lengths: (R,) tokens of each sequence's prefix that are not padding; None: all.
+        prefix_lengths: (R,) tokens of each sequence's prefix that are not padding, a number of the prefix; None: all.
     """
 
     def __init__(
@@ -69,6 +69,30 @@ def _starts(ascending: Tensor, count: int) -> Tensor:
     return torch.searchsorted(ascending, torch.arange(count + 1, device=ascending.device))
 
 
+class Stream(NamedTuple):
+    """The residual stream between two blocks, or halves of one."""
+
+    x: Tensor
+    """(…,W)"""
+    delta: Tensor | None = None
+    """(…,W), still to be added to x, by whatever reads it; None: nothing"""
+    moments: Tensor | None = None
+    """(2,tiles,rows) float32 of x, as `triton/products.py` leaves them; None: not known"""
+
+    def total(self) -> Tensor:
+        """x + delta."""
+        return self.x if self.delta is None else self.x + self.delta
+
+
+class Products(NamedTuple):
+    """The products of a block together with what stands around them; each is differentiable in its activations."""
+
+    project: Callable[[TextTower, TextLayer, Stream], tuple[Stream, Tensor]]
+    """(tower, layer, stream) → stream, queries, keys and values (…,3W) of its LayerNorm"""
+    finish: Callable[[TextTower, TextLayer, Stream, Tensor], Stream]
+    """(tower, layer, stream, attended (…,W)) → stream after output projection and MLP"""
+
+
 class BlockOperations(NamedTuple):
     """One implementation of a frozen block's operations; each is differentiable in its activations."""
 
@@ -82,3 +106,5 @@ class BlockOperations(NamedTuple):
     """(table (N,…), pairs) → the rows of `prefix_index`, (R,…)"""
     gather_suffix: Callable[[Tensor, RaggedPairs], Tensor]
     """(table (J,…), pairs) → the rows of `suffix_index`, (R,…)"""
+    products: Callable[[TextTower, Tensor], Products | None]
+    """(tower, x (…,W)) → the products to use for it; None: the library's, with `add_norm` and `mlp` between them"""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .block_operations import BlockOperations
+from .block_operations import BlockOperations, Stream
 from .reference import TextLayer, TextTower
 
 
@@ -27,22 +27,24 @@ def require_frozen(tower: TextTower) -> None:
         )
 
 
-def project(layer: TextLayer, y: Tensor) -> Tensor:
-    """Queries, keys and values (…,3W) of a block's normalised input y (…,W)."""
-    return F.linear(y, layer.in_proj_weight, layer.in_proj_bias)
+def project(tower: TextTower, operations: BlockOperations, layer: TextLayer, stream: Stream) -> tuple[Stream, Tensor]:
+    """The stream, and queries, keys and values (…,3W) of its first LayerNorm in a block."""
+    products = operations.products(tower, stream.x)
+    if products is not None:
+        return products.project(tower, layer, stream)
+    x, y = operations.add_norm(tower, stream.x, stream.delta, layer.ln_1_weight, layer.ln_1_bias)
+    return Stream(x), F.linear(y, layer.in_proj_weight, layer.in_proj_bias)
 
 
-def after_attention(
-    tower: TextTower, operations: BlockOperations, layer: TextLayer, x: Tensor, attended: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The rest of a block on x (…,W): output projection, residual, MLP.
-
-    Returns:
-        The residual stream without the MLP, and the MLP's part of it: the next block adds them as it normalises.
-    """
+def finish(tower: TextTower, operations: BlockOperations, layer: TextLayer, stream: Stream, attended: Tensor) -> Stream:
+    """The stream after the rest of a block: output projection of what was attended (…,W), residual, MLP."""
+    products = operations.products(tower, stream.x)
+    if products is not None:
+        return products.finish(tower, layer, stream, attended)
     delta = F.linear(attended, layer.out_proj_weight, layer.out_proj_bias)
-    x, y = operations.add_norm(tower, x, delta, layer.ln_2_weight, layer.ln_2_bias)
-    return x, operations.mlp(tower, layer, y)
+    x, y = operations.add_norm(tower, stream.total(), delta, layer.ln_2_weight, layer.ln_2_bias)
+    # The next block adds the MLP as it normalises.
+    return Stream(x, operations.mlp(tower, layer, y))
 
 
 def last_block(
@@ -72,8 +74,9 @@ def last_block(
     seen = tokens[:, None]
     mean = F.scaled_dot_product_attention(absorbed, seen, seen, attn_mask=mask, scale=q.shape[-1] ** -0.5)[:, 0]
     context = torch.einsum("rhw,hdw->rhd", mean, w_v).flatten(1) + b_v
-    x, delta = after_attention(tower, operations, layer, x, context)
-    return operations.add_norm(tower, x, delta, tower.ln_final_weight, tower.ln_final_bias)[1] @ tower.projection
+    stream = finish(tower, operations, layer, Stream(x), context)
+    y = operations.add_norm(tower, stream.x, stream.delta, tower.ln_final_weight, tower.ln_final_bias)[1]
+    return y @ tower.projection
 
 
 def token_bytes(tower: TextTower) -> int:

@@ -17,13 +17,14 @@ NAME = 8
 
 
 def _prefixes(dtype: torch.dtype) -> None:
-    """The single prompts' prefixes: G·C sequences of n vectors after SOS, which is a prefix of one token."""
-    rows = 1 + G * C * N
+    """Single prompts and their prefixes: G·C sequences of n vectors and EOS after SOS, a prefix of one token."""
+    rows = 1 + G * C * (N + 1)
     for _ in range(LAYERS - 1):
-        _attention(dtype, prefixes=1, prefix_tokens=1, suffixes=G * C, tokens=N, by_prefix=False)
+        _attention(dtype, prefixes=1, prefix_tokens=1, suffixes=G * C, tokens=N + 1, by_prefix=False)
         _mlp(dtype, rows)
     for _ in range(2 * (LAYERS - 1)):
         _add_norm(dtype, rows)
+    _last_block(dtype, G * C)
 
 
 def _suffixes(dtype: torch.dtype, prefixes: int, tables: int, tokens: int, sequences: int) -> None:
@@ -31,16 +32,21 @@ def _suffixes(dtype: torch.dtype, prefixes: int, tables: int, tokens: int, seque
     for _ in range(LAYERS - 1):
         _attention(dtype, prefixes, 1 + N, sequences, tokens, by_prefix=True)
         _mlp(dtype, sequences * tokens)
-    _mlp(dtype, sequences)
     for _ in range(2 * (LAYERS - 1)):
         _add_norm(dtype, sequences * tokens)
-    for _ in range(2):
-        _add_norm(dtype, sequences)
+    _last_block(dtype, sequences)
     order, starts = (empty(count, dtype=torch.int64) for count in (sequences, tables + 1))
     for width in (W, 3 * W):
         gather.run_gather_backward(empty(sequences, tokens, width, dtype=dtype), order, starts)
     starts = empty(prefixes + 1, dtype=torch.int64)
     gather.run_gather_backward(empty(sequences, 1 + N, W, dtype=dtype), None, starts)
+
+
+def _last_block(dtype: torch.dtype, sequences: int) -> None:
+    """One token a sequence."""
+    _mlp(dtype, sequences)
+    for _ in range(2):
+        _add_norm(dtype, sequences)
 
 
 def _named_pairs(dtype: torch.dtype) -> None:
@@ -80,16 +86,15 @@ def _add_norm(dtype: torch.dtype, rows: int) -> None:
 
 def _flops(products: int) -> Callable[[Mapping[str, Any]], float]:
     def flops(a: Mapping[str, Any]) -> float:
-        width, seen = a["heads"] * a["WIDTH"], a["prefix_tokens"] + a["suffix_tokens"]
-        return products * 2.0 * a["qkv"].shape[0] * a["suffix_tokens"] * seen * width
+        width, seen = a["qkv"].shape[2] // 3, a["PREFIX_TOKENS"] + a["TOKENS"]
+        return products * 2.0 * a["qkv"].shape[0] * a["TOKENS"] * seen * width
 
     return flops
 
 
 _ATTENTION = {"_attention_kernel": _flops(2), "_attention_backward_kernel": _flops(5)}
 CASES = (
-    Case("text tower: prefixes", _prefixes, flops=_ATTENTION),
-    Case("text tower: ends of single prompts", lambda dtype: _suffixes(dtype, G * C, C, 1, G * C), flops=_ATTENTION),
+    Case("text tower: prefixes and single prompts", _prefixes, flops=_ATTENTION),
     Case("text tower: pairs of a chunk", lambda dtype: _suffixes(dtype, FIRST, C, N + 1, PAIRS), flops=_ATTENTION),
     Case("text tower: pairs with class names, attention", _named_pairs, flops=_ATTENTION),
 )

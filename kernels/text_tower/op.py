@@ -16,7 +16,7 @@ from . import reference
 from .block_operations import BlockOperations
 from .blocks import is_frozen, require_frozen, token_bytes
 from .eager import EAGER
-from .prefix_cache import Prompts, encode_prefixes, encode_suffixes, single_suffixes, unpadded_lengths
+from .prefix_cache import Prompts, encode_prefixes
 from .reference import TextTower
 from .sequences import PromptTemplate, single_prompts
 
@@ -146,15 +146,11 @@ def _encode_with_cache(
     sides, classes, n, _ = prompts.shape
 
     def encode_group(prompts: Tensor, template: PromptTemplate) -> tuple[Tensor, ...]:
-        cache = encode_prefixes(tower, template, prompts.flatten(0, 1), operations)
         count = len(template.lengths)
-        rows = torch.arange(sides * count, device=prompts.device)
-        index = rows % count
-        lengths = unpadded_lengths(template, index, n)
-        suffixes = single_suffixes(tower, template, n)
-        features = encode_suffixes(tower, cache, suffixes, rows, index, lengths, operations)
-        kept = (state[:count] for state in cache) if keep_cache else ()
-        return features.unflatten(0, (sides, count)), *kept
+        keep = count if keep_cache else 0
+        encoded = encode_prefixes(tower, template, prompts.flatten(0, 1), operations, keep=keep, singles=True)
+        assert encoded.features is not None
+        return encoded.features.unflatten(0, (sides, count)), *encoded.cache
 
     with no_autocast(prompts):
         needed = sides * template.single_tokens(n) * token_bytes(tower)

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .block_operations import BlockOperations, RaggedPairs
-from .blocks import after_attention, last_block, project
+from .block_operations import BlockOperations, RaggedPairs, Stream
+from .blocks import finish, last_block, project
 from .reference import TextTower, layer_norm
 from .sequences import PromptTemplate
 
@@ -44,17 +45,38 @@ class Suffixes(NamedTuple):
     """(J,) token that the feature is read from; None: the last"""
 
 
+class Encoded(NamedTuple):
+    """What one pass leaves of N prompts."""
+
+    cache: PrefixCache
+    """states of the first `keep` prefixes"""
+    features: Tensor | None
+    """(N,D) of the single prompts, not normalised"""
+
+
 def encode_prefixes(
-    tower: TextTower, template: PromptTemplate, prompts: Tensor, operations: BlockOperations
-) -> PrefixCache:
-    """States of the prefixes [SOS, V_c, name_c].
+    tower: TextTower,
+    template: PromptTemplate,
+    prompts: Tensor,
+    operations: BlockOperations,
+    *,
+    keep: int,
+    singles: bool = False,
+) -> Encoded:
+    """States of the prefixes [SOS, V_c, name_c], and from the same pass the features of the single prompts.
+
+    A single prompt is its prefix and a few tokens more, EOS or mostly ".", EOS, which no token of the prefix sees.
 
     Args:
         prompts: (N,n,W); N is a multiple of C, and row r belongs to class r mod C.
         operations: implementation of the block operations.
+        keep: states of how many prefixes, the first ones, to keep.
+        singles: encode the ends of the single prompts too.
     """
-    names = template.token_suffix[:, : template.longest_name].repeat(len(prompts) // len(template.lengths), 1, 1)
-    tokens = torch.cat([prompts, names], dim=1)
+    n, repeats = prompts.shape[1], len(prompts) // len(template.lengths)
+    end = template.longest_tail + 1 if singles else 0
+    suffix = template.token_suffix[:, : template.longest_name + end]
+    tokens = torch.cat([prompts, suffix.repeat(repeats, 1, 1)], dim=1)
     count, length, width = tokens.shape
     positions = tower.positional_embedding
     # SOS is row 0 of all products, the N·length other tokens come after it: N suffixes of one prefix, SOS.
@@ -64,34 +86,35 @@ def encode_prefixes(
         torch.zeros_like(rows), rows, prefixes=1, suffixes=count, prefix_tokens=1, suffix_tokens=length
     )
 
-    def with_sos(rows: Tensor) -> Tensor:
-        sos, live = rows.split([1, count * length])
-        return torch.cat([sos.expand(count, 1, -1), live.unflatten(0, (count, length))], dim=1)
+    def with_sos(rows: Tensor, count: int, tokens: int) -> Tensor:
+        """SOS and the first tokens of the first sequences, (count,1+tokens,…)."""
+        live = rows[1:].unflatten(0, (-1, length))[:count, :tokens]
+        return torch.cat([rows[:1].expand(count, 1, -1), live], dim=1)
 
-    states, delta = [], None
+    stream, states, kept = Stream(x), [], n + template.longest_name
     for layer in tower.layers[:-1]:
-        x, y = operations.add_norm(tower, x, delta, layer.ln_1_weight, layer.ln_1_bias)
-        qkv = project(layer, y)
-        states.append(with_sos(qkv[:, width:]))
+        stream, qkv = project(tower, operations, layer, stream)
+        if keep:
+            states.append(with_sos(qkv[:, width:], keep, kept))
         # The states of SOS are constants of the tower.
         sos, live = qkv[:1, width:].detach(), qkv[1:].unflatten(0, (count, length))
         attended = operations.attention(tower.heads, live, sos[None], after_sos)
         attended = torch.cat([sos[:, width:], attended.flatten(0, 1)])
-        x, delta = after_attention(tower, operations, layer, x, attended)
+        stream = finish(tower, operations, layer, stream, attended)
     last = tower.layers[-1]
-    return *states, with_sos(operations.add_norm(tower, x, delta, last.ln_1_weight, last.ln_1_bias)[1])
-
-
-def single_suffixes(tower: TextTower, template: PromptTemplate, prompt_length: int) -> Suffixes:
-    """Suffixes after the prefix in the single prompt of each class: EOS; in prefix mode ".", EOS. C suffixes.
-
-    A "." that is one token with the name's end leaves EOS alone, and what comes after EOS nobody sees.
-    """
-    steps = torch.arange(1 + template.longest_tail, device=template.token_suffix.device)
-    offsets = template.name_lengths[:, None] + steps  # (C,T) into the token suffix
-    tokens = template.token_suffix.gather(1, offsets[..., None].expand(-1, -1, template.token_suffix.shape[-1]))
-    suffixes = _suffixes(tower, tokens, 1 + prompt_length + offsets)
-    return suffixes if template.tail_lengths is None else suffixes._replace(pooled=template.tail_lengths)
+    x, y = operations.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
+    if keep:
+        states.append(with_sos(y, keep, kept))
+    if not singles:
+        return Encoded(tuple(states), None)
+    seen = with_sos(y, count, length)
+    if template.named:
+        pooled = (1 + n + template.ends).repeat(repeats)
+        mask = (torch.arange(1 + length, device=x.device) <= pooled[:, None])[:, None, None]
+        query, x = seen[rows, pooled], x[rows * length + pooled]
+    else:
+        mask, query, x = None, seen[:, -1], x[1:].unflatten(0, (count, length))[:, -1]
+    return Encoded(tuple(states), last_block(tower, operations, x, query, seen, mask))
 
 
 def pair_suffixes(tower: TextTower, template: PromptTemplate, prompts: Tensor) -> Suffixes:
@@ -156,19 +179,17 @@ def encode_suffixes(
         prefix_lengths=prefix_lengths,
     )
     x, entry = (operations.gather_suffix(table, pairs) for table in (suffixes.x, suffixes.entry))
-    delta = None
+    stream, qkv = Stream(x), entry
     for number, layer in enumerate(tower.layers[:-1]):
-        if number == 0:
-            qkv = entry
-        else:
-            x, y = operations.add_norm(tower, x, delta, layer.ln_1_weight, layer.ln_1_bias)
-            qkv = project(layer, y)
+        if number > 0:
+            stream, qkv = project(tower, operations, layer, stream)
         attended = operations.attention(tower.heads, qkv, cache[number], pairs)
-        x, delta = after_attention(tower, operations, layer, x, attended)
+        stream = finish(tower, operations, layer, stream, attended)
     if len(tower.layers) == 1:
         y = entry
     else:
-        x, y = operations.add_norm(tower, x, delta, tower.layers[-1].ln_1_weight, tower.layers[-1].ln_1_bias)
+        last = tower.layers[-1]
+        x, y = operations.add_norm(tower, stream.x, stream.delta, last.ln_1_weight, last.ln_1_bias)
     tokens = torch.cat([operations.gather_prefix(cache[-1], pairs), y], dim=1)
     if suffixes.pooled is None:
         mask = None if prefix_lengths is None else pairs.mask[..., -1:, :]
@@ -183,7 +204,9 @@ def _suffixes(tower: TextTower, tokens: Tensor, positions: Tensor) -> Suffixes:
     x = tokens + tower.positional_embedding[positions.clamp(max=tower.context_length - 1)]
     layer = tower.layers[0]
     y = layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
-    return Suffixes(x, project(layer, y) if len(tower.layers) > 1 else y, None)
+    if len(tower.layers) > 1:
+        y = F.linear(y, layer.in_proj_weight, layer.in_proj_bias)
+    return Suffixes(x, y, None)
 
 
 def _distinct_lengths(template: PromptTemplate) -> list[int]:

@@ -44,6 +44,12 @@ class PromptTemplate:
         return self.longest_name > 0
 
     @property
+    def ends(self) -> Tensor:
+        """(C,) place of EOS in the suffix."""
+        tail = (1 if self.named else 0) if self.tail_lengths is None else self.tail_lengths
+        return self.name_lengths + tail
+
+    @property
     def longest_tail(self) -> int:
         """Largest number of tokens between a name and EOS."""
         return max(self.tails, default=1) if self.named else 0
@@ -98,8 +104,7 @@ def single_prompts(prompts: Tensor, template: PromptTemplate, *, tokens: int | N
     c = torch.arange(classes, device=prompts.device)[:, None]
     t = torch.arange(tokens or template.single_tokens(n), device=prompts.device)
     index = torch.where(t > n, table.suffix(c, t - 1 - n), torch.where(t > 0, table.vector(c, t - 1), table.SOS))
-    tail = (1 if template.named else 0) if template.tail_lengths is None else template.tail_lengths
-    return table.look_up(index), 1 + n + template.name_lengths + tail
+    return table.look_up(index), 1 + n + template.ends
 
 
 def pair_prompts(

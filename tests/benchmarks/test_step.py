@@ -12,7 +12,8 @@ import torch
 
 from benchmarks import step
 from benchmarks.machine import peak_bytes
-from benchmarks.model import exact_flops, make_setup, make_step, repaired_loss
+from benchmarks.setup import exact_flops, make_setup, repaired_loss
+from benchmarks.steps import whole_step
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def test_all_forms_compute_the_same_loss_and_gradients() -> None:
 def test_a_step_changes_the_weights() -> None:
     setup = make_setup(2, 1, CPU, "eager", torch.float32)
     before = setup.head.prompt_learner.pos_decoder.fc.weight.detach().clone()
-    make_step(setup, "eager", CPU, torch.float32)()
+    whole_step(setup, "eager", torch.float32).whole()
     assert not torch.equal(before, setup.head.prompt_learner.pos_decoder.fc.weight)
 
 
@@ -96,6 +97,7 @@ def test_writes_what_it_measured(tmp_path: Path) -> None:
     result = json.loads(one.read_text())
     assert 0 < result["p20"] <= result["p50"] <= result["p80"]
     assert result["peak_bytes"] > 5e8
+    assert result["reserved_bytes"] is None
     assert result["flops"] == exact_flops(2, 1)
     assert 0 < result["utilisation"] < 1.2
     assert {"machine", "versions", "commit"} <= result.keys()

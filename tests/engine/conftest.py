@@ -59,6 +59,7 @@ def settings(phantoms: Path) -> Callable[[str], list[str]]:
         common = {
             "task": task,
             "model.backbone": phantoms / "clip.json",
+            "model.pretrained": "random",
             "data.train": phantoms / "train.jsonl",
             "data.val": phantoms / "val.jsonl",
             "data.image_size": 64,
@@ -179,16 +180,16 @@ def names() -> list[str]:
 
 @pytest.fixture
 def model_folder(make_clip: Callable[..., Any], names: list[str], tmp_path: Path) -> Callable[..., Path]:
-    """Function (vit=False, resize="stretch", bank=True, **settings of the head) → folder of an untrained model whose
-    scores differ from image to image."""
+    """Function (vit=False, resize="stretch", bank=True, tokens=True, **settings of the head) → folder of an untrained
+    model whose scores differ from image to image."""
     import torch
 
-    from pspg.engine.checkpoints.model_folder import describe, write_model
+    from pspg.engine.checkpoints.model_folder import bank_tensors, describe, write_model
     from pspg.engine.config import ModelConfig
     from pspg.engine.data.pixels import Pixels
     from pspg.engine.models.pspg import PsPG
 
-    def make(vit: bool = False, resize: Any = "stretch", bank: bool = True, **head: Any) -> Path:
+    def make(vit: bool = False, resize: Any = "stretch", bank: bool = True, tokens: bool = True, **head: Any) -> Path:
         folder, clip = tmp_path / "model", make_clip(vit=vit).float()
         torch.manual_seed(1)
         config = ModelConfig(**{"prompt_length": 3, "hidden_size": 8, "decoder_heads": 2, **head})
@@ -199,7 +200,9 @@ def model_folder(make_clip: Callable[..., Any], names: list[str], tmp_path: Path
         pixels = Pixels(size=32, resize=resize, mean=0.4, std=0.2)
         tensors = {"clip": dict(clip.state_dict()), "model": dict(model.head.state_dict())}
         if bank:
-            tensors["bank"] = {"bank": model.image_features(torch.randn(6, 3, 32, 32)).global_}
+            tensors["bank"] = bank_tensors(model.image_features(torch.randn(6, 3, 32, 32)))
+            if not tokens:  # as before there were blends
+                del tensors["bank"]["tokens"]
         described = describe("pspg", clip, pixels, head=config, class_names=names, training="trained on noise")
         write_model(folder, described, tensors)
         return folder

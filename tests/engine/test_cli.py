@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from pspg.engine.commands.train import check_parts
 from pspg.engine.config import DataConfig, LossConfig, ModelConfig
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.losses import PromptLoss
+from pspg.engine.training.trainer import learning_rate
 from pspg.engine.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -76,13 +80,60 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--model.decoder", "rnn"], "train: error: model.decoder: 'rnn' is not one of context, gru, lstm"),
-        ([], "error: give a command; --help lists them"),
-        (["prepare"], "prepare: error: give a command; --help lists them"),
+        ("", "pspg-engine: error: give a command; --help lists them"),
+        ("prepare", "pspg-engine prepare: error: give a command; --help lists them"),
+        ("trian", "there is no command 'trian'; did you mean train?"),
+        ("padchest", "there is no command 'padchest'; did you mean prepare padchest?"),
+        ("prepare padchst --output x", "there is no command 'padchst'; did you mean padchest?"),
+        ("train --lr 3", "there is no setting --lr; did you mean optim.lr?"),
+        ("train --optim.epocs=3", "there is no setting --optim.epocs; did you mean optim.epochs?"),
+        ("train --epocs 3", "there is no setting --epocs; did you mean optim.epochs?"),
+        ("train --zzz 3", "there is no setting --zzz"),
+        ("train x.png", "x.png: belongs to no setting; give it as --KEY x.png"),
+        ("train --optim.lr", "argument --optim.lr: expected one argument"),
+        ("train --optim 3", "optim: is a group of settings; give --optim.KEY VALUE"),
+        ("train --optim.lr abc", "optim.lr: must be a number, got abc"),
+        ("train --batch_size 3.5", "batch_size: must be a whole number, got 3.5"),
+        ("train --text_memory x", "text_memory: must be a whole number, got x"),
+        ("train --text_memory 0", "text_memory: must be > 0, got 0"),
+        ("train --data.mean 3", "data.mean: must be >= 0 and <= 1, got 3"),
+        ("train --data.augment maybe", "data.augment: must be true or false, got maybe"),
+        ("train --model.decoder rnn", "model.decoder: 'rnn' is not one of context, gru, lstm, mlp, transformer"),
+        ("train --resume foo", "resume: 'foo' is not one of latest, null"),
+        ("train --loss.pair_reduction max", "loss.pair_reduction: 'max' is not one of sum, mean, null"),
+        ("evaluate --class_lists x", "class_lists: must be names and values, {NAME: VALUE}, got x"),
+        ("study", "study: error: give FILE, a YAML file with its settings"),
+        ("study none.yaml", "config: none.yaml: no such file"),
+        ("train none.yaml", "config: none.yaml: no such file"),
+        ("train --config {folder}", "config: {folder}: is a folder; give a YAML file"),
     ],
 )
-def test_choices_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    assert main(arguments) == 2
+def test_a_mistake_is_named_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    assert main(arguments.replace("{folder}", str(tmp_path)).split()) == 2
+    error = capsys.readouterr().err
+    assert message.replace("{folder}", str(tmp_path)) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lrr: 3}", "a.yaml: there is no setting optim.lrr; did you mean optim.lr"),
+        ("train: {optim: {lr: 3}}", "a.yaml: there is no setting train.optim.lr; did you mean optim.lr?"),
+        ("task: prompt\noptim: {lr: [3}", "a.yaml:2: is not YAML: did not find expected ',' or ']'"),
+        ("- a", "a.yaml: must hold settings, `key: value` a line"),
+        ("optim: 3", "optim: is a group of settings"),
+    ],
+)
+@pytest.mark.parametrize("option", [[], ["--config"]])
+def test_a_mistake_in_a_file_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str, option: list[str]
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    assert main(["train", *option, str(file)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -167,7 +218,8 @@ def test_paper_hyper_parameters() -> None:
     for c in (config, plain):
         assert (c.model.prompt_length, c.model.hidden_size, c.model.dropout) == (16, 512, 0.2)
         assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.epochs) == ("sgd", 1e-4, 0.05, 50)
-        assert (c.optim.warmup_epochs, c.optim.warmup_lr, c.optim.min_lr, c.batch_size) == (5, 1e-6, 5e-6, 64)
+        assert (c.optim.warmup_lr, c.optim.min_lr, c.batch_size) == (1e-6, 5e-6, 64)
+        assert [learning_rate(step, 1, c.optim) == c.optim.lr for step in (4, 5)] == [False, True]  # 5 epochs
         assert (c.loss.gamma_positive, c.loss.gamma_negative, c.loss.clip) == (1, 2, 0.05)
 
 
@@ -202,12 +254,29 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
         main([*command.split(), "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    file = "FILE" if COMMANDS[command].takes_file else "[--config FILE]"
+    file = "FILE" if COMMANDS[command].needs_file else "[FILE]"
     assert text.startswith(f"usage: pspg-engine {command} {file} [--key VALUE ...]")
     settings = COMMANDS[command].load(COMMANDS[command].settings)
     for field in dataclasses.fields(settings):
         assert f"--{field.name}" in text
     assert "(type:" in text
+    assert not re.search(r"default:\s*\)", text)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].example])
+def test_the_example_of_a_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS[0].parents[1])
+    name, config = parse([*command.split(), *str(COMMANDS[command].example).split()])
+    assert name == command
+    assert config.output
+
+
+def test_shells_complete_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print_completion", "shtab-bash"])
+    script = capsys.readouterr().out
+    assert "--optim.lr" in script
+    assert "import-checkpoint" in script
 
 
 def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,3 +307,59 @@ def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_a_command_that_takes_a_file_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study"]) == 2
     assert capsys.readouterr().err == "pspg-engine study: error: give FILE, a YAML file with its settings\n"
+
+
+REFUSALS = [
+    ("train --data.train none.jsonl", "data.train: none.jsonl: no such file or folder"),
+    ("train --data.train {file} --data.image_root none", "data.image_root: none: no such file or folder"),
+    ("train --data.train {file} --data.cache none", "data.cache: none: no such file or folder"),
+    ("train --data.train {file} --output {file}", "output: {file} is a file; choose another name"),
+    ("train --data.train {file} --optim.warmup_epochs 60", "optim.warmup_epochs: 60"),
+    (
+        "evaluate --manifest {file} --output out",
+        "give exactly one of --checkpoint, --clip, --predictions, --adapter",
+    ),
+    ("evaluate --clip RN50 --checkpoint x", "got --checkpoint and --clip"),
+    ("evaluate --checkpoint none --manifest {file} --output out", "checkpoint: none: no such file or folder"),
+    ("evaluate --clip RN50 --manifest none --output out", "manifest: none: no such file or folder"),
+    ("evaluate --clip RN50 --manifest {file}", "output: is required; give --output"),
+    ("predict", "checkpoint: is required; give --checkpoint"),
+    ("predict --checkpoint none --input {file}", "checkpoint: none: no such file or folder"),
+    ("predict --checkpoint {file} --input none", "input: none: no such file or folder"),
+    ("predict --checkpoint {file} --input {file} --map_classes [a]", "map_classes: needs maps"),
+    ("import-checkpoint --source none --output out --class_names [a]", "source: none: no such file or folder"),
+    ("export-checkpoint --checkpoint none --output out", "checkpoint: none: no such file or folder"),
+    ("export-checkpoint --checkpoint {file} --output out --class_names [a]", "only layout classifier"),
+    ("prepare check --manifest none", "manifest: none: no such file or folder"),
+    ("prepare cache --manifest {file}", "output: is required; give --output"),
+    ("prepare folder", "source: is required; give --source"),
+    ("phantom", "output: is required; give --output"),
+    ("study none.yaml", "config: none.yaml: no such file"),
+    ("--version", ""),
+    ("train --help", ""),
+]
+
+
+def test_a_refusal_that_needs_no_model_imports_no_torch(tmp_path: Path) -> None:
+    """torch alone takes more than a second to import, and a mistake should be told at once."""
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, sys\n"
+        "from pspg.engine.cli import main\n"
+        "for line in sys.stdin:\n"
+        "    try: status = main(line.split())\n"
+        "    except SystemExit: status = 0\n"
+        "    slow = {'torch', 'open_clip', 'deepspeed', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
+        "    print('END', status, *slow, file=sys.stderr)\n"
+    )
+    lines = [arguments.replace("{file}", str(file)) for arguments, _ in REFUSALS]
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    told = re.split(r"END (.*)\n", done.stderr)
+    for (arguments, message), error, end in zip(REFUSALS, told[::2], told[1::2], strict=False):
+        assert end == ("2" if message else "0"), arguments
+        assert message.replace("{file}", str(file)) in error
+    assert len(told[1::2]) == len(REFUSALS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
+from pspg.kernels.pairs import PairSample, PairSelection, pad_sample, pair_indices
 
 CPU = torch.device("cpu")
 
@@ -52,3 +52,20 @@ def test_chunks_cover_every_pair_once_with_its_rows(classes: int, size: int) -> 
     ]
     sample = PairSample(first, second, torch.ones(len(first)))
     assert list(PairSelection(classes, sample).chunks(size)) == chunks
+
+
+@pytest.mark.parametrize("count", [3, 4, 11])
+def test_a_padded_sample_has_the_same_weight_of_every_pair(count: int) -> None:
+    first, second = torch.tensor([0, 1, 3]), torch.tensor([2, 4, 4])
+    sample = pad_sample(PairSample(first, second, torch.tensor([1.0, 2.5, 4.0])), count, 5)
+    assert [len(tensor) for tensor in sample] == [count] * 3
+    assert (sample.first.diff() >= 0).all()
+    assert (sample.first < sample.second).all()
+    assert sample.second.max() < 5
+    weights = torch.zeros(5, 5).index_put((sample.first, sample.second), sample.weights, accumulate=True)
+    expected = torch.zeros(5, 5)
+    expected[first, second] = torch.tensor([1.0, 2.5, 4.0])
+    assert torch.equal(weights, expected)
+    assert all((low, high) == (0, 5) for _, _, low, high in PairSelection(5, sample).chunks(2))
+    with pytest.raises(ValueError, match="3 pairs are more than 2"):
+        pad_sample(PairSample(first, second, torch.ones(3)), 2, 5)

@@ -54,6 +54,63 @@ def test_weights_estimate_the_number_of_other_pairs() -> None:
     assert single <= 4 * number_of_pairs(classes)
 
 
+def dense(classes: int, share: float, images: int = 64) -> Tensor:
+    """Labels of which a share is positive."""
+    return (torch.rand(images, classes, generator=torch.Generator().manual_seed(classes)) < share).float()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.3])
+def test_cost_is_linear_in_the_classes_whatever_the_labels_are(share: float) -> None:
+    """Both kinds are sampled: at most 2·k·C pairs, of which at 10 % and more each kind would be most of P."""
+    for classes in (50, 200, 400):
+        labels = dense(classes, share)
+        sample = sample_pairs(labels, 4 * classes, torch.Generator().manual_seed(0), positives=4 * classes)
+        assert len(sample.first) <= 8 * classes
+        assert len(keys(sample, classes)) == len(sample.first)
+        assert sample.weights.max() <= 4 * number_of_pairs(classes) / (4 * classes)
+
+
+def test_weights_estimate_the_number_of_pairs_of_each_kind() -> None:
+    generator, classes = torch.Generator().manual_seed(0), 14
+    labels = dense(classes, 0.3, images=5)
+    both = (labels.T @ labels).triu(1) > 0
+    totals = []
+    for _ in range(DRAWS):
+        sample = sample_pairs(labels, 6, generator, positives=5)
+        positive = both[sample.first, sample.second]
+        assert int(positive.sum()) == 5
+        totals.append(torch.stack([sample.weights[positive].sum(), sample.weights[~positive].sum()]))
+    stack = torch.stack(totals).double()
+    expected = torch.tensor([int(both.sum()), number_of_pairs(classes) - int(both.sum())])
+    assert expected.min() > 20
+    errors = 4 * stack.std(0) / DRAWS**0.5
+    assert ((stack.mean(0) - expected).abs() <= errors + 1e-4).all()
+
+
+def test_every_positive_pair_has_the_same_chance() -> None:
+    labels, generator, seen = dense(8, 0.5, images=4), torch.Generator().manual_seed(0), torch.zeros(8, 8)
+    both = (labels.T @ labels).triu(1) > 0
+    for _ in range(DRAWS):
+        sample = sample_pairs(labels, 1, generator, positives=4)
+        seen[sample.first, sample.second] += 1
+    chance = 4 / int(both.sum())
+    error = 5 * (chance * (1 - chance) / DRAWS) ** 0.5
+    assert (seen[both] / DRAWS - chance).abs().max() < error
+
+
+def test_counts_find_the_same_positive_pairs() -> None:
+    """Many labels a row: the pairs come from the C×C counts."""
+    labels = dense(20, 0.6, images=6)
+    everything = sample_pairs(labels, number_of_pairs(20))
+    pairs = {(i, j) for row in labels for i in range(20) for j in range(i + 1, 20) if row[i] and row[j]}
+    few = sample_pairs(labels, 1, positives=number_of_pairs(20))
+    ones = few.weights == 1
+    found = set(zip(few.first[ones].tolist(), few.second[ones].tolist(), strict=True))
+    assert pairs <= found
+    assert len(few.first) == len(pairs) + 1
+    assert len(everything.first) == number_of_pairs(20)
+
+
 def test_takes_all_where_there_are_no_more() -> None:
     sample = sample_pairs(labels_of(5), number_of_pairs(5) - 2)
     assert len(sample.first) == 10
@@ -76,6 +133,8 @@ def test_cost_is_linear_in_the_classes() -> None:
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="count"):
         sample_pairs(labels_of(5), 0)
+    with pytest.raises(ValueError, match="positives must be at least 1"):
+        sample_pairs(labels_of(5), 1, positives=0)
     with pytest.raises(ValueError, match="CPU"):
         sample_pairs(labels_of(5).to("meta"), 3)
 
@@ -114,8 +173,11 @@ def test_weights_apply_pair_by_pair(tower: TextTower, make_template: MakeTemplat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("positives", [None, 1])
 @pytest.mark.parametrize("target", ["batch", "sample"])
-def test_loss_and_gradients_are_unbiased(tower: TextTower, make_template: MakeTemplate, target: Any) -> None:
+def test_loss_and_gradients_are_unbiased(
+    tower: TextTower, make_template: MakeTemplate, target: Any, positives: int | None
+) -> None:
     """Mean of many draws against all pairs: loss and every gradient within 4 standard errors."""
     torch.manual_seed(0)
     classes = 8
@@ -131,7 +193,7 @@ def test_loss_and_gradients_are_unbiased(tower: TextTower, make_template: MakeTe
                     *tensors,
                     labels,
                     target=target,
-                    pairs=PairSelection(classes, sample_pairs(labels, 6, generator)),
+                    pairs=PairSelection(classes, sample_pairs(labels, 6, generator, positives=positives)),
                 ),
                 tensors,
             )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pspg.kernels.pairs import PairSelection
+from pspg.kernels.pairs import PairSelection, pad_sample
 from pspg.kernels.spcl import ImageBatch, sample_pairs, spcl
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
 
@@ -79,3 +79,22 @@ def test_work_of_a_part_is_its_share_of_the_pairs(tower: TextTower, make_templat
     one = work(pairs.part(0, 1))
     assert sum(parts) == whole
     assert max(parts) <= whole / ranks + one
+
+
+@pytest.mark.parametrize("target", ["batch", "sample"])
+@pytest.mark.parametrize("impl", ["eager", "reference"])
+def test_pairs_of_weight_0_change_nothing(
+    tower: TextTower, make_template: MakeTemplate, target: str, impl: str
+) -> None:
+    """Loss and gradients of a padded sample, whose chunks do not know their rows, are those of the sample."""
+    template, y, (vectors, *images) = make_template(6, [1, 2, 1, 3, 1, 2]), labels(6), inputs(6)
+    sample = sample_pairs(y, 4, torch.Generator().manual_seed(0))
+
+    def found(pairs: PairSelection) -> list[Tensor]:
+        prompts = encode_prompts(tower, template, vectors[None], keep_cache=True).prompts
+        options: dict[str, Any] = {"target": target, "reduction": "mean", "memory": TINY, "impl": impl}
+        return outcome(spcl(tower, prompts, ImageBatch(*images, y), pairs=pairs, **options), [vectors, *images])
+
+    padded = found(PairSelection(6, pad_sample(sample, len(sample.first) + 7, 6)))
+    for one, other in zip(padded, found(PairSelection(6, sample)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

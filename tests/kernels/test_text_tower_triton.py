@@ -95,6 +95,41 @@ def test_attention(
     no_worse(run(TRITON, dtype), run(EAGER, dtype), run(EAGER, torch.float64))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_attention_in_tiles_of_architectures(
+    architecture: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One suffix a tile or several, and a last tile that is not full."""
+    monkeypatch.setattr("pspg.kernels.launch._architecture", lambda device: architecture)
+    torch.manual_seed(0)
+    first = prefix_rows([7, 0, 1], torch.device("cpu"))
+    pairs = ragged(first, first, 3, 1, 9, 17)
+    given = torch.randn(8, 17, 96).to(dtype), torch.randn(3, 9, 64).to(dtype)
+
+    def run(operations: Any, dtype: torch.dtype = dtype) -> list[Tensor]:
+        leaves = leaves_of(*(tensor.to(dtype) for tensor in given))
+        return gradients(operations.attention(2, *leaves, pairs), leaves)
+
+    no_worse(run(TRITON), run(EAGER), run(EAGER, torch.float64))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_attention_of_large_scores(sign: int, device: torch.device) -> None:
+    """All scores of a query near -580 or 580: neither they nor what is masked may overflow."""
+    torch.manual_seed(0)
+    first = prefix_rows([3], device)
+    pairs = ragged(first, first, 1, 1, 3, 5)
+    offset = torch.tensor([12, sign * 12, 0], device=device).repeat_interleave(16)
+    given = torch.randn(3, 5, 48, device=device) + offset, torch.randn(1, 3, 32, device=device) + offset[16:]
+
+    def run(operations: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        leaves = leaves_of(*(tensor.to(dtype) for tensor in given))
+        return gradients(operations.attention(1, *leaves, pairs), leaves)
+
+    no_worse_in_norm(run(TRITON), run(EAGER), run(EAGER, torch.float64), 1e-3)
+
+
 def test_attention_to_a_constant_prefix(device: torch.device) -> None:
     """Without a gradient of the prefix, that of the suffixes is the same."""
     torch.manual_seed(0)

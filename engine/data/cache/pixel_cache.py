@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from ...utils.errors import UserError
 from ...utils.files import write_text
+from ...utils.text import printable
 from ..bad_image import BadImage
 from ..images import Resize
 from ..manifest import Sample
@@ -212,7 +213,7 @@ def find_entries(folder: Path, header: Header, samples: Sequence[Sample]) -> dic
 
 
 def _entries(folder: Path, header: Header) -> Iterator[Entry]:
-    for shard in tqdm(header.shards, f"reading {folder.name}", delay=2, disable=None, leave=False):
+    for shard in tqdm(header.shards, f"reading {printable(folder.name)}", delay=2, disable=None, leave=False):
         yield from read_index(folder, shard)
 
 

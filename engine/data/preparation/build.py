@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from ...config import check_values, require
 from ...utils.errors import UserError
-from ...utils.files import check_new_folder, new_folder
-from ..manifest import UNPRINTABLE, Sample
+from ...utils.files import check_new_folder, naming, new_folder, write_text
+from ...utils.tables import write_csv
+from ...utils.text import printable
+from ..manifest import NOTE, UNPRINTABLE, Sample
 from .counts import cooccurrence, count, readable, without_positives
 from .dataset import DataSet, PrepareConfig, SplitConfig
 from .rows import Journal, Row
@@ -57,21 +59,25 @@ def build(dataset: DataSet, config: PrepareConfig) -> None:
         "warnings": journal.warnings,
     }
     statistics = {"splits": counts, "pixels": _pixels(rows, root, config)}
-    print(_describe(dataset.name, readable(counts), statistics, report))
+    for line in _describe(dataset.name, readable(counts), statistics, report).split("\n"):
+        print(printable(line))
     if config.dry_run:
         print("dry run: nothing was written")
         return
     with new_folder(config.output) as folder:
         _write(folder, rows, classes, config.salt)
-        _write_json(folder / "statistics.json", statistics)
-        _write_json(folder / "prepare.json", report)
-        _write_csv(folder / "dropped.csv", [("reason", "place", "what"), *_dropped(journal)])
+        write_text(folder / "statistics.json", _json(statistics))
+        # Relative, so that manifests and images can be moved together.
+        place = os.path.relpath(os.path.realpath(root), os.path.realpath(config.output))
+        write_text(folder / NOTE, _json({**report, "image_root": place}))
+        write_csv(folder / "dropped.csv", ["reason", "place", "what"], _dropped(journal))
         if classes:
             matrix = cooccurrence(rows, classes).tolist()
-            table = [("", *classes), *((name, *line) for name, line in zip(classes, matrix, strict=True))]
-            _write_csv(folder / "cooccurrence.csv", table)
+            lines = ((name, *line) for name, line in zip(classes, matrix, strict=True))
+            write_csv(folder / "cooccurrence.csv", ["", *classes], lines)
     splits = [split for split in SPLITS if split in counts]
-    print(f"wrote {', '.join(f'{split}.jsonl' for split in splits)} to {config.output}; image_root is {root}")
+    written = ", ".join(f"{split}.jsonl" for split in splits)
+    print(printable(f"wrote {written} to {config.output}, whose images are in {root}"))
 
 
 def _check(config: PrepareConfig) -> None:
@@ -164,10 +170,11 @@ def _write(folder: Path, rows: Sequence[Row], classes: Sequence[str], salt: str 
     for split in SPLITS:
         chosen = [row for row in rows if row.split == split]
         if chosen:
-            with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            path = folder / f"{split}.jsonl"
+            with naming(path), path.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(_line(row, key), ensure_ascii=False) + "\n" for row in chosen)
     if classes:
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
 def _line(row: Row, key: bytes) -> dict[str, Any]:
@@ -185,10 +192,5 @@ def _dropped(journal: Journal) -> Iterable[tuple[str, str, str]]:
     return ((reason, place, what) for reason, entries in journal.dropped.items() for place, what in entries)
 
 
-def _write_json(path: Path, document: Any) -> None:
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_csv(path: Path, table: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(table)
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=1) + "\n"

@@ -21,7 +21,7 @@ class PrepareConfig:
     output: str = ""
     """new folder for manifests, classes.txt, statistics.json, cooccurrence.csv, prepare.json and dropped.csv"""
     image_root: str | None = None
-    """folder that the manifests' filepaths are relative to (give training the same data.image_root); null: source"""
+    """folder that the manifests' filepaths are relative to, noted in prepare.json; null: source"""
     missing: Literal["error", "skip", "keep"] = "error"
     """a row without its image file: stop, leave it out and list it, or keep it (files are not looked for at all)"""
     pixel_samples: NonNegativeInt = 1024

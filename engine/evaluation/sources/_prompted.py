@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...checkpoints.model_folder import load_model
+from ...checkpoints.model_folder import load_model, without_places
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
@@ -39,7 +39,8 @@ class Prompted(ImageMethod):
         if self.context == "bank" and loaded.bank is None:
             raise UserError(f"evaluation.context: {config.checkpoint} holds no context bank; use batch")
         head = loaded.model.config
-        self.name = config.method or method_name(head)
+        blend = config.evaluation.blend
+        self.name = config.method or method_name(head) + ("" if blend == "none" else f", {blend} blend")
         decoder = DECODERS[head.decoder]
         self.about = decoder.about
         if not decoder.uses_context:
@@ -47,13 +48,14 @@ class Prompted(ImageMethod):
         self.settings = {
             "checkpoint": str(loaded.weights),
             "pixels": asdict(loaded.pixels),
-            "model": asdict(head),
+            "model": without_places(asdict(head)),
         }
         self.parameters = sum(p.numel() for p in loaded.model.head.parameters() if p.requires_grad)
         self.baseline_parameters = sum(parameter.numel() for parameter in loaded.model.clip.parameters())
         self.training = read_metrics(Path(config.checkpoint) / "metrics.jsonl")
         self.training_data = loaded.training
         self._device, self._autocast = device, autocast
+        self._evaluation = config.evaluation
         self._loaded = loaded
         self._model = loaded.model.to(device).freeze(autocast)
         self._bank = loaded.bank.to(device) if config.evaluation.context == "bank" and loaded.bank is not None else None
@@ -67,7 +69,11 @@ class Prompted(ImageMethod):
             model.class_set if names == self._loaded.class_names else model.class_set_of(names) for names in class_lists
         ]
         device, autocast = self._device, self._autocast
-        found = score_batches(model, model.head, class_sets, batches, device, autocast, context=self._bank)
+        kind, weight = self._evaluation.blend, self._evaluation.blend_weight
+        blends = [self._loaded.blend(class_set, kind, weight, autocast) for class_set in class_sets]
+        found = score_batches(
+            model, model.head, class_sets, batches, device, autocast, context=self._bank, blends=blends
+        )
         return [scores for _, scores in found]
 
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:

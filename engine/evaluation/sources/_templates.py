@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...checkpoints.model_folder import load_clip_folder, read_description, weights_of
+from ...checkpoints.model_folder import load_clip_folder, read_description, training_data, weights_of
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
@@ -70,7 +70,7 @@ class Templates(ImageMethod):
         method = cls(config.method or "CLIP fine-tuned", clip, settings, device, autocast)
         method.library = "pspg-engine"
         method.training = read_metrics(folder / "metrics.jsonl")
-        method.training_data = read_description(folder).get("training")
+        method.training_data = training_data(read_description(folder))
         return method
 
     @classmethod

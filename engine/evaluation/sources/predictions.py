@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...data.tables import Line, Table
 from ...distributed.deepspeed import World
 from ...utils.errors import UserError
-from ...utils.tables import safe_cell
+from ...utils.tables import csv_text
 from ..config import EvaluateConfig
 from ..scoring import Scores
 from . import SOURCES
@@ -63,8 +63,8 @@ def read_predictions(
     """
     table = Table(path, ["id"])
     columns = _columns(table, names)
-    # Tables are written with an apostrophe before what a spreadsheet would run.
-    known = {safe_cell(name): name for name in ids} | {name: name for name in ids}
+    # As tables are written.
+    known = {csv_text(name): name for name in ids} | {name: name for name in ids}
     place: dict[str, int] = {}
     found: dict[str, list[float]] = {}
     extra = 0
@@ -102,7 +102,7 @@ def _columns(table: Table, names: Iterable[str]) -> list[str]:
     """The table's column of each class."""
     columns = []
     for name in names:
-        column = name if name in table.columns else safe_cell(name)
+        column = name if name in table.columns else csv_text(name)
         if column not in table.columns or column == "id":
             near = get_close_matches(name, table.columns, n=1)
             raise UserError(f"{table.path}: has no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

@@ -50,7 +50,7 @@ def _add_norm_kernel(
 
 @triton.jit
 def _add_norm_backward_kernel(
-    d_total,  # (rows,W)
+    d_total,  # (rows,W), or None: zero
     d_normal,  # (rows,W)
     total,  # (rows,W)
     statistics,  # (2,rows) float32
@@ -70,8 +70,9 @@ def _add_norm_backward_kernel(
     gradient = tl.load(d_normal + offsets, mask=mask, other=0).to(tl.float32)
     gradient *= tl.load(weight + column, mask=mask, other=0).to(tl.float32)
     average, along = tl.sum(gradient, 0) / width, tl.sum(gradient * normal, 0) / width
-    residual = tl.load(d_total + offsets, mask=mask, other=0).to(tl.float32)
-    d = residual + (gradient - average - normal * along) * rstd
+    d = (gradient - average - normal * along) * rstd
+    if d_total is not None:
+        d += tl.load(d_total + offsets, mask=mask, other=0).to(tl.float32)
     tl.store(d_x + offsets, d.to(d_x.dtype.element_ty), mask=mask)
 
 
@@ -88,10 +89,10 @@ def run_add_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: fl
 
 
 def run_add_norm_backward(
-    d_total: Tensor, d_normal: Tensor, total: Tensor, statistics: Tensor, weight: Tensor
+    d_total: Tensor | None, d_normal: Tensor, total: Tensor, statistics: Tensor, weight: Tensor
 ) -> Tensor:
-    """Gradient by x, which is also that by delta."""
-    d_total, d_normal = d_total.contiguous(), d_normal.contiguous()
+    """Gradient by x, which is also that by delta; `d_total` None: nobody else reads x + delta."""
+    d_total, d_normal = None if d_total is None else d_total.contiguous(), d_normal.contiguous()
     width = total.shape[-1]
     rows = total.numel() // width
     d_x = torch.empty_like(total)
@@ -117,17 +118,18 @@ def _(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tup
 
 
 @_add_norm_backward.register_fake
-def _(d_total: Tensor, d_normal: Tensor, total: Tensor, *_: Tensor) -> Tensor:
+def _(d_total: Tensor | None, d_normal: Tensor, total: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(total, memory_format=torch.contiguous_format)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(output[0], output[2], inputs[2])
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # or zeros are written for the statistics
 
 
-def _backward(ctx: Any, d_total: Tensor, d_normal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    d_x = _add_norm_backward(d_total, d_normal, *ctx.saved_tensors)
+def _backward(ctx: Any, d_total: Tensor | None, d_normal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    d_x = d_total if d_normal is None else _add_norm_backward(d_total, d_normal, *ctx.saved_tensors)
     return d_x, d_x, None, None, None
 
 

@@ -23,6 +23,7 @@ from pspg.engine.commands.settings import PredictConfig
 from pspg.engine.models.clip import tokenize
 from pspg.engine.models.pspg import probabilities
 from pspg.engine.utils.errors import UserError
+from tests.engine.seal import seal
 
 Make = Callable[..., Path]
 FILES = {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors"}
@@ -94,7 +95,9 @@ def test_open_clip_makes_the_same_pixels(export: Callable[..., tuple[Path, Path]
 def test_a_classifier_scores_like_the_live_model(
     export: Callable[..., tuple[Path, Path]], head: dict[str, Any], classes: list[str] | None
 ) -> None:
-    source, folder = export(*([] if classes is None else ["--class_names", json.dumps(classes)]), vit=True, **head)
+    source, folder = export(
+        *([] if classes is None else ["--class_names", json.dumps(classes), "--blend", "none"]), vit=True, **head
+    )
     classifier = load_classifier(folder)
     expected = live(source, images(), classes)
     assert classifier.class_names == (classes or load_model(source).class_names)
@@ -227,7 +230,8 @@ def change(file: Path, **values: Any) -> None:
         (lambda folder: change(folder / "open_clip_config.json", pixels={}), "is damaged"),
         (lambda folder: change(folder / "open_clip_config.json", class_names=["a"]), "other shape: text_features"),
         (lambda folder: (folder / "open_clip_model.safetensors").unlink(), "no such file"),
-        (lambda folder: write_tensors(folder / "classifier.safetensors", {}), "missing: "),
+        (lambda folder: (write_tensors(folder / "classifier.safetensors", {}), seal(folder)), "missing: "),
+        (lambda folder: write_tensors(folder / "classifier.safetensors", {}), "wrong checksum"),
     ],
 )
 def test_damaged_classifiers_are_one_line(

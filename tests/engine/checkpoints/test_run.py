@@ -38,7 +38,7 @@ def test_without_a_score_the_newest_is_best(tmp_path: Path) -> None:
     assert step_of(best_checkpoint(tmp_path)) == 2
 
 
-OPERATIONS = 13
+OPERATIONS = 10
 """file operations of a save that replaces both last and best"""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pspg.engine.commands.predict import predict
 from pspg.engine.commands.settings import PredictConfig
 from pspg.engine.config import EvaluationConfig
 from pspg.engine.evaluation.config import EvaluateConfig
+from tests.engine.seal import seal
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,9 @@ def test_phase_2_keeps_the_backbone_and_saves_only_what_trains(runs: Path) -> No
     assert {name.split(".")[0] for name in names} == {"prompt_learner", "channel_attention", "logit_scale"}
 
 
-def test_evaluate_writes_the_report(runs: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_evaluate_writes_the_report_and_prints_its_summary(
+    runs: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lists = {"seen": str(phantoms / "seen.txt"), "unseen": str(phantoms / "unseen.txt")}
     config = EvaluateConfig(
         checkpoint=str(runs / "two"),
@@ -65,7 +69,7 @@ def test_evaluate_writes_the_report(runs: Path, phantoms: Path, tmp_path: Path) 
         workers=0,
         evaluation=EvaluationConfig(bootstrap=20, batch_size=16),
     )
-    evaluate_model(config)
+    evaluation = evaluate_model(config)
     document = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert document["settings"]["context"] == "batch"
     assert document["settings"]["batch_size"] == 16
@@ -78,6 +82,16 @@ def test_evaluate_writes_the_report(runs: Path, phantoms: Path, tmp_path: Path) 
     ]
     assert all(list(groups) == ["all", "seen", "unseen"] for groups in document["results"].values())
     assert len(rows(tmp_path / "report" / "predictions.csv")) == 40
+    assert evaluation is not None
+    expected = document["results"]["PsPG"]["unseen"]["macro_auc"]
+    assert evaluation.method.metrics["unseen"].macro_auc == expected
+    printed = capsys.readouterr().out
+    assert re.search(rf"^ unseen: PsPG +{expected:.3f} \[", printed, re.MULTILINE)
+    lowest = min((row for row in evaluation.main.per_class if row.auc == row.auc), key=lambda row: row.auc)
+    heading, first = printed[printed.index(" class, lowest AUC first") :].splitlines()[:2]
+    assert heading.split()[-3:] == ["AUC", "AP", "positives"]
+    assert first.startswith(f" {lowest.name} ")
+    assert f"{lowest.auc:.3f}" in first
 
 
 def test_bank_makes_scores_independent_of_the_batch(runs: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -150,6 +164,7 @@ def damage(run: Path, how: str) -> None:
         tensors = load_tensors(weights)
         del tensors["logit_scale"]
         write_tensors(weights, {**tensors, "surprise": tensors["channel_attention.conv.weight"].clone()})
+        seal(checkpoint)
     elif how == "no model.json":
         (run / "model.json").unlink()
     elif how == "not JSON":
@@ -258,6 +273,7 @@ def test_resume_refuses_an_optimizer_state_that_does_not_fit(
     else:
         tensors["logit_scale/exp_avg"] = tensors["logit_scale/exp_avg"].expand(7).clone()
     write_tensors(file, tensors)
+    seal(checkpoint)
     assert main([*resume(settings, runs, phantoms, broken), "--zero_stage", str(stage)]) == 2
     assert "optimizer.safetensors: missing, unexpected or of another shape: " in capsys.readouterr().err
 

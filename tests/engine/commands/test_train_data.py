@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pspg.engine.checkpoints.run import load_tensors
-from pspg.engine.commands.train import make_trainer
+from pspg.engine.commands.train import make_trainer, train
 from pspg.engine.config import DataConfig, EvaluationConfig, ModelConfig
 from pspg.engine.data.augment import Augmentation
 from pspg.engine.data.dataset import ImageDataset
@@ -21,6 +21,7 @@ from pspg.engine.distributed.world import start
 from pspg.engine.training import contrastive, prompt_learning, setup
 from pspg.engine.training.config import OptimConfig, TrainConfig
 from pspg.engine.training.fingerprint import data_digest
+from pspg.engine.utils.errors import UserError
 from tests.engine.conftest import tiny_config
 
 N = 8
@@ -45,7 +46,13 @@ def config(manifest: Path, output: str, task: Any = "prompt", seed: int = 0) -> 
     return TrainConfig(
         task=task,
         output=str(manifest.parent / output),
-        model=ModelConfig(backbone=str(manifest.parent / "clip.json"), prompt_length=2, hidden_size=8, decoder_heads=2),
+        model=ModelConfig(
+            backbone=str(manifest.parent / "clip.json"),
+            pretrained="random",
+            prompt_length=2,
+            hidden_size=8,
+            decoder_heads=2,
+        ),
         data=DataConfig(train=str(manifest), val=str(manifest), image_size=32, flip=1.0, workers=0, mean=0.5, std=0.3),
         optim=OptimConfig(epochs=1, warmup_epochs=0),
         evaluation=EvaluationConfig(batch_size=4, bank_size=3),
@@ -122,3 +129,11 @@ def test_validation_sees_what_the_files_hold(manifest: Path, monkeypatch: pytest
     trainer.task.validate(trainer.task.module)
     files = [torch.from_numpy(np.array(Image.open(manifest.parent / f"{number}.png"))) for number in range(N)]
     assert torch.equal(torch.cat(pixels), torch.stack(files))
+
+
+def test_a_random_frozen_backbone_is_refused_unless_it_is_meant(manifest: Path) -> None:
+    asked = config(manifest, "run")
+    asked.model.pretrained = None
+    with pytest.raises(UserError, match=r"^model\.pretrained: phase 2 freezes the backbone, .* or write random if you"):
+        train(asked)
+    assert not Path(asked.output).exists()

@@ -107,11 +107,14 @@ def test_resume_is_exact(tmp_path: Path, world, name: str, zero_stage: int) -> N
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
-def test_fresh_start_is_said_and_an_existing_run_is_not_overwritten(tmp_path: Path, world, capsys) -> None:
+def test_fresh_start_is_said_and_an_existing_run_is_not_overwritten(
+    tmp_path: Path, world, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pspg")
     settings = config(tmp_path, epochs=1)
     settings.resume = "latest"
     fit(settings, world)
-    assert "starting fresh" in capsys.readouterr().err
+    assert "starting fresh" in caplog.text
     settings.resume = None
     with pytest.raises(UserError, match=r"^output: .* already holds a run"):
         fit(settings, world)
@@ -148,7 +151,7 @@ def test_average_follows_the_weights(tmp_path: Path, world) -> None:
 
 def test_decay_spares_vectors_and_the_temperature() -> None:
     module = ToyTask().module
-    decayed, plain = parameter_groups(module, 0.05)
+    decayed, plain = parameter_groups(module, OptimConfig(weight_decay=0.05))
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in plain["params"]} == {0, 1}
     assert plain["weight_decay"] == 0.0
@@ -181,8 +184,15 @@ class Clock:
     ],
 )
 def test_waiting_for_the_loader_is_measured_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys, wait: float, step: float, device_wait: float, share: float, said: bool
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wait: float,
+    step: float,
+    device_wait: float,
+    share: float,
+    said: bool,
 ) -> None:
+    caplog.set_level("INFO", "pspg")
     clock = Clock()
     monkeypatch.setattr(telemetry, "time", clock)
     watch = telemetry.LoaderWatch("raise data.workers (2)")
@@ -192,7 +202,7 @@ def test_waiting_for_the_loader_is_measured_and_said_once(
             clock.now += step
         clock.now += device_wait
         assert watch.share(device_wait) == pytest.approx(share)
-    text = capsys.readouterr().err
+    text = caplog.text
     assert text.count("the loader is the bottleneck") == said
     assert not said or f"{share:.0%} of the time goes into waiting for images; raise data.workers (2)" in text
 

@@ -16,6 +16,7 @@ from PIL import Image
 from pspg.engine.cli import main
 from pspg.engine.data.manifest import load_label_names, load_manifest
 from pspg.engine.data.preparation.splits import split_by_hash
+from pspg.engine.utils.errors import UserError
 
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 NIH = "Data_Entry_2017_v2020.csv"
@@ -95,6 +96,29 @@ def test_chexpert(prepare: Callable[..., str], tmp_path: Path) -> None:
     assert (counts["all"]["rows"], counts["all"]["patients"]) == (4, 4)
     with (out / "dropped.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
+
+
+def test_where_the_images_are_is_remembered(prepare: Callable[..., str], tmp_path: Path) -> None:
+    chexpert_tables(tmp_path / "in")
+    prepare("chexpert", "--missing", "keep")
+    out = tmp_path / "out"
+    first = "train/patient00001/study1/view1_frontal.jpg"
+    assert load_manifest(out / "train.jsonl", need="image").samples[0].path == tmp_path / "in" / first
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    assert load_manifest(out / "train.jsonl", image_root=other, need="image").samples[0].path == other / first
+    both = tmp_path / "moved"  # together
+    both.mkdir()
+    (tmp_path / "in").rename(both / "in")
+    out.rename(both / "out")
+    assert load_manifest(both / "out/train.jsonl", need="image").samples[0].path == both / "in" / first
+    (both / "in").rename(both / "gone")
+    with pytest.raises(UserError, match=r"prepare\.json: the images were in .*/moved/in, and there is no such folder"):
+        load_manifest(both / "out/train.jsonl", need="image")
+    for content in ("[]", "{", '{"image_root": 3}', '"x"', "[" * 100_000):
+        (both / "out/prepare.json").write_text(content)
+        with pytest.raises(UserError, match=r"prepare\.json: cannot be read; give image_root"):
+            load_manifest(both / "out/train.jsonl", need="image")
 
 
 def test_patients_are_hashed_with_the_salt(prepare: Callable[..., str], tmp_path: Path) -> None:

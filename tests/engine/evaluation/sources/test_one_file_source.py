@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
-def prevalence() -> Iterator[None]:
+def frequency() -> Iterator[None]:
     """The source of the guide, registered for a test."""
     guide = (ROOT / "engine/evaluation/README.md").read_text()
-    (text,) = re.findall(r"```python\n(# engine/evaluation/sources/prevalence\.py\n.*?)```", guide, re.S)
+    (text,) = re.findall(r"```python\n(# engine/evaluation/sources/frequency\.py\n.*?)```", guide, re.S)
     package = SOURCES._package
-    exec(compile(text, "prevalence.py", "exec"), {"__name__": f"{package}.prevalence", "__package__": package})
+    exec(compile(text, "frequency.py", "exec"), {"__name__": f"{package}.frequency", "__package__": package})
     yield
-    del SOURCES._classes["prevalence"]
+    del SOURCES._classes["frequency"]
 
 
 @pytest.fixture
@@ -34,17 +34,17 @@ def arguments(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A command that chooses the source; no figures are drawn."""
     for figure in ("curves", "class_bars", "cooccurrence"):
         monkeypatch.setattr(plots, figure, lambda *arguments, **options: None)
-    source = json.dumps({"prevalence": str(phantoms / "train.jsonl")})
+    source = json.dumps({"frequency": str(phantoms / "train.jsonl")})
     paths = ["--manifest", str(phantoms / "test.jsonl"), "--output", str(tmp_path / "report")]
     return ["evaluate", "--other_source", source, *paths, "--device", "cpu", "--evaluation.bootstrap", "0"]
 
 
-@pytest.mark.usefixtures("prevalence")
+@pytest.mark.usefixtures("frequency")
 def test_the_source_of_the_guide_is_evaluated(arguments: list[str], phantoms: Path, tmp_path: Path) -> None:
     assert main(arguments) == 0
     document = json.loads((tmp_path / "report/metrics.json").read_text())
-    assert list(document["results"]) == ["prevalence"]
-    assert document["results"]["prevalence"]["all"]["macro_auc"] == 0.5
+    assert list(document["results"]) == ["frequency"]
+    assert document["results"]["frequency"]["all"]["macro_auc"] == 0.5
     lines = [json.loads(line) for line in (phantoms / "train.jsonl").read_text().splitlines()]
     names = load_label_names(phantoms / "classes.txt")
     share = np.array([[line["labels"][c] == 1 for c in range(len(names))] for line in lines]).mean(0)
@@ -52,12 +52,12 @@ def test_the_source_of_the_guide_is_evaluated(arguments: list[str], phantoms: Pa
     np.testing.assert_allclose(np.array(first, dtype=float), share)
 
 
-@pytest.mark.usefixtures("prevalence")
+@pytest.mark.usefixtures("frequency")
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--checkpoint", "x"], "got --checkpoint and --prevalence"),
-        (["--probe", "x.jsonl"], "probe: goes with checkpoint or clip, not with prevalence"),
+        (["--checkpoint", "x"], "got --checkpoint and --frequency"),
+        (["--probe", "x.jsonl"], "probe: goes with checkpoint or clip, not with frequency"),
         (["--evaluation.context", "bank"], "evaluation.context: only PsPG's scores have a context"),
     ],
 )
@@ -71,7 +71,7 @@ def test_it_is_checked_like_the_others(
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ('{"prevalence": "x"}', "other_source: 'prevalence' is not one of adapter, checkpoint, clip, predictions"),
+        ('{"frequency": "x"}', "other_source: 'frequency' is not one of adapter, checkpoint, clip, predictions"),
         ('{"clip": "RN50"}', "other_source: clip has a setting of its own; give --clip"),
     ],
 )

@@ -237,7 +237,7 @@ def test_the_shipped_chexzero_file_is_the_model_of_its_paper() -> None:
         ({}, "net.json", "not readable as weights"),
         ({"embed_dim": 32}, "clip.pt", "clip.pt: the weights do not fit the model; other shape: "),
         ({"vision_cfg": 3}, "clip.pt", "needs embed_dim, vision_cfg and text_cfg"),
-        ({"vision_cfg": {"layers": "x"}}, "clip.pt", "open_clip cannot build"),
+        ({"vision_cfg": {"layers": "x"}}, "clip.pt", "vision_cfg.layers must be a whole number from 1 to 1000"),
         ({"text_cfg": {"hf_model_name": "bert"}}, "clip.pt", "pip install 'pspg-engine[hf]'"),
     ],
 )

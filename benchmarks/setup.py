@@ -24,9 +24,7 @@ from pspg.engine.models.clip import ImageFeatures, build_clip, clip_config, imag
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.fusions._spatial import SpatialFusion
 from pspg.engine.models.pspg import PromptHead
-from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.losses import PromptLoss
-from pspg.engine.training.trainer import make_optimizer
 from pspg.kernels.asymmetric_loss import asymmetric_loss
 from pspg.kernels.pairs import PairSample, pair_indices
 from pspg.kernels.similarity import similarity_logits
@@ -154,20 +152,6 @@ def loss_of(
     """Loss of an implementation, its towers in `dtype`; `repaired` is the tuned baseline, perhaps compiled."""
     with autocast(setup.images.device, dtype):
         return repaired(setup) if impl == "repaired" else setup.loss(sample)
-
-
-def make_step(setup: Setup, impl: str, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    """One step, image tower to optimizer, as a call without arguments."""
-    compiled = impl == "repaired" and device.type == "cuda"
-    repaired = torch.compile(repaired_loss, mode="reduce-overhead") if compiled else repaired_loss
-    optimizer = make_optimizer(setup.head, OptimConfig())
-
-    def step() -> None:
-        loss_of(setup, impl, dtype, repaired).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def exact_flops(classes: int, batch: int, pair: Literal["spcl", "none"] = "spcl") -> int:
