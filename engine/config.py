@@ -72,6 +72,9 @@ class ModelConfig:
     """dropout on the decoder outputs; mlp and context have none"""
     drop_path: FractionBelowOne = 0.1
     """transformer: probability of dropping a residual branch of its last block in training"""
+    text_drop_path: FractionBelowOne = 0.0
+    """phase 1: probability of dropping a residual branch of the text tower's last block in training, rising linearly
+    from 0 in its first; the authors' code has 0.1"""
     residual: Literal["none", "class"] = "none"
     """class: also train a vector for each training class and side, added to its text feature; classes never trained on
     have none, so their scores stay those of the prompts"""
@@ -111,6 +114,9 @@ class DataConfig:
     """pixel standard deviation, likewise"""
     augment: bool = True
     """two of four random augmentations (paper A.2)"""
+    augment_bicubic: bool = False
+    """resized crop and affine bicubic, as in the authors' code, by the torch loader; false: bilinear and nearest
+    neighbour"""
     flip: ClosedUnitInterval = 0.5
     """probability of a horizontal flip; set 0 where class names carry a side"""
     loader: Literal["auto", "dali", "torch"] = "auto"

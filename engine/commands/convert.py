@@ -36,6 +36,9 @@ from .settings import ExportConfig, ImportConfig, check_export, check_import
 
 log = logging.getLogger(__name__)
 
+AUTHORS_PIXELS = {"mean": 0.5306, "std": 0.2327}
+"""what the authors' code evaluates with, whatever the data set; a checkpoint of theirs does not say it"""
+
 
 def import_checkpoint(config: ImportConfig) -> PsPG:
     """Read weights in the published layout and write a model folder.
@@ -57,7 +60,7 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     given = {key: value for key, value in (("mean", config.mean), ("std", config.std)) if value is not None}
     try:
         carried = parse_json(read_metadata(config.source).get("pixels", "{}"))
-        pixels = as_schema(Pixels, {"size": size, "resize": "stretch", "mean": 0.5, "std": 0.25, **carried, **given})
+        pixels = as_schema(Pixels, {"size": size, "resize": "stretch", **AUTHORS_PIXELS, **carried, **given})
         usable = pixels.size == size
     except (ValueError, TypeError):
         usable = False
@@ -71,6 +74,9 @@ def import_checkpoint(config: ImportConfig) -> PsPG:
     description = describe("pspg", model.clip, pixels, head=model.config, class_names=model.class_set.names)
     with new_folder(config.output) as partial:
         write_model(partial, description, tensors)
+    assumed = [f"{key} {value}" for key, value in AUTHORS_PIXELS.items() if key not in {**carried, **given}]
+    if assumed:
+        log.info(f"{config.source} does not say its pixels' {' and '.join(assumed)}: the authors' evaluation has these")
     log.info(f"imported {config.source} with {len(model.class_set.names)} classes: {config.output}")
     return model
 

@@ -82,9 +82,9 @@ class ImportConfig:
     prefix: bool = False
     """the checkpoint generates prefixes"""
     mean: ClosedUnitInterval | None = None
-    """pixel mean in [0, 1] of the training images; null: what the file says, else 0.5"""
+    """pixel mean in [0, 1] of the training images; null: what the file says, else the authors' 0.5306"""
     std: PositiveFloat | None = None
-    """pixel standard deviation of the training images; null: what the file says, else 0.25"""
+    """pixel standard deviation of the training images; null: what the file says, else the authors' 0.2327"""
 
 
 @dataclass(kw_only=True)

@@ -99,7 +99,11 @@ def make_trainer(config: TrainConfig, world: World) -> Trainer:
     need = graph_needs(config, world.size)
     if config.cuda_graphs == "on" and need:
         raise UserError(f"cuda_graphs: needs {need}")
-    loader = pick_loader("data.loader", config.data.loader, world.device)
+    if config.model.text_drop_path and world.size > 1 and config.scope == "global":
+        raise UserError("model.text_drop_path: is drawn by each process for its own texts; set scope to local")
+    bicubic = config.data.augment and config.data.augment_bicubic
+    torch_only = "data.augment_bicubic" if bicubic else None
+    loader = pick_loader("data.loader", config.data.loader, world.device, torch_only=torch_only)
     config = replace(config, data=replace(config.data, loader=loader))
     run = Path(config.output)
     check_fresh(config)

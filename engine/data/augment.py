@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image, ImageEnhance
@@ -24,30 +24,34 @@ JITTER = (0.8, 1.2)
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Take a part of the image and resize it to the image's size, bilinear."""
+    """Take a part of the image and resize it to the image's size, bilinear or bicubic."""
 
     left: int
     top: int
     right: int
     bottom: int
+    bicubic: bool = False
 
     def apply(self, image: Image.Image) -> Image.Image:
         box = (self.left, self.top, self.right, self.bottom)
-        return image.crop(box).resize(image.size, Image.Resampling.BILINEAR)
+        kernel = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
+        return image.crop(box).resize(image.size, kernel)
 
 
 @dataclass(frozen=True, slots=True)
 class Warp:
-    """Move the image, nearest neighbour; what comes in from outside is black.
+    """Move the image, nearest neighbour or bicubic; what comes in from outside is black.
 
     `matrix` (a, b, c, d, e, f): the pixel at (x, y) comes from (ax + by + c, dx + ey + f), where the first pixel's
     centre is (0.5, 0.5).
     """
 
     matrix: tuple[float, float, float, float, float, float]
+    bicubic: bool = False
 
     def apply(self, image: Image.Image) -> Image.Image:
-        return image.transform(image.size, Image.Transform.AFFINE, self.matrix, Image.Resampling.NEAREST)
+        kernel = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.NEAREST
+        return image.transform(image.size, Image.Transform.AFFINE, self.matrix, kernel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +81,29 @@ class Plan:
     flip: bool = False
 
 
-def draw(rng: torch.Generator, side: int, *, augment: bool, flip: float) -> Plan:
+def draw(rng: torch.Generator, side: int, *, augment: bool, flip: float, bicubic: bool = False) -> Plan:
     """Draw the plan of a square image.
 
     With `augment`, exactly two of {resized crop, rotation, affine, brightness and contrast} in random order. Resized
     crop: area 0.8–1.0, ratio 3/4–4/3. Rotation: ±10°. Affine: ±10°, translation up to 0.0625 of the side, scale
-    0.9–1.1. Brightness and contrast: factors 0.8–1.2, in random order. Ranges: paper A.2; interpolation as in the
-    authors' implementation.
+    0.9–1.1. Brightness and contrast: factors 0.8–1.2, in random order. Ranges: paper A.2. Rotation is nearest
+    neighbour, as in the authors' implementation; that of the resized crop and affine is bicubic there.
 
     Args:
         rng: the only source of randomness.
         side: of the image, pixels.
         augment: whether there are steps.
         flip: probability of the horizontal flip.
+        bicubic: resized crop and affine, instead of bilinear and nearest neighbour; what is drawn stays the same.
     """
     chosen = torch.randperm(len(OPERATIONS), generator=rng)[:2].tolist() if augment else []
-    steps = tuple([OPERATIONS[number](rng, side) for number in chosen])
-    return Plan(steps, _uniform(rng)[0] < flip)
+    steps = []
+    for operation in (OPERATIONS[number] for number in chosen):
+        step = operation(rng, side)
+        if bicubic and operation in (resized_crop, affine) and not isinstance(step, Jitter):
+            step = replace(step, bicubic=True)
+        steps.append(step)
+    return Plan(tuple(steps), _uniform(rng)[0] < flip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +114,8 @@ class Augmentation:
     """two of four random steps, see `draw`"""
     flip: float = 0.0
     """probability of a horizontal flip, also without `augment`"""
+    bicubic: bool = False
+    """see `draw`"""
     seed: int = 0
 
     def __bool__(self) -> bool:
@@ -113,7 +125,7 @@ class Augmentation:
     def plan(self, epoch: int, identifier: str, side: int) -> Plan:
         """The plan of one sample in one epoch; `side` of its square image, pixels."""
         rng = generator(self.seed, epoch, identifier)
-        return draw(rng, side, augment=self.augment, flip=self.flip)
+        return draw(rng, side, augment=self.augment, flip=self.flip, bicubic=self.bicubic)
 
 
 def apply(image: Image.Image, plan: Plan) -> Image.Image:

@@ -39,8 +39,8 @@ class AnyClip:
     """A model with open_clip's `encode_image`, `encode_text` and `logit_scale`, and what its inputs are made with."""
 
     model: Any
-    tokenizer: Callable[[list[str]], Tensor]
-    """texts to token ids (N, context length)"""
+    tokenizer: Callable[..., Tensor]
+    """texts to token ids (N, context length); longer ones are cut"""
     size: int
     """side of the input, pixels"""
     resize: Resize
@@ -207,7 +207,7 @@ def _check_image_size(tensors: dict[str, Tensor], expected: dict[str, Tensor], f
             )
 
 
-def _tokenizer(text: dict[str, Any], source: str) -> Callable[[list[str]], Tensor]:
+def _tokenizer(text: dict[str, Any], source: str) -> Callable[..., Tensor]:
     name, length = text.get("hf_tokenizer_name") or text.get("hf_model_name"), text.get("context_length", 77)
     options = _options(text.get("tokenizer_kwargs") or {}, HF_OPTIONS if name else OPTIONS, source)
     mode = text.get("tokenizer_mode")

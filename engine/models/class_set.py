@@ -29,6 +29,7 @@ class ClassSet(nn.Module):
     padding: Tensor
     suffix: Tensor
     name_lengths: Tensor
+    tail_lengths: Tensor | None
     rows: Tensor
     """(C,) place of each class among those that a model was trained on; −1: not among them, or not known"""
 
@@ -40,6 +41,7 @@ class ClassSet(nn.Module):
         padding: Tensor,
         suffix: Tensor,
         lengths: list[int],
+        tails: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.names = list(names)
@@ -49,10 +51,11 @@ class ClassSet(nn.Module):
             ("padding", padding),
             ("suffix", suffix),
             ("name_lengths", torch.tensor(lengths, device=suffix.device)),
+            ("tail_lengths", None if tails is None else torch.tensor(tails, device=suffix.device)),
             ("rows", torch.full((len(names),), -1, device=suffix.device)),
         ):
             self.register_buffer(name, tensor, persistent=False)
-        self._lengths = tuple(lengths)
+        self._lengths, self._tails = tuple(lengths), tuple(tails or ())
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,7 +69,8 @@ class ClassSet(nn.Module):
     @property
     def template(self) -> PromptTemplate:
         """Embeddings around the prompt vectors."""
-        return PromptTemplate(self.sos, self.padding, self.suffix, self.name_lengths, self._lengths, max(self._lengths))
+        lengths = (self.name_lengths, self._lengths, max(self._lengths))
+        return PromptTemplate(self.sos, self.padding, self.suffix, *lengths, self.tail_lengths, self._tails)
 
 
 @torch.no_grad()
@@ -89,21 +93,29 @@ def make_class_set(
     context, table = encoder.tower.context_length, encoder.token_embedding
     tokens = [tokenizer().encode(name) for name in names]
     _check_names(names, tokens, context)
-    lengths = [len(ids) if prefix else 0 for ids in tokens]
+    # The whole sentence: ")" and "." are one token together.
+    sentences = [tokenizer().encode(f"{name}.") if prefix else [] for name in names]
+    lengths = [min(len(ids), len(sentence)) for ids, sentence in zip(tokens, sentences, strict=True)]
+    tails = [len(sentence) - length for sentence, length in zip(sentences, lengths, strict=True)]
     longest = 2 + 2 * prompt_length + sum(sorted(lengths)[-2:])
-    if max(longest, 1 + prompt_length + max(lengths) + (2 if prefix else 1)) > context:
+    if max(longest, 2 + prompt_length + max(map(len, sentences))) > context:
         raise UserError(
             f"model.prompt_length: {prompt_length} vectors make pair prompts of {longest} tokens, "
             f"the context holds {context}" + ("; shorten the class names" if prefix else "")
         )
-    eos, dot = tokenizer().eot_token_id, tokenizer().encode(".")
+    eos = tokenizer().eot_token_id
     # Padding (token 0) fills up to the longest suffix; nothing pooled sees it.
-    tails = [[*ids, *dot, eos] if prefix else [eos] for ids in tokens]
-    width = max(map(len, tails))
-    suffix = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=table.device)
+    width = max(lengths) + max(tails) + 1
+    suffix = torch.tensor([[*ids, eos] + [0] * (width - 1 - len(ids)) for ids in sentences], device=table.device)
     features = _encode_names(encoder, names)
     class_set = ClassSet(
-        names, features, table[tokenizer().sot_token_id].clone(), table[0].clone(), F.embedding(suffix, table), lengths
+        names,
+        features,
+        table[tokenizer().sot_token_id].clone(),
+        table[0].clone(),
+        F.embedding(suffix, table),
+        lengths,
+        tails if prefix and set(tails) != {1} else None,
     )
     constants = torch.cat([class_set.class_features, class_set.suffix.flatten(1)], dim=1)
     finite = constants.isfinite().all(dim=1)

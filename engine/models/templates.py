@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..utils.errors import UserError
 from .clip import tokenize
 
 POSITIVE = "Findings suggesting {}."
@@ -34,22 +36,43 @@ def template_texts(
     names: Sequence[str],
     device: torch.device,
     *,
-    tokenizer: Callable[[list[str]], Tensor] | None = None,
+    tokenizer: Callable[..., Tensor] | None = None,
 ) -> TemplateTexts:
     """Text features of the paper's templates (footnote 3).
 
     Args:
         names: C class names.
-        tokenizer: texts to token ids; None: CLIP's own.
+        tokenizer: texts to token ids, of open_clip or `clip.tokenize`; None: CLIP's own.
+
+    Raises:
+        UserError: a name whose sentences are longer than the context.
     """
+    tokenizer = tokenizer or partial(tokenize, context_length=clip.context_length)
 
     def encode(texts: list[str]) -> Tensor:
-        tokens = tokenize(texts, clip.context_length) if tokenizer is None else tokenizer(texts)
+        tokens = _whole(tokenizer, texts, names)
         parts = [clip.encode_text(part.to(device), normalize=True) for part in tokens.split(256)]
         return torch.cat(parts).float()
 
     sides = ([template.format(name) for name in names] for template in (POSITIVE, NEGATIVE, "{}"))
     return TemplateTexts(*map(encode, sides))
+
+
+def _whole(tokenizer: Callable[..., Tensor], texts: list[str], names: Sequence[str]) -> Tensor:
+    """Token ids (N,L) of texts that are not cut: with room for one token more they would have one pad more."""
+    tokens = tokenizer(texts)
+    length = tokens.shape[1]
+    longer = tokenizer(texts, context_length=length + 1)
+    same = (longer[:, :length] == tokens).all(dim=1)
+    if getattr(tokenizer, "tokenizer_mode", None) == "clips":  # its last token stands behind the padding
+        pad = tokenizer(["a"], context_length=length + 1).mode().values
+        same = longer[:, -2] == pad
+    if not same.all():
+        name = names[int(same.int().argmin())]
+        raise UserError(
+            f"class names: {name[:40]!r}… makes sentences of more tokens than the context of {length} holds; shorten it"
+        )
+    return tokens
 
 
 @torch.inference_mode()

@@ -39,6 +39,8 @@ class OptimConfig:
     """null: 5, or half of fewer than 10 epochs"""
     warmup_lr: NonNegativeFloat = 1e-6
     """where the linear warm-up starts"""
+    cosine_from: Literal["warmup", "start"] = "warmup"
+    """where the cosine's first step is: the end of the warm-up, or the start of training, as in the authors' code"""
     min_lr: NonNegativeFloat = 5e-6
     """where the cosine ends"""
     clip_norm: NonNegativeFloat = 0.0
@@ -130,6 +132,8 @@ def check_train(config: TrainConfig) -> None:
     need = graph_needs(config)
     if config.cuda_graphs == "on" and need:
         raise UserError(f"cuda_graphs: needs {need}")
+    if config.model.text_drop_path and config.task == "prompt":
+        raise UserError("model.text_drop_path: is for phase 1; phase 2 does not train the text tower, set it to 0")
     if data.cache_features and config.task == "contrastive":
         raise UserError("data.cache_features: phase 1 trains the image tower, its features cannot be cached")
     if data.cache_features and data.augment:

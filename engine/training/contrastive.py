@@ -48,7 +48,12 @@ def build_contrastive(config: TrainConfig, world: World) -> Trainer:
     write_start(config, world, describe("clip", clip, pixels, training=training), {})
     shared = shares_batch(config, world)
     task = (GlobalContrastiveTask if shared else ContrastiveTask)(
-        clip.to(world.device), world, validation, config.precision, sharded=config.zero_stage == 3
+        clip.to(world.device),
+        world,
+        validation,
+        config.precision,
+        sharded=config.zero_stage == 3,
+        text_drop_path=config.model.text_drop_path,
     )
     report_run(config, world, clip, loader, f"{len(manifest.samples):,} image-report pairs")
     fingerprint = resume_fingerprint(config, {"data.train": data_digest(manifest)})

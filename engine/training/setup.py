@@ -89,7 +89,8 @@ def make_dataset(
     `augment=False` is the plain view of validation; True means what the configuration says.
     """
     data = config.data
-    augmentation = Augmentation(augment=data.augment, flip=data.flip, seed=config.seed) if augment else None
+    changes = Augmentation(augment=data.augment, flip=data.flip, bicubic=data.augment_bicubic, seed=config.seed)
+    augmentation = changes if augment else None
     return ImageDataset(
         manifest.samples, pixels, reading_of(data), labels=labels, tokenize=tokenize, augmentation=augmentation
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import open_clip
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from pspg.kernels.pairs import PaddedSample, PairSample, number_of_pairs, pad_sample
@@ -32,19 +33,26 @@ class ContrastiveModel(nn.Module):
 
     Args:
         clip: the open_clip model.
+        text_drop_path: probability of dropping a residual branch of the text tower's last block in training, for a text
+            at a time where texts go module by module; it rises linearly from 0 in the first block.
     """
 
-    def __init__(self, clip: open_clip.CLIP) -> None:
+    def __init__(self, clip: open_clip.CLIP, *, text_drop_path: float = 0.0) -> None:
         super().__init__()
         self.clip = clip
+        if text_drop_path > 0:
+            blocks = clip.transformer.resblocks
+            for block, rate in zip(blocks, torch.linspace(0, text_drop_path, len(blocks)).tolist(), strict=True):
+                # In place of a scale of the branches, which plain CLIPs do not have; it has no weights.
+                block.ls_1, block.ls_2 = DropPath(rate), DropPath(rate)
 
     def forward(self, images: Tensor, *texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image features (B,D), text features (B,D), both raw, and the log temperature.
 
         Args:
             images: (B,3,h,w).
-            texts: the tensors of `PackedTexts`; or tokens (B,77), which go module by module, as training under ZeRO
-                stage 3 needs it, where weights are whole only while their own module runs.
+            texts: the tensors of `PackedTexts`; or tokens (B,77), which go module by module, as dropped branches need
+                it, and ZeRO stage 3, where weights are whole only while their own module runs.
         """
         # Channels last is the faster layout of convolutions; DeepSpeed does not take such weights, the images suffice.
         images = images.contiguous(memory_format=torch.channels_last)
@@ -63,6 +71,7 @@ class ContrastiveTask:
         validation: this rank's batches of the validation split, in a fixed order; None: no validation.
         precision: fp32, bf16, fp16 or auto.
         sharded: weights are whole only while their own module runs.
+        text_drop_path: see `ContrastiveModel`.
     """
 
     def __init__(
@@ -73,15 +82,17 @@ class ContrastiveTask:
         precision: str,
         *,
         sharded: bool = False,
+        text_drop_path: float = 0.0,
     ) -> None:
-        self.module = ContrastiveModel(clip)
-        self._world, self._validation, self._sharded = world, validation, sharded
+        self.module = ContrastiveModel(clip, text_drop_path=text_drop_path)
+        self._world, self._validation = world, validation
+        self._by_module = sharded or text_drop_path > 0
         self._autocast = autocast_dtype(precision, world.device)
         self._room = 0
         self.streams: tuple[torch.cuda.Stream, ...] = ()
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return self._arguments(batch, by_module=self._sharded)
+        return self._arguments(batch, by_module=self._by_module)
 
     def _arguments(self, batch: Batch, *, by_module: bool = False) -> tuple[Tensor, ...]:
         assert batch.tokens is not None
@@ -90,9 +101,11 @@ class ContrastiveTask:
         device = self._world.device
         return batch.to(device, True).images, *(tensor.to(device, non_blocking=True) for tensor in texts)
 
-    def tensors(self, batch: Batch) -> dict[str, Tensor]:
+    def tensors(self, batch: Batch) -> dict[str, Tensor] | None:
         """Pixels and packed texts, with rows for as many tokens as any batch had so far and some more."""
         assert batch.tokens is not None
+        if self._by_module:
+            return None
         count = int((batch.tokens.argmax(dim=-1) + 1).sum())
         if count > self._room:
             self._room = min(_round_up(count * 9 // 8, 64), max(batch.tokens.numel(), count))

@@ -97,14 +97,18 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
-    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant."""
+    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant.
+
+    The cosine counts from the end of the warm-up or, with `cosine_from: start`, from step 0, and is entered late.
+    """
     epochs = min(5, config.epochs / 2) if config.warmup_epochs is None else config.warmup_epochs
     warmup = round(epochs * steps_per_epoch)
     if step < warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     if config.schedule == "constant":
         return config.lr
-    progress = (step - warmup) / max(config.epochs * steps_per_epoch - warmup, 1)
+    start = warmup if config.cosine_from == "warmup" else 0
+    progress = (step - start) / max(config.epochs * steps_per_epoch - start, 1)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 

@@ -70,7 +70,7 @@ def encode_prefixes(
 ) -> Encoded:
     """States of the prefixes [SOS, V_c, name_c], and from the same pass the features of the single prompts.
 
-    A single prompt is its prefix and one or two tokens more, EOS or ".", EOS, which no token of the prefix sees.
+    A single prompt is its prefix and a few tokens more, EOS or mostly ".", EOS, which no token of the prefix sees.
 
     Args:
         prompts: (N,n,W); N is a multiple of C, and row r belongs to class r mod C.
@@ -79,7 +79,7 @@ def encode_prefixes(
         singles: encode the ends of the single prompts too.
     """
     n, repeats = prompts.shape[1], len(prompts) // len(template.lengths)
-    end = (2 if template.named else 1) if singles else 0
+    end = template.longest_tail + 1 if singles else 0
     suffix = template.token_suffix[:, : template.longest_name + end]
     tokens = torch.cat([prompts, suffix.repeat(repeats, 1, 1)], dim=1)
     count, length, width = tokens.shape
@@ -93,7 +93,7 @@ def encode_prefixes(
         suffixes=count,
         prefix_tokens=1,
         suffix_tokens=length,
-        pooled=(1 + n + template.name_lengths).repeat(repeats) if singles and template.named else None,
+        pooled=(n + template.ends).repeat(repeats) if singles and template.named else None,
     )
 
     def split(rows: Tensor, first: int) -> tuple[Tensor, Tensor]:

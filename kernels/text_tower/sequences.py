@@ -3,8 +3,9 @@
     single prompt   SOS V_c suffix_c
     pair prompt     SOS V_i name_i V_j suffix_j
 
-The token suffix is EOS. In prefix mode it is the class name's tokens, ".", EOS; without it name_i is empty. All
-sequences are assembled by one lookup in a table of vectors, so backward is one scatter-add.
+The token suffix is EOS. In prefix mode it is the tokens of "name." and EOS; without it name_i is empty. Where a name
+ends in punctuation, its last token holds the ".", too. All sequences are assembled by one lookup in a table of vectors,
+so backward is one scatter-add.
 """
 
 from __future__ import annotations
@@ -25,18 +26,33 @@ class PromptTemplate:
     padding: Tensor
     """(W,)"""
     token_suffix: Tensor
-    """(C,K,W): EOS (K = 1), or in prefix mode the name's tokens, ".", EOS, padding"""
+    """(C,K,W): EOS (K = 1), or in prefix mode the tokens of "name.", EOS, padding"""
     name_lengths: Tensor
     """(C,) int64: name tokens in the suffix, 0 without prefix mode"""
     lengths: tuple[int, ...]
     """name_lengths on the host"""
     longest_name: int
     """largest of name_lengths, in the whole class list"""
+    tail_lengths: Tensor | None = None
+    """prefix mode: (C,) int64, tokens between the name and EOS; None: one each, a full stop"""
+    tails: tuple[int, ...] = ()
+    """tail_lengths on the host"""
 
     @property
     def named(self) -> bool:
         """Prefix mode: class names follow the prompt vectors."""
         return self.longest_name > 0
+
+    @property
+    def ends(self) -> Tensor:
+        """(C,) place of EOS in the suffix."""
+        tail = (1 if self.named else 0) if self.tail_lengths is None else self.tail_lengths
+        return self.name_lengths + tail
+
+    @property
+    def longest_tail(self) -> int:
+        """Largest number of tokens between a name and EOS."""
+        return max(self.tails, default=1) if self.named else 0
 
     @property
     def longest_pair(self) -> int:
@@ -51,6 +67,8 @@ class PromptTemplate:
             token_suffix=self.token_suffix[part],
             name_lengths=self.name_lengths[part],
             lengths=self.lengths[part],
+            tail_lengths=None if self.tail_lengths is None else self.tail_lengths[part],
+            tails=self.tails[part],
         )
 
     def to(self, dtype: torch.dtype) -> PromptTemplate:
@@ -64,7 +82,7 @@ class PromptTemplate:
 
     def single_tokens(self, prompt_length: int) -> int:
         """Tokens of the longest single prompt, EOS included."""
-        return 1 + prompt_length + self.longest_name + (2 if self.named else 1)
+        return 1 + prompt_length + self.longest_name + self.longest_tail + 1
 
     def pair_tokens(self, prompt_length: int) -> int:
         """Tokens of the longest pair prompt, up to the pooled one."""
@@ -86,8 +104,7 @@ def single_prompts(prompts: Tensor, template: PromptTemplate, *, tokens: int | N
     c = torch.arange(classes, device=prompts.device)[:, None]
     t = torch.arange(tokens or template.single_tokens(n), device=prompts.device)
     index = torch.where(t > n, table.suffix(c, t - 1 - n), torch.where(t > 0, table.vector(c, t - 1), table.SOS))
-    eos = template.name_lengths + 1 if template.named else template.name_lengths
-    return table.look_up(index), 1 + n + eos
+    return table.look_up(index), 1 + n + template.ends
 
 
 def pair_prompts(

@@ -14,12 +14,21 @@ from .torch_loader import Load, TorchBatches
 Loader = Literal["auto", "dali", "torch"]
 
 
-def pick_loader(key: str, loader: Loader, device: torch.device) -> Loader:
+def pick_loader(key: str, loader: Loader, device: torch.device, *, torch_only: str | None = None) -> Loader:
     """The loader of a run; `auto` means dali where pixels go to a GPU and DALI is installed, else torch.
 
+    Args:
+        key: of the setting, for messages.
+        loader, device: of the settings.
+        torch_only: the setting that DALI cannot follow; None: there is none.
+
     Raises:
-        UserError: DALI was asked for and is not installed; names `key`.
+        UserError: DALI was asked for and is not installed, or cannot do it; names `key`.
     """
+    if torch_only is not None:
+        if loader == "dali":
+            raise UserError(f"{key}: dali does not go with {torch_only}; use torch")
+        return "torch"
     if loader == "torch" or (loader == "auto" and device.type != "cuda"):
         return "torch"
     if find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None:

@@ -25,8 +25,8 @@ def rng(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def augment(image, seed, flip=0.5):
-    return apply(image, draw(rng(seed), image.size[0], augment=True, flip=flip))
+def augment(image, seed, flip=0.5, bicubic=False):
+    return apply(image, draw(rng(seed), image.size[0], augment=True, flip=flip, bicubic=bicubic))
 
 
 def test_exactly_two_different_operations_in_every_order_alike(monkeypatch):
@@ -68,7 +68,7 @@ def uniform(rng, low, high):
     return low + (high - low) * torch.rand((), generator=rng, dtype=torch.float64).item()
 
 
-def torchvision_crop(image, rng):
+def torchvision_crop(image, rng, bicubic):
     side = image.size[0]
     for _ in range(10):
         area, ratio = side * side * uniform(rng, 0.8, 1), np.exp(uniform(rng, np.log(3 / 4), np.log(4 / 3)))
@@ -78,37 +78,42 @@ def torchvision_crop(image, rng):
     else:
         w = h = side
     top, left = (int(torch.randint(side - length + 1, (), generator=rng)) for length in (h, w))
-    return F.resized_crop(image, top, left, h, w, [side, side], InterpolationMode.BILINEAR)
+    return F.resized_crop(image, top, left, h, w, [side, side], mode(bicubic, "bilinear"))
 
 
-def torchvision_rotation(image, rng):
+def torchvision_rotation(image, rng, bicubic):
     return F.rotate(image, uniform(rng, -10, 10), InterpolationMode.NEAREST)
 
 
-def torchvision_affine(image, rng):
+def torchvision_affine(image, rng, bicubic):
     side, angle = image.size[0], uniform(rng, -10, 10)
     shift = [round(side * uniform(rng, -0.0625, 0.0625)) for _ in range(2)]
-    return F.affine(image, angle, shift, uniform(rng, 0.9, 1.1), [0.0, 0.0], InterpolationMode.NEAREST)
+    return F.affine(image, angle, shift, uniform(rng, 0.9, 1.1), [0.0, 0.0], mode(bicubic, "nearest"))
 
 
-def torchvision_jitter(image, rng):
+def torchvision_jitter(image, rng, bicubic):
     brightness, contrast = uniform(rng, 0.8, 1.2), uniform(rng, 0.8, 1.2)
     if uniform(rng, 0, 1) < 0.5:
         return F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
     return F.adjust_brightness(F.adjust_contrast(image, contrast), brightness)
 
 
+def mode(bicubic, otherwise):
+    return InterpolationMode.BICUBIC if bicubic else InterpolationMode(otherwise)
+
+
+@pytest.mark.parametrize("bicubic", [False, True])
 @pytest.mark.parametrize("side", [64, 97])
-def test_the_same_bytes_as_torchvision(side):
+def test_the_same_bytes_as_torchvision(side, bicubic):
     names = (torchvision_crop, torchvision_rotation, torchvision_affine, torchvision_jitter)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8))
     for seed in range(200):
         generator, expected = rng(seed), image
         for number in torch.randperm(4, generator=generator)[:2].tolist():
-            expected = names[number](expected, generator)
+            expected = names[number](expected, generator, bicubic)
         if uniform(generator, 0, 1) < 0.5:
             expected = F.horizontal_flip(expected)
-        assert augment(image, seed).tobytes() == expected.tobytes(), seed
+        assert augment(image, seed, bicubic=bicubic).tobytes() == expected.tobytes(), seed
 
 
 def test_ranges_of_plans():

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,12 @@ def test_schedule() -> None:
     assert rates[30] == pytest.approx((1e-2 + 1e-3) / 2)
     assert rates[50] == pytest.approx(1e-3)
     assert max(rates) == pytest.approx(1e-2)
+    late = replace(optim, cosine_from="start")
+    from_start = [learning_rate(step, 5, late) for step in range(51)]
+    assert from_start[:10] == rates[:10]
+    for step in range(10, 51):
+        cosine = 1e-3 + 0.5 * (1e-2 - 1e-3) * (1 + math.cos(math.pi * step / 50))
+        assert from_start[step] == pytest.approx(cosine)
     optim.schedule = "constant"
     assert learning_rate(49, 5, optim) == 1e-2
 
