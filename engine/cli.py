@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from .config import plain_range
 from .data.datasets import all_datasets
 from .data.preparation.build import build
-from .utils.errors import UserError
-from .utils.logging import show_messages
+from .utils.errors import DAMAGED, UserError
+from .utils.logging import Heard, show_messages
 from .utils.workers import loader_deaths
+from .utils.yaml_text import bounded, read_yaml
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
+
+YAML = get_loader("yaml")
+set_loader("yaml", bounded(YAML), exceptions=(yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -139,7 +149,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """
     root, parsers = make_parser(tuple(COMMANDS.items()))
     try:
-        values = root.parse_args(_with_config(list(arguments)))
+        arguments = _with_config(list(arguments))
+        for file in _configs(arguments):
+            read_yaml(file, YAML, "config")  # its errors name the file
+        values = root.parse_args(arguments)
         name = values.command
         values = values[name]
         if name in GROUPS:
@@ -171,6 +184,13 @@ def _with_config(arguments: list[str]) -> list[str]:
         if command is not None and command.takes_file:
             return [arguments[0], "--config", *arguments[1:]]
     return arguments
+
+
+def _configs(arguments: Sequence[str]) -> list[Path]:
+    """The files of --config."""
+    given = [b for a, b in pairwise(arguments) if a == "--config"]
+    given += [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+    return [path for path in map(Path, given) if path.is_file()]
 
 
 def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
@@ -211,7 +231,10 @@ def one_line(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run the command line; returns the exit status.
+
+    0; 2 after a user's mistake; 3 if all was done, and a damaged checkpoint was met; 130 after Ctrl-C.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -224,8 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("runs as one process; start it without a launcher")
         function: Callable[[Any], Any] = COMMANDS[name].load(COMMANDS[name].function)
-        with loader_deaths():
+        with loader_deaths(), Heard("pspg.engine.checkpoints") as damage:
             function(config)
+        return DAMAGED if damage.warned else 0
     except UserError as error:
         rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if error.local or rank == "0":
@@ -233,12 +257,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("%s: error: %s%s", program, where, error)
         return 2
     except OSError as error:
-        log.error("%s: error: %s: %s", program, error.filename or "file system", error.strerror or error)
+        log.error("%s: error: %s: %s", program, _file_of(error), error.strerror or error)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        advice = "lower batch_size, data.workers or max_megapixels, or take a machine with more"
+        log.error("%s: error: out of memory%s; %s", program, f" ({reason})" if reason else "", advice)
         return 2
     except KeyboardInterrupt:
         log.error("%s: interrupted", program)
         return 130
-    return 0
+
+
+def _file_of(error: OSError) -> str:
+    """The file that an error of the system is about; where the system does not say, what was being written."""
+    if error.filename is not None:
+        return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    if error.errno == errno.EPIPE:
+        return "standard output"
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    values = (value for names in reversed(frames) for value in names.values())
+    return str(next((value for value in values if isinstance(value, Path)), "a file of this command"))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ..evaluation.sources import Method, Source, Split
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import check_output
+from ..utils.lock import one_writer
 from ..utils.names import data_name, named
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ def evaluate_model(config: EvaluateConfig) -> Path | None:
     require(manifest=config.manifest, output=config.output)
     check_values(config)
     world = start(config.device, config.timeout_s, hosts_only=True)
-    with ExitStack() as together:
+    check_output(config.output)
+    with ExitStack() as alone, ExitStack() as together:
+        if world.is_main:
+            alone.enter_context(one_writer(config.output))
         lost = watch(world, config.timeout_s, lambda line: log.error(f"pspg-engine evaluate: error: {line}"))
         together.enter_context(lost)
         return _evaluate(config, source, world, together)
@@ -67,7 +71,6 @@ class SummaryRow(NamedTuple):
 
 def _evaluate(config: EvaluateConfig, source: type[Source], world: World, together: ExitStack) -> Path | None:
     """`evaluate_model`; closes `together` where the work of other ranks than the first ends."""
-    check_output(config.output)
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
