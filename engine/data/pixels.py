@@ -49,6 +49,9 @@ class Reading:
     cache: str | Path | None = None
     """folder of `prepare cache` that holds the images; None: decode the files"""
 
+    timeout_s: float = 600
+    """seconds that a batch may take before the loader counts as standing still"""
+
     def open_cache(self, samples: Sequence[Sample], size: int, resize: Resize) -> PixelCache | None:
         """The cached pixels of `samples`, if a cache is configured.
 

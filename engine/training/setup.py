@@ -75,9 +75,8 @@ def make_dataset(
     """
     data = config.data
     augmentation = Augmentation(augment=data.augment, flip=data.flip, seed=config.seed) if augment else None
-    return ImageDataset(
-        manifest.samples, pixels, reading_of(data), labels=labels, tokenize=tokenize, augmentation=augmentation
-    )
+    reading = replace(reading_of(data), timeout_s=config.timeout_s)
+    return ImageDataset(manifest.samples, pixels, reading, labels=labels, tokenize=tokenize, augmentation=augmentation)
 
 
 def make_loader(config: TrainConfig, dataset: ImageDataset, world: World) -> Any:

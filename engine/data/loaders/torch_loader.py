@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...utils.errors import UserError
-from ...utils.workers import die_with_parent, loader_deaths
+from ...utils.workers import LOOK, STANDS_STILL, Patience, die_with_parent, ends_after, loader_deaths
 from ..batch import Batch
 from ..dataset import ImageDataset
 from ..sampler import Key, Keys
@@ -28,9 +29,10 @@ class TorchBatches:
 
     def __init__(self, dataset: ImageDataset, keys: Keys, workers: int) -> None:
         self.loader = data_loader(dataset, keys, workers)
+        self.timeout = dataset.reading.timeout_s
 
     def __iter__(self) -> Iterator[Batch]:
-        return results(self.loader)
+        return results(self.loader, self.timeout)
 
 
 Load = Callable[[ImageDataset, Keys, int], Iterable[Batch]]
@@ -77,22 +79,48 @@ def data_loader(dataset: Any, keys: Keys, workers: int, *, pin: bool = True, for
         multiprocessing_context=context,
         worker_init_fn=_start_worker if workers else None,
         pin_memory=cuda and pin,
+        timeout=LOOK if workers else 0,
         # DataLoader draws a seed at every start; from the global generator that would break exact resuming.
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def results(loader: DataLoader[Any]) -> Iterator[Any]:
+def results(loader: DataLoader[Any], timeout: float = 600) -> Iterator[Any]:
     """Batches that the workers of a `data_loader` make.
 
+    Args:
+        loader: from `data_loader`.
+        timeout: seconds that a batch may take; without workers the process then ends, its main thread being held.
+
     Raises:
-        UserError: that of a worker, or a worker was killed.
+        UserError: that of a worker; or a worker was killed, is stopped, or stands still.
     """
     with loader_deaths():
-        for result in loader:
+        batches = iter(loader)
+        patience = Patience(timeout)
+        while True:
+            try:
+                with nullcontext() if loader.num_workers else ends_after(timeout, STANDS_STILL.format(timeout)):
+                    result = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                patience.check(_pids(batches))
+                continue
             if isinstance(result, _Failed):
                 raise UserError(result.message)
             yield result
+            patience = Patience(timeout)
+
+
+def _pids(batches: Any) -> list[int]:
+    """Processes that load, the one whose batch is waited for first; torch says neither."""
+    workers = [worker.pid for worker in getattr(batches, "_workers", [])]
+    task = getattr(batches, "_task_info", {}).get(getattr(batches, "_rcvd_idx", None), ())
+    first = task[0] if task and isinstance(task[0], int) and task[0] < len(workers) else 0
+    return workers[first:] + workers[:first]
 
 
 def _start_worker(_: int) -> None:

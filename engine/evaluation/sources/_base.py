@@ -150,5 +150,10 @@ def square_images(
     std: float,
 ) -> ImageDataset:
     """The images of a manifest, resized to `size` and normalised, from the cache if there is one."""
-    reading = Reading(on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, cache=config.cache)
+    reading = Reading(
+        on_bad_image=config.on_bad_image,
+        max_megapixels=config.max_megapixels,
+        cache=config.cache,
+        timeout_s=config.timeout_s,
+    )
     return ImageDataset(manifest.samples, Pixels(size=size, resize=resize, mean=mean, std=std), reading, labels=labels)
