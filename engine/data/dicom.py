@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ..utils.errors import UserError
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
+from .bounds import check_streams
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -56,7 +57,9 @@ def read_dicom(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            ds = pydicom.dcmread(io.BytesIO(path.read_bytes() if data is None else data))
+            data = path.read_bytes() if data is None else data
+            check_streams(path, data, max_megapixels)
+            ds = pydicom.dcmread(io.BytesIO(data))
             _check(path, ds, max_megapixels)
             stored = ds.pixel_array
             return _render(path, stored, ds)
