@@ -12,9 +12,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from .errors import UserError
 
@@ -40,31 +41,60 @@ def _wait_for_parent() -> None:
     os._exit(1)
 
 
-class Patience:
-    """Wait for one batch of loader processes.
+class Watchman:
+    """Context that looks after loader processes while a batch of theirs is waited for.
+
+    A process that is stopped (SIGSTOP, a debugger) at three looks, or a batch that takes too long, ends them all; torch
+    then raises, and the context names the reason.
 
     Args:
-        timeout: seconds that it may take.
+        pids: the processes, the one whose batch is waited for first.
+        timeout: seconds that a batch may take.
+
+    Raises:
+        UserError: in place of torch's error.
     """
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout, self._since = timeout, time.monotonic()
+    def __init__(self, pids: Callable[[], Sequence[int]], timeout: float) -> None:
+        self._pids, self._timeout = pids, timeout
+        self._since: float | None = None
         self._stopped: dict[int, int] = {}
+        self._reason = ""
+        self._done = threading.Event()
 
-    def check(self, pids: Sequence[int]) -> None:
-        """Look at the processes; call it every `LOOK` seconds, the one whose batch is waited for first.
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Around the wait for one batch."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
 
-        Raises:
-            UserError: one has been stopped (SIGSTOP, a debugger) at three looks, or the time is over.
-        """
-        for pid in pids:
-            self._stopped[pid] = self._stopped.get(pid, 0) + 1 if _is_stopped(pid) else 0
-            if self._stopped[pid] == 3:
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, name="watchman", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._done.set()
+        if self._reason and isinstance(error, RuntimeError):
+            raise _local(self._reason) from error
+
+    def _watch(self) -> None:
+        while not self._done.wait(LOOK):
+            pids, since = self._pids(), self._since
+            self._stopped = {pid: self._stopped.get(pid, 0) + 1 for pid in pids if since and _is_stopped(pid)}
+            stopped = next((pid for pid, looks in self._stopped.items() if looks == 3), None)
+            if stopped is not None:
+                self._reason = f"loader process {stopped} stands still: it has been stopped; start the run again"
+            elif since and time.monotonic() - since > self._timeout:
+                self._reason = f"loader process {pids[0] if pids else '?'}: {STANDS_STILL.format(self._timeout)}"
+            if self._reason:
                 _kill(pids)
-                raise _local(f"loader process {pid} stands still: it has been stopped; start the run again")
-        if time.monotonic() - self._since > self._timeout:
-            _kill(pids)
-            raise _local(f"loader process {pids[0] if pids else '?'}: {STANDS_STILL.format(self._timeout)}")
+                if not self._done.wait(4 * LOOK):  # not even that ends a process that waits for a lost drive
+                    log.error("pspg-engine: error: %s", self._reason)
+                    os._exit(2)
+                return
 
 
 def _kill(pids: Sequence[int]) -> None:

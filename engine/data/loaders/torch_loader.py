@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...utils.errors import UserError
-from ...utils.workers import LOOK, STANDS_STILL, Patience, die_with_parent, ends_after, loader_deaths
+from ...utils.workers import STANDS_STILL, Watchman, die_with_parent, ends_after, loader_deaths
 from ..batch import Batch
 from ..dataset import ImageDataset
 from ..sampler import Key, Keys
@@ -79,7 +79,6 @@ def data_loader(dataset: Any, keys: Keys, workers: int, *, pin: bool = True, for
         multiprocessing_context=context,
         worker_init_fn=_start_worker if workers else None,
         pin_memory=cuda and pin,
-        timeout=LOOK if workers else 0,
         # DataLoader draws a seed at every start; from the global generator that would break exact resuming.
         generator=torch.Generator().manual_seed(0),
     )
@@ -95,28 +94,35 @@ def results(loader: DataLoader[Any], timeout: float = 600) -> Iterator[Any]:
     Raises:
         UserError: that of a worker; or a worker was killed, is stopped, or stands still.
     """
-    with loader_deaths():
+    if not loader.num_workers:
         batches = iter(loader)
-        patience = Patience(timeout)
         while True:
-            try:
-                with nullcontext() if loader.num_workers else ends_after(timeout, STANDS_STILL.format(timeout)):
-                    result = next(batches)
-            except StopIteration:
+            with ends_after(timeout, STANDS_STILL.format(timeout)):
+                result = next(batches, None)
+            if result is None:
                 return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-                patience.check(_pids(batches))
-                continue
-            if isinstance(result, _Failed):
-                raise UserError(result.message)
-            yield result
-            patience = Patience(timeout)
+            yield _checked(result)
+    # torch's own timeout cannot be waited out: it ends the iteration.
+    with loader_deaths(), Watchman(partial(_pids, loader), timeout) as watchman:
+        with watchman.wait():
+            batches = iter(loader)
+        while True:
+            with watchman.wait():
+                result = next(batches, None)
+            if result is None:
+                return
+            yield _checked(result)
 
 
-def _pids(batches: Any) -> list[int]:
+def _checked(result: Any) -> Any:
+    if isinstance(result, _Failed):
+        raise UserError(result.message)
+    return result
+
+
+def _pids(loader: Any) -> list[int]:
     """Processes that load, the one whose batch is waited for first; torch says neither."""
+    batches = getattr(loader, "_iterator", None)
     workers = [worker.pid for worker in getattr(batches, "_workers", [])]
     task = getattr(batches, "_task_info", {}).get(getattr(batches, "_rcvd_idx", None), ())
     first = task[0] if task and isinstance(task[0], int) and task[0] < len(workers) else 0

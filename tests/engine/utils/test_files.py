@@ -67,10 +67,14 @@ def test_a_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_two_new_folders_of_one_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="filled by another process"), new_folder(tmp_path / "a") as one:
-        (one / "mine").write_text("")
-        with new_folder(tmp_path / "a") as other:
-            (other / "theirs").write_text("")
+    def both() -> None:
+        with new_folder(tmp_path / "a") as one:
+            (one / "mine").write_text("")
+            with new_folder(tmp_path / "a") as other:
+                (other / "theirs").write_text("")
+
+    with pytest.raises(UserError, match="filled by another process"):
+        both()
     assert os.listdir(tmp_path / "a") == ["theirs"]
     assert os.listdir(tmp_path) == ["a"]
 
@@ -90,9 +94,9 @@ def test_the_second_writer_is_told_of_the_first_and_takes_over_from_the_dead(tmp
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / "run" / LOCK).exists()
-    with one_writer(tmp_path / "run"), pytest.raises(UserError, match="by this process"):
-        with one_writer(tmp_path / "run"):
-            pass
+    run = tmp_path / "run"
+    with one_writer(run), pytest.raises(UserError, match="by this process"), one_writer(run):
+        pass
     assert not os.listdir(tmp_path / "run")
 
 

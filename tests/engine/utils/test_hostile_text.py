@@ -41,7 +41,7 @@ def test_words_stay_as_they_are(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "NaN", "-Infinity", "{", "", "\x00", '{"a": 1e}'])
 def test_bad_json_is_one_line(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r"\w") as caught:
         parse_json(text)
     assert "\n" not in str(caught.value)
     (tmp_path / "a.json").write_text(text)
