@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import logging
 import os
+import re
 import sys
+import traceback
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from .data.datasets import all_datasets
 from .data.preparation.build import build
-from .utils.errors import UserError
+from .utils.errors import DAMAGED, UserError
 from .utils.help import SettingsHelp
-from .utils.logging import show_messages
+from .utils.logging import Heard, show_messages
 from .utils.parser_messages import parser_message
 from .utils.workers import loader_deaths
+from .utils.yaml_text import bounded, read_yaml
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
+
+YAML = get_loader("yaml")
+set_loader("yaml", bounded(YAML), exceptions=(yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 
@@ -187,6 +197,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     root, parsers = make_parser(tuple(COMMANDS.items()))
     arguments = _with_config(list(arguments))
     try:
+        for file in map(Path, _configs(arguments)):
+            if file.is_file():
+                read_yaml(file, YAML, "config")  # its errors name the file
         values = root.parse_args(arguments)
         name = values.command
         values = values[name]
@@ -203,7 +216,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     except ArgumentError as error:
         command = _command_of(arguments)
         keys = [action.dest for action in parsers[command]._actions] if command in parsers else []
-        raise UserError(parser_message(error, COMMANDS, keys, _given_file(arguments))) from None
+        raise UserError(parser_message(error, COMMANDS, keys, next(reversed(_configs(arguments)), None))) from None
     except UnicodeDecodeError:
         raise UserError("config: is not a UTF-8 text file") from None
 
@@ -231,11 +244,10 @@ def _with_config(arguments: list[str]) -> list[str]:
     return [*arguments[:words], "--config", *arguments[words:]] if is_file and not bare.startswith("-") else arguments
 
 
-def _given_file(arguments: Sequence[str]) -> str | None:
-    """The last value of --config."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
-    values = [value if word == "--config" else word[9:] for word, value in pairs if word.split("=")[0] == "--config"]
-    return values[-1] if values else None
+def _configs(arguments: Sequence[str]) -> list[str]:
+    """The values of --config."""
+    given = [b for a, b in pairwise(arguments) if a == "--config"]
+    return given + [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
 
 
 def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
@@ -261,7 +273,10 @@ def plain_numbers(settings: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run the command line; returns the exit status.
+
+    0; 2 after a user's mistake; 3 if all was done, and a damaged checkpoint was met; 130 after Ctrl-C.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -276,8 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command.check is not None:
             command.load(command.check)(config)
         function: Callable[[Any], Any] = command.load(command.function)
-        with loader_deaths():
+        with loader_deaths(), Heard("pspg.engine.checkpoints") as damage:
             function(config)
+        return DAMAGED if damage.warned else 0
     except UserError as error:
         rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if error.local or rank == "0":
@@ -285,12 +301,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("%s: error: %s%s", program, where, error)
         return 2
     except OSError as error:
-        log.error("%s: error: %s: %s", program, error.filename or "file system", error.strerror or error)
+        log.error("%s: error: %s: %s", program, _file_of(error), error.strerror or error)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        advice = "lower batch_size, data.workers or max_megapixels, or take a machine with more"
+        log.error("%s: error: out of memory%s; %s", program, f" ({reason})" if reason else "", advice)
         return 2
     except KeyboardInterrupt:
         log.error("%s: interrupted", program)
         return 130
-    return 0
+
+
+def _file_of(error: OSError) -> str:
+    """The file that an error of the system is about; where the system does not say, what was being written."""
+    if error.filename is not None:
+        return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    if error.errno == errno.EPIPE:
+        return "standard output"
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    values = (value for names in reversed(frames) for value in names.values())
+    return str(next((value for value in values if isinstance(value, Path)), "a file of this command"))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
+from ..utils.lock import one_writer
 from ..utils.names import data_name, named
 from ..utils.numerics import numerics
 
@@ -52,7 +53,9 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
     check_evaluate(config)
     source = check_source(config)
     world = start(config.device, config.timeout_s, hosts_only=True)
-    with ExitStack() as together:
+    with ExitStack() as alone, ExitStack() as together:
+        if world.is_main:
+            alone.enter_context(one_writer(config.output))
         lost = watch(world, config.timeout_s, lambda line: log.error(f"pspg-engine evaluate: error: {line}"))
         together.enter_context(lost)
         return _evaluate(config, source, world, together)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..training.losses.pair import PAIR_LOSSES
 from ..training.prompt_learning import build_prompt
 from ..training.trainer import Trainer, check_fresh
 from ..utils.errors import UserError
+from ..utils.lock import one_writer
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_parts(config)
     config = replace(config, loss=PromptLoss(config.loss).config)
     world = start(config.device, config.timeout_s)
-    with _watch(config, world):
+    with _watch(config, world), _only_writer(config, world):
         trainer = make_trainer(config, world)
         try:
             result = trainer.fit()
@@ -50,6 +52,25 @@ def train(config: TrainConfig) -> dict[str, Any]:
         log.info(f"finished at step {result['step']}: {config.output}")
         report_bad(bad)
     return result
+
+
+@contextmanager
+def _only_writer(config: TrainConfig, world: World) -> Iterator[None]:
+    """Hold the run folder; the first process does so for all.
+
+    Raises:
+        UserError: another training holds it.
+    """
+    if not world.is_main:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(one_writer(config.output))
+        except UserError as error:
+            error.local = True  # the others do not know
+            raise
+        yield
 
 
 def check_parts(config: TrainConfig) -> None:

@@ -74,6 +74,8 @@ class _Attempt(Generic[T]):
             return self.function(path)
         except BadImage as error:
             return error
+        except MemoryError:
+            return BadImage(path, "needs more memory than there is")
 
 
 def _executor(workers: int) -> ProcessPoolExecutor:

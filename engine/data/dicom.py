@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ..utils.errors import UserError
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
+from .bounds import check_streams
 from .dicom_grey import render
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def read_dicom(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            ds = pydicom.dcmread(io.BytesIO(path.read_bytes() if data is None else data))
+            data = path.read_bytes() if data is None else data
+            check_streams(path, data, max_megapixels)
+            ds = pydicom.dcmread(io.BytesIO(data))
             _check(path, ds, max_megapixels)
             return render(path, _stored(path, ds), ds)
     except (BadImage, MemoryError):

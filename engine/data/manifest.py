@@ -16,6 +16,8 @@ from tqdm import tqdm
 from ..utils.errors import UserError
 from ..utils.text import printable
 
+LONGEST_LINE = 16 * 2**20
+"""bytes"""
 Need = Literal["labels", "text", "image"]
 NOTE = "prepare.json"
 """what `prepare` writes beside its manifests; its `image_root` is the folder of the images, relative to its own"""
@@ -201,7 +203,9 @@ class _Locator:
 def _read_lines(path: Path, what: str) -> Iterator[str]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{path}:{number}: longer than {LONGEST_LINE >> 20} MiB, which no line is ({what})")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file ({what})") from None

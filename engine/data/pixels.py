@@ -59,6 +59,9 @@ class Reading:
     cache: str | Path | None = None
     """folder of `prepare cache` that holds the images; None: decode the files"""
 
+    timeout_s: float = 600
+    """seconds that a batch may take before the loader counts as standing still"""
+
     @property
     def limits(self) -> ReadingLimits:
         """Arguments of `read_image`."""

@@ -8,12 +8,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 from tqdm import tqdm
 
 from ..utils.errors import UserError
 from ..utils.text import printable
 
+LONGEST_LINE = 16 * 2**20
+"""characters"""
 LEVELS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": None}
 
 
@@ -85,12 +88,21 @@ class Table:
                 raise UserError(f"{self.path}:{number}: {len(record)} cells, the header has {len(self.columns)}")
             yield Line(self.path, number, dict(zip(self.columns, record, strict=True)))
 
+    def _lines(self, file: TextIO) -> Iterator[str]:
+        """Lines of an open file; one without end is refused before it is all in memory."""
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{self.path}:{number}: longer than {LONGEST_LINE >> 20} MiB, which no line is")
+            yield line
+
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         opener = gzip.open if self.path.suffix == ".gz" else open
         number = 0
         try:
             with opener(self.path, "rt", encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, strict=True)
+                reader = csv.reader(self._lines(cast(TextIO, file)), strict=True)
                 for record in reader:
                     number = reader.line_num
                     yield number, record

@@ -87,7 +87,8 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU"""
     timeout_s: PositiveInt = 600
-    """several processes: seconds that they wait for one another, at the start and once one has scored its batches"""
+    """seconds that a batch may take to load. Several processes: also seconds that they wait for one another, at the
+    start and once one has scored its batches"""
 
 
 SOURCES = ("checkpoint", "clip", "predictions", "adapter")

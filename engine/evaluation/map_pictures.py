@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ..utils.files import naming
+
 COLUMNS, PANELS = 4, 12  # panels a row and a picture, the image's included
 STYLE: Any = {
     "font.size": 8,
@@ -126,7 +128,9 @@ class MapWriter:
                     limit=limit,
                     title=_shortened(name) + suffix,
                 )
-                (self.folder / self._file(name, number)).write_bytes(picture)
+                path = self.folder / self._file(name, number)
+                with naming(path):
+                    path.write_bytes(picture)
             self.drawn += bool(pages)
             self._bar.update()
 

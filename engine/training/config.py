@@ -79,8 +79,9 @@ class TrainConfig:
     resume: Literal["latest"] | None = None
     """latest: continue this run from its newest checkpoint, or start it if it has none"""
     timeout_s: PositiveInt = 600
-    """several processes: seconds without a sign of life, or without a batch while the others wait, after which a rank
-    counts as lost and the run ends; also how long the processes wait for each other at the start"""
+    """seconds that a batch may take to load, after which the loader counts as standing still and the run ends. Several
+    processes: also seconds without a sign of life, or without a batch while the others wait, after which a rank counts
+    as lost and the run ends; and how long the processes wait for each other at the start"""
     save_every: NonNegativeInt = 0
     """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
     log_every: PositiveInt = 10

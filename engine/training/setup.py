@@ -90,9 +90,9 @@ def make_dataset(
     """
     data = config.data
     changes = Augmentation(augment=data.augment, flip=data.flip, bicubic=data.augment_bicubic, seed=config.seed)
-    augmentation = changes if augment else None
+    reading = replace(reading_of(data), timeout_s=config.timeout_s)
     return ImageDataset(
-        manifest.samples, pixels, reading_of(data), labels=labels, tokenize=tokenize, augmentation=augmentation
+        manifest.samples, pixels, reading, labels=labels, tokenize=tokenize, augmentation=changes if augment else None
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ..utils.files import write_text
+from ..utils.files import naming, write_text
 from ..utils.metrics_log import read_metrics
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Telemetry:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
+        path = self._path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", buffering=1)
@@ -86,10 +86,12 @@ class Telemetry:
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
-        for key, value in clean.items():
-            if isinstance(value, float):
-                self._tensorboard.add_scalar(key, value, row["step"])
+        with naming(self._path):
+            self._file.write(json.dumps(clean) + "\n")
+        with naming(self._path.parent / "tensorboard"):
+            for key, value in clean.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(key, value, row["step"])
         if self._bar is not None:
             self._bar.set_postfix(
                 {key: f"{row[key]:.4g}" for key in ("loss", "lr") if key in row},
@@ -100,8 +102,10 @@ class Telemetry:
         """Flush and close the files."""
         self.end_epoch()
         if self._active:
-            self._file.close()
-            self._tensorboard.close()
+            with naming(self._path):
+                self._file.close()
+            with naming(self._path.parent / "tensorboard"):
+                self._tensorboard.close()
 
 
 class LoaderWatch:

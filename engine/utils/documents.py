@@ -73,7 +73,7 @@ def read_json(path: Path, key: str = "") -> Any:
 
 
 def as_schema(schema: type[T], value: Any) -> T:
-    """A document as an instance of a schema.
+    """A document as an instance of a schema, which may also be one of the types that its fields may have.
 
     Raises:
         ValueError: naming the first key that does not fit and what it must be.

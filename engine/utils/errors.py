@@ -1,4 +1,7 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and the exit status of work that met damage."""
+
+DAMAGED = 3
+"""exit status where all was done, and a damaged checkpoint was met and told"""
 
 
 class UserError(Exception):

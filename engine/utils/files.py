@@ -6,6 +6,7 @@ writers meet. An error names the file, also where the system does not (a full di
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
 
@@ -114,7 +115,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
     """A folder with a random name beside `target`, which it becomes at the end; nothing is left of it after an error.
 
     Raises:
-        OSError: `target` holds something.
+        UserError: another process has filled `target` meanwhile.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".partial"))
@@ -123,7 +124,12 @@ def partial_folder(target: Path) -> Iterator[Path]:
         yield partial
         for file in (*partial.iterdir(), partial):
             sync(file)
-        partial.rename(target)  # replaces an empty folder
+        try:
+            partial.rename(target)  # replaces an empty folder
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise UserError(f"{target}: was filled by another process meanwhile; name a new folder") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -41,12 +41,13 @@ def one_writer(folder: str | Path, *, key: str = "output") -> Iterator[None]:
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path, place = folder / LOCK, os.path.realpath(folder)
-    if place in _held:
+    path, own = folder / LOCK, os.path.realpath(folder)
+    if own in _held:
         raise UserError(f"{key}: {folder} is in use by this process already; choose another folder")
     descriptor = _acquire(path, f"{key}: {folder}")
-    _held.add(place)
+    _held.add(own)
     done = threading.Event()
     beats = threading.Thread(target=_beat, args=(descriptor, done), name="lock", daemon=True)
     try:
@@ -59,10 +60,13 @@ def one_writer(folder: str | Path, *, key: str = "output") -> Iterator[None]:
         done.set()
         if beats.is_alive():
             beats.join()
-        _held.discard(place)
+        _held.discard(own)
         with suppress(OSError):
             path.unlink()  # before it is let go: whoever waits for it makes another
         os.close(descriptor)
+        with suppress(OSError):
+            for place in made:  # nothing was written
+                place.rmdir()
 
 
 def _acquire(path: Path, where: str) -> int:

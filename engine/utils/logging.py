@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Self
 
 from tqdm import tqdm
 
@@ -17,6 +18,28 @@ class AboveProgressBars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(printable(self.format(record)), file=sys.stderr)
+
+
+class Heard(logging.Handler):
+    """Context that remembers whether a logger and those below it have warned.
+
+    Args:
+        name: of the logger.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.WARNING)
+        self._logger, self.warned = logging.getLogger(name), False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warned = True
+
+    def __enter__(self) -> Self:
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
 
 
 def show_messages() -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from .documents import Within, as_schema, parse_json
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Row:
+    """What every row has; the rest are numbers, lists of numbers, or null."""
+
+    step: Annotated[int, Within(0)]
+    images_per_s: float | None = None
+    peak_bytes: list[float] | None = None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -19,11 +30,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if not line:
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                row = parse_json(line)
+                as_schema(_Row, row)
+                as_schema(dict[str, float | list[float | None] | None], row)
                 rows.append(row)
-            elif number < len(lines) - 1:
-                log.info(f"{path}:{number + 1}: not a row of metrics, ignored")
+            except ValueError:
+                if number < len(lines) - 1:
+                    log.info(f"{path}:{number + 1}: not a row of metrics, ignored")
     return rows

@@ -9,14 +9,16 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-
-from ...utils.errors import UserError
+from ...utils.documents import Within, as_schema, read_json
+from ...utils.errors import DAMAGED, UserError
 from ...utils.files import check_output, write_text
+from ...utils.lock import one_writer
 from ...utils.metrics_log import read_metrics
+from ...utils.yaml_text import read_yaml
 from .config import StudyConfig
 from .plan import Cell, Plan, Step, make_plan
 from .table import Result, Table, write_table
@@ -36,6 +38,11 @@ def study(config: StudyConfig) -> Path:
     """
     plan = make_plan(config)
     check_output(config.output)
+    with one_writer(config.output):
+        return _run_all(config, plan)
+
+
+def _run_all(config: StudyConfig, plan: Plan) -> Path:
     begin = time.monotonic()
     failed: dict[Path, str] = {}
     waiting = 0
@@ -83,6 +90,7 @@ def run(step: Step, processes: int) -> int:
         words += ["--resume", "latest"]
     begin = time.monotonic()
     status = subprocess.run([*command, "pspg.engine", *words], env=os.environ, check=False).returncode
+    status = 0 if status == DAMAGED else status  # told, and done
     if status == 130:
         raise KeyboardInterrupt
     if status == 0:
@@ -101,8 +109,12 @@ def _result(config: StudyConfig, cell: Cell, failed: dict[Path, str]) -> Result:
         return Result("failed")
     if not is_done(cell.evaluation):
         return Result("not run")
-    document = json.loads((cell.evaluation.folder / "metrics.json").read_text(encoding="utf-8"))
-    results = document["results"]
+    file = cell.evaluation.folder / "metrics.json"
+    try:
+        document = as_schema(_Metrics, read_json(file))
+    except ValueError as error:
+        raise UserError(f"{file}: is not what evaluate writes ({error}); delete its folder and run again") from None
+    results = document.results
     row = config.rows[cell.row]
     method = row.method or next(iter(results))
     if method not in results:
@@ -114,7 +126,7 @@ def _result(config: StudyConfig, cell: Cell, failed: dict[Path, str]) -> Result:
     # A baseline or probe beside a run was not trained by it.
     trained = cell.training if row.method is None else None
     steps = training_facts(trained.folder) if trained is not None else {}
-    parameters = document.get("trainable_parameters") or {}
+    parameters = document.trainable_parameters or {}
     return Result(
         "ok",
         {metric: found[metric] for metric in config.metrics},
@@ -136,6 +148,32 @@ def training_facts(run: Path) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Metrics:
+    """What is read of metrics.json."""
+
+    results: dict[str, dict[str, dict[str, Any]]]
+    """method → group → metrics"""
+    trainable_parameters: dict[str, int | None] | None = None
+
+
+@dataclass
+class _Optim:
+    accumulate: Annotated[int, Within(1)]
+
+
+@dataclass
+class _Settings:
+    """What is read of config.yaml."""
+
+    batch_size: Annotated[int, Within(1)]
+    optim: _Optim
+
+
 def _batch_size(run: Path) -> int:
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return int(settings["batch_size"]) * int(settings["optim"]["accumulate"])
+    file = run / "config.yaml"
+    try:
+        settings = as_schema(_Settings, read_yaml(file))
+    except ValueError as error:
+        raise UserError(f"{file}: is not what train writes ({error}); delete its folder and run again") from None
+    return settings.batch_size * settings.optim.accumulate

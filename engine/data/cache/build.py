@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...utils.errors import UserError
-from ...utils.files import sync, write_text
+from ...utils.files import replacing, sync, write_text
+from ...utils.lock import LOCK, one_writer
 from ..bad_image import MAX_MEGAPIXELS, BadImage
 from ..decoding import DecoderPool
 from ..images import Resize
@@ -33,7 +34,9 @@ from .pixel_cache import (
     is_stale,
     pixels_file,
     read_index,
+    read_sums,
     source_state,
+    sums_file,
 )
 
 SHARD_IMAGES = 2048
@@ -75,19 +78,36 @@ def build_cache(
     Raises:
         UserError: the folder holds a cache of another kind, or something else; an unreadable image.
     """
-    header = _start(folder, size, resize, bit_depth)
-    found = {row: entry for row, (_, entry) in find_entries(folder, header, samples).items()}
-    todo = [row for row, sample in enumerate(samples) if row not in found or _again(found[row], sample.path)]
+    decode = partial(_pixels, size=size, mode=resize, max_megapixels=max_megapixels, bit_depth=bit_depth)
+    with one_writer(folder):
+        for leftover in folder.glob(".*.tmp"):  # of a killed build
+            leftover.unlink()
+        header = _start(folder, size, resize, bit_depth)
+        found = {row: entry for row, (_, entry) in find_entries(folder, header, samples).items()}
+        todo = [row for row, sample in enumerate(samples) if row not in found or _again(found[row], sample.path)]
+        if not todo and header.finished:
+            return {}
+        with DecoderPool(decode, workers) as pool:
+            return _fill(folder, header, samples, filepaths, todo, pool, stop=on_bad_image == "error")
+
+
+def _fill(
+    folder: Path,
+    header: Header,
+    samples: Sequence[Sample],
+    filepaths: Sequence[str],
+    todo: Sequence[int],
+    pool: DecoderPool[NDArray[np.uint8]],
+    *,
+    stop: bool,
+) -> dict[Path, str]:
+    """Decode the rows `todo` shard by shard; path → reason of the unreadable images."""
     bad: dict[Path, str] = {}
-    if not todo and header.finished:
-        return bad
+    size = header.size
     header.finished = False
     header.write(folder)
-    decode = partial(_pixels, size=size, mode=resize, max_megapixels=max_megapixels, bit_depth=bit_depth)
-    with (
-        DecoderPool(decode, workers) as pool,
-        tqdm(total=len(samples), initial=len(samples) - len(todo), desc="caching", unit="img", disable=None) as bar,
-    ):
+    done = len(samples) - len(todo)
+    with tqdm(total=len(samples), initial=done, desc="caching", unit="img", disable=None) as bar:
         for start in range(0, len(todo), SHARD_IMAGES):
             rows = todo[start : start + SHARD_IMAGES]
             # Before the files are read: one that changes meanwhile is found stale.
@@ -98,7 +118,7 @@ def build_cache(
                 row, reason = rows[place], None
                 if isinstance(result, BadImage):
                     reason = result.reason
-                    if on_bad_image == "error":
+                    if stop:
                         raise UserError(f"{samples[row].path}: {reason}; or set on_bad_image to skip")
                     bad[samples[row].path] = reason
                 else:
@@ -115,8 +135,7 @@ def build_cache(
 
 def _start(folder: Path, size: int, resize: Resize, bit_depth: int | None) -> Header:
     """The header of the folder's cache without its damaged shards, or of an empty one."""
-    if not folder.exists() or not any(folder.iterdir()):
-        folder.mkdir(parents=True, exist_ok=True)
+    if all(path.name == LOCK for path in folder.iterdir()):
         return Header(size, resize, bit_depth)
     if not (folder / "cache.json").exists():
         raise UserError(f"output: {folder} holds something else; choose another folder")
@@ -142,6 +161,7 @@ def _is_whole(folder: Path, shard: Shard) -> bool:
     try:
         check_pixels(folder, shard)
         read_index(folder, shard)
+        read_sums(folder, shard)
     except UserError:
         return False
     return True
@@ -156,12 +176,15 @@ def _write_shard(folder: Path, number: int, entries: Sequence[Entry], pixels: ND
     shard = Shard(number, len(entries), "", "")
     lines = "".join(json.dumps({k: v for k, v in asdict(e).items() if k != "bad" or v}) + "\n" for e in entries)
     write_text(index_file(folder, shard), lines)
-    temporary = folder / ".pixels.tmp"
-    with temporary.open("w+b") as file:
-        np.save(file, pixels)
+    sums = np.array([zlib.crc32(image) for image in pixels], dtype="<u4").tobytes()
+    with replacing(sums_file(folder, shard)) as file:
+        file.write(sums)
+    with replacing(pixels_file(folder, shard)) as file:
+        np.lib.format.write_array(file, pixels, version=(1, 0))
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    sync(temporary)
-    os.replace(temporary, pixels_file(folder, shard))
+        digest = hashlib.sha256()
+        while part := file.read(2**20):
+            digest.update(part)
     sync(folder)
-    return Shard(number, len(entries), digest, hashlib.sha256(lines.encode()).hexdigest())
+    index = hashlib.sha256(lines.encode()).hexdigest()
+    return Shard(number, len(entries), digest.hexdigest(), index, hashlib.sha256(sums).hexdigest())

@@ -1,4 +1,4 @@
-"""The pixel cache: images decoded, windowed and resized once, read back through memory maps.
+"""The pixel cache: images decoded, windowed and resized once.
 
 A folder holds
 
@@ -7,7 +7,8 @@ A folder holds
 - `pixels-NNNNN.npy`: a shard's pixels, uint8 (images, size, size), one grey channel, a plain NumPy array;
 - `index-NNNNN.jsonl`: a line for each of them, in order: `id`, `filepath` (relative to the image root), `bytes` and
   `mtime_ns` of the source file (null: it was not there), and `bad`, the reason, where the image could not be read (its
-  pixels are 0).
+  pixels are 0);
+- `sums-NNNNN.bin`: the CRC-32 of each of them, uint32, little-endian; every reading verifies it.
 
 Where shards hold the same (id, filepath) twice, the later one counts: a file that changed is added again, not replaced.
 Files are written beside and renamed, and `cache.json` names only what is complete, so a killed build loses the shard
@@ -19,18 +20,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from ...utils.documents import Within, as_schema, parse_json
 from ...utils.errors import UserError
-from ...utils.files import write_text
+from ...utils.files import naming, write_text
 from ...utils.text import printable
 from ..bad_image import BadImage
 from ..images import Resize
@@ -39,7 +42,12 @@ from ..manifest import Sample
 FORMAT = "pspg-engine pixel cache"
 VERSION = 2
 """Raised when the layout, or the pixels that `images` makes of a file, change."""
+MOST_OPEN = 128
+"""shards that a process holds open"""
 AGAIN = "run pspg-engine prepare cache again"
+
+
+Size = Annotated[int, Within(1, 65536)]
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Entry:
 
     id: str
     filepath: str
-    bytes: int | None
-    mtime_ns: int | None
+    bytes: Annotated[int, Within(0)] | None
+    mtime_ns: Annotated[int, Within(-(2**63), 2**63 - 1)] | None
     bad: str | None = None
 
 
@@ -57,17 +65,19 @@ class Entry:
 class Shard:
     """Two complete files of the cache."""
 
-    number: int
-    images: int
+    number: Annotated[int, Within(0, 10**6)]
+    images: Annotated[int, Within(1, 10**7)]
     pixels_sha256: str
     index_sha256: str
+    sums_sha256: str | None = None
+    """None: an older version wrote the shard, without checksums of the images"""
 
 
 @dataclass
 class Header:
     """`cache.json`."""
 
-    size: int
+    size: Size
     resize: Resize
     bit_depth: int | None = None
     finished: bool = False
@@ -97,27 +107,26 @@ class Header:
             UserError: no cache there, or one of another version.
         """
         path = folder / "cache.json"
+        if not path.exists():
+            raise UserError(f"{folder}: holds no cache; make it with pspg-engine prepare cache")
         try:
-            document = json.loads(path.read_bytes())
-            if document["format"] != FORMAT:
-                raise ValueError
-            if document["version"] != VERSION:
-                raise UserError(
-                    f"{path}: of version {document['version']}, not {VERSION}; build the cache in a new folder"
-                )
-            shards = [
-                Shard(int(shard["number"]), int(shard["images"]), shard["pixels_sha256"], shard["index_sha256"])
-                for shard in document["shards"]
-            ]
-            depth = document["bit_depth"]
-            depth = None if depth is None else int(depth)
-            return cls(int(document["size"]), document["resize"], depth, bool(document["finished"]), shards)
-        except FileNotFoundError:
-            raise UserError(f"{folder}: holds no cache; make it with pspg-engine prepare cache") from None
+            document = parse_json(path.read_bytes())
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: is not the header of a pixel cache; build it in a new folder") from None
+        except ValueError as error:
+            raise UserError(f"{path}: is not the header of a pixel cache ({error}); build it in a new folder") from None
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise UserError(f"{path}: is not the header of a pixel cache; build it in a new folder")
+        if document.get("version") != VERSION:
+            found = printable(str(document.get("version"))[:20])
+            raise UserError(f"{path}: of version {found}, not {VERSION}; build the cache in a new folder")
+        try:
+            header = as_schema(cls, document)
+            if len({shard.number for shard in header.shards}) < len(header.shards):
+                raise ValueError("two shards have one number")
+        except ValueError as error:
+            raise UserError(f"{path}: is not the header of a pixel cache ({error}); build it in a new folder") from None
+        return header
 
 
 def _said(bit_depth: int | None) -> str:
@@ -134,22 +143,38 @@ def index_file(folder: Path, shard: Shard) -> Path:
     return folder / f"index-{shard.number:05d}.jsonl"
 
 
-def map_pixels(folder: Path, shard: Shard, size: int) -> NDArray[np.uint8]:
-    """A shard's pixels, uint8 (images, size, size), as a read-only memory map.
+def sums_file(folder: Path, shard: Shard) -> Path:
+    """The checksums of the shard's images."""
+    return folder / f"sums-{shard.number:05d}.bin"
+
+
+def open_pixels(folder: Path, shard: Shard, size: int) -> tuple[int, int]:
+    """A shard's pixels, uint8 (images, size, size): a descriptor to read from, and where the first image begins, bytes.
+
+    Not a memory map: of a file that is cut short while it is mapped, reading kills the process.
 
     Raises:
         UserError: missing, cut short, or an array of another kind.
     """
     path = pixels_file(folder, shard)
     try:
-        pixels = np.load(path, mmap_mode="r")
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError
+            shape, transposed, dtype = np.lib.format.read_array_header_1_0(file)
+            start, length = file.tell(), os.fstat(file.fileno()).st_size
+            descriptor = os.dup(file.fileno())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, a shard of the cache; {AGAIN}") from None
-    except (OSError, ValueError):
+    except Exception:  # numpy's parser of a damaged header raises almost any type
         raise UserError(f"{path}: a shard cut short or damaged; {AGAIN}") from None
-    if pixels.shape != (shard.images, size, size) or pixels.dtype != np.uint8:
+    if shape != (shard.images, size, size) or dtype != np.uint8 or transposed:
+        os.close(descriptor)
         raise UserError(f"{path}: not a shard of {shard.images} images of {size} × {size} pixels; {AGAIN}")
-    return np.asarray(pixels)
+    if length != start + shard.images * size * size:
+        os.close(descriptor)
+        raise UserError(f"{path}: a shard cut short or damaged; {AGAIN}")
+    return descriptor, start
 
 
 def read_index(folder: Path, shard: Shard) -> list[Entry]:
@@ -165,7 +190,31 @@ def read_index(folder: Path, shard: Shard) -> list[Entry]:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from None
     if hashlib.sha256(content).hexdigest() != shard.index_sha256:
         raise UserError(f"{path}: wrong checksum; {AGAIN}")
-    return [Entry(**json.loads(line)) for line in content.splitlines()]
+    try:
+        entries = [as_schema(Entry, parse_json(line)) for line in content.splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path}: not an index of the cache ({error}); {AGAIN}") from None
+    if len(entries) != shard.images:
+        raise UserError(f"{path}: {len(entries)} images, the shard has {shard.images}; {AGAIN}")
+    return entries
+
+
+def read_sums(folder: Path, shard: Shard) -> NDArray[np.int64]:
+    """CRC-32 of each image of a shard; -1: an older version wrote none.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    if shard.sums_sha256 is None:
+        return np.full(shard.images, -1, dtype=np.int64)
+    path = sums_file(folder, shard)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from None
+    if hashlib.sha256(content).hexdigest() != shard.sums_sha256 or len(content) != 4 * shard.images:
+        raise UserError(f"{path}: wrong checksum; {AGAIN}")
+    return np.frombuffer(content, dtype="<u4").astype(np.int64)
 
 
 def check_pixels(folder: Path, shard: Shard) -> None:
@@ -218,7 +267,7 @@ def _entries(folder: Path, header: Header) -> Iterator[Entry]:
 
 
 class PixelCache:
-    """The cached pixels of a list of samples; picklable, and every process maps the shards when it first reads."""
+    """The cached pixels of a list of samples; picklable, and every process opens a shard when it first reads it."""
 
     @classmethod
     def open(
@@ -252,7 +301,7 @@ class PixelCache:
             )
         header.check_depth(folder, bit_depth)
         for shard in header.shards:
-            map_pixels(folder, shard, size)
+            os.close(open_pixels(folder, shard, size)[0])
         found = find_entries(folder, header, samples)
         missing = [sample.id for row, sample in enumerate(samples) if row not in found]
         if missing:
@@ -270,35 +319,50 @@ class PixelCache:
         bad = {
             row: BadImage(samples[row].path, entry.bad) for row, (_, entry) in found.items() if entry.bad is not None
         }
-        return cls(folder, header, np.array([found[row][0] for row in range(len(samples))], dtype=np.int64), bad)
+        entries = [found[row] for row in range(len(samples))]
+        return cls(folder, header, np.array([number for number, _ in entries], dtype=np.int64), bad)
 
     def __init__(self, folder: Path, header: Header, rows: NDArray[np.int64], bad: dict[int, BadImage]) -> None:
         """Use `open`."""
         self.folder, self.header, self.rows, self.bad = folder, header, rows, bad
+        self._sums = np.concatenate([np.empty(0, np.int64), *(read_sums(folder, shard) for shard in header.shards)])
         self._starts = np.cumsum([0, *(shard.images for shard in header.shards)])
-        self._shards: list[NDArray[np.uint8]] | None = None
+        self._shards: dict[int, tuple[int, int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would be a copy of the pixels.
-        return {**vars(self), "_shards": None}
+        return {**vars(self), "_shards": {}}
+
+    def __del__(self) -> None:
+        for descriptor, _ in self.__dict__.get("_shards", {}).values():
+            os.close(descriptor)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        """uint8 (size,size), a read-only view of the memory map, of row `row` of the samples.
+        """uint8 (size,size), read-only, of row `row` of the samples.
 
         Raises:
             BadImage: the image could not be read when it was cached.
-            UserError: a shard is gone or cut short.
+            UserError: a shard is gone, cut short or garbled.
         """
         if row in self.bad:
             raise self.bad[row]
-        if self._shards is None:
-            self._shards = [map_pixels(self.folder, shard, self.header.size) for shard in self.header.shards]
-        number = self.rows[row]
+        number, side = self.rows[row], self.header.size
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._shards[shard][number - self._starts[shard]]
+        if shard not in self._shards:
+            if len(self._shards) == MOST_OPEN:
+                os.close(self._shards.pop(next(iter(self._shards)))[0])
+            self._shards[shard] = open_pixels(self.folder, self.header.shards[shard], side)
+        descriptor, start = self._shards[shard]
+        place = pixels_file(self.folder, self.header.shards[shard])
+        with naming(place):
+            content = os.pread(descriptor, side * side, start + int(number - self._starts[shard]) * side * side)
+        if len(content) < side * side:
+            raise UserError(f"{place}: was cut short while it was read; {AGAIN}")
+        if self._sums[number] not in (-1, zlib.crc32(content)):
+            raise UserError(f"{place}: wrong checksum of image {int(number - self._starts[shard])}; {AGAIN}")
+        return np.frombuffer(content, dtype=np.uint8).reshape(side, side)
 
     def image(self, row: int) -> Image.Image:
         """The same as a mode "L" image."""

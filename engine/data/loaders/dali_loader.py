@@ -69,7 +69,7 @@ class DaliBatches:
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         try:
             with torch.cuda.stream(stream):
-                for prepared in results(self.loader):
+                for prepared in results(self.loader, self.runner.source.dataset.reading.timeout_s):
                     yield self.runner(prepared), None if stream is None else stream.record_event()
         finally:
             self.runner.pipeline = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...utils.errors import UserError
-from ...utils.workers import die_with_parent, loader_deaths
+from ...utils.workers import STANDS_STILL, Watchman, die_with_parent, ends_after, loader_deaths
 from ..batch import Batch
 from ..dataset import ImageDataset
 from ..sampler import Key, Keys
@@ -28,9 +29,10 @@ class TorchBatches:
 
     def __init__(self, dataset: ImageDataset, keys: Keys, workers: int) -> None:
         self.loader = data_loader(dataset, keys, workers)
+        self.timeout = dataset.reading.timeout_s
 
     def __iter__(self) -> Iterator[Batch]:
-        return results(self.loader)
+        return results(self.loader, self.timeout)
 
 
 Load = Callable[[ImageDataset, Keys, int], Iterable[Batch]]
@@ -82,17 +84,49 @@ def data_loader(dataset: Any, keys: Keys, workers: int, *, pin: bool = True, for
     )
 
 
-def results(loader: DataLoader[Any]) -> Iterator[Any]:
+def results(loader: DataLoader[Any], timeout: float = 600) -> Iterator[Any]:
     """Batches that the workers of a `data_loader` make.
 
+    Args:
+        loader: from `data_loader`.
+        timeout: seconds that a batch may take; without workers the process then ends, its main thread being held.
+
     Raises:
-        UserError: that of a worker, or a worker was killed.
+        UserError: that of a worker; or a worker was killed, is stopped, or stands still.
     """
-    with loader_deaths():
-        for result in loader:
-            if isinstance(result, _Failed):
-                raise UserError(result.message)
-            yield result
+    if not loader.num_workers:
+        batches = iter(loader)
+        while True:
+            with ends_after(timeout, STANDS_STILL.format(timeout)):
+                result = next(batches, None)
+            if result is None:
+                return
+            yield _checked(result)
+    # torch's own timeout cannot be waited out: it ends the iteration.
+    with loader_deaths(), Watchman(partial(_pids, loader), timeout) as watchman:
+        with watchman.wait():
+            batches = iter(loader)
+        while True:
+            with watchman.wait():
+                result = next(batches, None)
+            if result is None:
+                return
+            yield _checked(result)
+
+
+def _checked(result: Any) -> Any:
+    if isinstance(result, _Failed):
+        raise UserError(result.message)
+    return result
+
+
+def _pids(loader: Any) -> list[int]:
+    """Processes that load, the one whose batch is waited for first; torch says neither."""
+    batches = getattr(loader, "_iterator", None)
+    workers = [worker.pid for worker in getattr(batches, "_workers", [])]
+    task = getattr(batches, "_task_info", {}).get(getattr(batches, "_rcvd_idx", None), ())
+    first = task[0] if task and isinstance(task[0], int) and task[0] < len(workers) else 0
+    return workers[first:] + workers[:first]
 
 
 def _start_worker(_: int) -> None:

@@ -13,7 +13,6 @@ import json
 import logging
 import multiprocessing
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -26,7 +25,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from ...utils.documents import read_json
 from ...utils.errors import UserError
+from ...utils.files import naming, partial_folder, replacing, write_text
 from .drawing import draw_radiograph
 from .report import write_report
 from .vocabulary import Finding, draw_findings, label_row, make_vocabulary
@@ -91,13 +92,9 @@ def write_phantoms(config: PhantomConfig, folder: str | Path, *, workers: int | 
     if _holds(target, config):
         log.info(f"{target}: already holds these phantoms; reused")
         return
-    partial_folder = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    (partial_folder / "images").mkdir(parents=True)
-    try:
-        _write(config, partial_folder, workers)
-        partial_folder.rename(target)  # replaces an empty folder
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+    with partial_folder(target.resolve()) as partial:
+        (partial / "images").mkdir()
+        _write(config, partial, workers)
 
 
 def _holds(target: Path, config: PhantomConfig) -> bool:
@@ -109,8 +106,8 @@ def _holds(target: Path, config: PhantomConfig) -> bool:
     if not any(target.iterdir()):
         return False
     try:
-        stored = json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(target / CONFIG_FILE)
+    except UserError:
         raise UserError(f"{target}: not empty and not a phantom data set; name a new or empty folder") from None
     if stored != _stored(config):
         raise UserError(f"{target}: holds phantoms of another configuration; name a new folder or delete it")
@@ -130,9 +127,9 @@ def _write(config: PhantomConfig, folder: Path, workers: int | None) -> None:
         "unseen_types": vocabulary.unseen_types,
     }
     for stem, names in lists.items():
-        (folder / f"{stem}.txt").write_text("".join(f"{name.name}\n" for name in names), encoding="utf-8")
+        write_text(folder / f"{stem}.txt", "".join(f"{name.name}\n" for name in names))
     places = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
-    with ExitStack() as stack:
+    with naming(folder), ExitStack() as stack:
         files = {
             stem: stack.enter_context((folder / f"{stem}.jsonl").open("w", encoding="utf-8"))
             for stem in (*SPLITS, "findings")
@@ -144,7 +141,7 @@ def _write(config: PhantomConfig, folder: Path, workers: int | None) -> None:
             files[split].write(json.dumps(row) + "\n")
             shown = {"id": row["id"], "findings": [asdict(finding) for finding in findings]}
             files["findings"].write(json.dumps(shown) + "\n")
-    (folder / CONFIG_FILE).write_text(json.dumps(_stored(config), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / CONFIG_FILE, json.dumps(_stored(config), indent=2) + "\n")
 
 
 Radiograph = tuple[dict[str, Any], list[Finding]]
@@ -173,7 +170,8 @@ def _make_radiograph(config: PhantomConfig, folder: str, place: tuple[str, int])
     identifier = f"{split}-{index:06d}"
     filepath = f"images/{identifier}.png"
     pixels = draw_radiograph(findings, config.size, streams[1])
-    Image.fromarray(pixels).save(Path(folder, filepath), compress_level=4)
+    with naming(Path(folder, filepath)):
+        Image.fromarray(pixels).save(Path(folder, filepath), compress_level=4)
     row = {
         "id": identifier,
         "filepath": filepath,
@@ -214,4 +212,5 @@ def contact_sheet(
         with Image.open(root / "images" / f"{identifier}.png") as image:
             sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
         pen.multiline_text((x, y + cell + 2), caption, fill=0, spacing=2)
-    sheet.save(path, format="PNG")
+    with replacing(Path(path)) as file:
+        sheet.save(file, format="PNG")

@@ -35,7 +35,7 @@ def metrics_json(evaluation: Evaluation) -> str:
             for method in evaluation.methods
         },
     }
-    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
 
 
 def write_per_class(path: Path, evaluation: Evaluation) -> None:

@@ -155,5 +155,6 @@ def square_images(
         max_megapixels=config.max_megapixels,
         bit_depth=config.bit_depth,
         cache=config.cache,
+        timeout_s=config.timeout_s,
     )
     return ImageDataset(manifest.samples, Pixels(size=size, resize=resize, mean=mean, std=std), reading, labels=labels)

@@ -1,0 +1,84 @@
+"""Bounds on what an image file decodes to, taken from its bytes before any decoder sees them.
+
+A DICOM header says one size and the stream within it another; a deflated file says none.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+from .bad_image import BadImage, check_extent
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+BESIDE = 16 * 2**20
+"""bytes that a file's attributes may take beside its pixels"""
+PIXEL_DATA = (b"\xe0\x7f\x10\x00OB", b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00\xff\xff\xff\xff")
+"""the element's tag, explicit or implicit, little-endian as all compressed syntaxes are"""
+FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+"""JPEG markers with the size of an image, JPEG-LS's included"""
+
+
+def check_streams(path: Path, data: bytes, max_megapixels: float) -> None:
+    """Refuse a DICOM file that unpacks to more than its limit.
+
+    Raises:
+        BadImage: a deflated file with more bytes than so many pixels and their attributes take, or a JPEG, JPEG-LS or
+            JPEG 2000 stream of more than `max_megapixels` million pixels or of several components.
+    """
+    if DEFLATED in data[132:1024]:
+        _check_deflated(path, data, int(2e6 * max_megapixels) + BESIDE)
+        return
+    start = max(data.find(tag) for tag in PIXEL_DATA)
+    if start >= 0 and (size := stream_size(data, start)) is not None:
+        width, height, components = size
+        check_extent(path, width, height, max_megapixels)
+        if components != 1:
+            raise BadImage(path, f"a DICOM file whose pixels have {components} components; it must be grey")
+
+
+def stream_size(data: bytes, start: int = 0) -> tuple[int, int, int] | None:
+    """Width, height and components that the first JPEG, JPEG-LS or JPEG 2000 stream after `start` declares."""
+    codestream = data.find(b"\xff\x4f\xff\x51", start)
+    jpeg = data.find(b"\xff\xd8\xff", start)
+    try:
+        if codestream >= 0 and (jpeg < 0 or codestream < jpeg):
+            width, height, left, top = struct.unpack_from(">4I", data, codestream + 8)
+            (components,) = struct.unpack_from(">H", data, codestream + 40)
+            # What a decoder reserves lies between the origin of the grid and its end.
+            return max(width, width - left), max(height, height - top), components
+        if jpeg >= 0:
+            return _jpeg_size(data, jpeg + 2)
+    except struct.error:  # cut short; the decoder says so
+        pass
+    return None
+
+
+def _jpeg_size(data: bytes, at: int) -> tuple[int, int, int] | None:
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = struct.unpack_from(">xBH", data, at)
+        if marker in FRAMES:
+            height, width, components = struct.unpack_from(">HHB", data, at + 5)
+            return width, height, components
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        at += 2 + max(length, 2)
+    return None
+
+
+def _check_deflated(path: Path, data: bytes, most: int) -> None:
+    """Count what the file inflates to, a piece at a time."""
+    if len(data) < 144 or data[132:136] != b"\x02\x00\x00\x00":
+        raise BadImage(path, "a deflated DICOM file without its group length")
+    inflate, found = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    rest = data[144 + struct.unpack_from("<I", data, 140)[0] :]
+    try:
+        while rest and not inflate.eof:
+            found += len(inflate.decompress(rest, 2**20))
+            rest = inflate.unconsumed_tail
+            if found > most:
+                raise BadImage(path, f"inflates to more than {most >> 20} MiB; raise max_megapixels or save it anew")
+    except zlib.error:
+        raise BadImage(path, "a deflated DICOM file that is damaged") from None

@@ -1,0 +1,134 @@
+"""Files of any content: success or one line, nothing else. 21,000 inputs with a fixed seed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pspg.engine.checkpoints.integrity import read_state
+from pspg.engine.checkpoints.model_folder import FORMAT, read_description
+from pspg.engine.cli import parse
+from pspg.engine.data.cache.pixel_cache import Header
+from pspg.engine.data.images import read_image
+from pspg.engine.data.manifest import load_label_names, load_manifest
+from pspg.engine.data.tables import Table
+from pspg.engine.evaluation.sources.predictions import read_predictions
+from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.metrics_log import read_metrics
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def objects(*keys: str, **fixed: Any) -> st.SearchStrategy[bytes]:
+    """JSON objects with some of these keys."""
+    found = st.dictionaries(st.sampled_from(keys), JSON, max_size=len(keys))
+    return found.map(lambda value: json.dumps({**fixed, **value}).encode())
+
+
+def mixed(good: bytes) -> st.SearchStrategy[bytes]:
+    """A good file with bytes changed, put in or cut off."""
+    edit = st.tuples(st.integers(0, len(good)), st.integers(0, 4), st.binary(max_size=6))
+
+    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
+        content = good
+        for place, length, new in edits:
+            content = content[:place] + new + content[place + length :]
+        return content
+
+    return st.lists(edit, min_size=1, max_size=4).map(apply)
+
+
+STATE = json.dumps({"step": 1, "best_step": None, "epoch": 0, "contract": {}, "scaler": None}).encode()
+SHARD = {"number": 0, "images": 1, "pixels_sha256": "a", "index_sha256": "b"}
+HEADER = {"format": "pspg-engine pixel cache", "version": 1, "size": 8, "resize": "pad", "finished": True}
+TABLE = b"id,a,b\nx,0.5,1\ny,0,0.25\n"
+LINE = b'{"id": "x", "filepath": "x.png", "labels": [1, 0]}\n'
+YAML = b"seed: 1\nmodel: {prompt_length: 4, decoder: gru}\noptim:\n  lr: 1e-3\ndata:\n  class_names: [a, b]\n"
+MODEL = ("kind", "clip", "head", "class_names", "pixels", "files", "training")
+
+
+def predictions(path: Path) -> object:
+    return read_predictions(path, ["x", "y"], np.zeros((2, 2), np.float32), ["a", "b"], skip=True)
+
+
+def manifest(path: Path) -> object:
+    return load_manifest(path, label_names=["a", "b"], need="labels")
+
+
+READERS: dict[str, tuple[str, Callable[[Path], object], st.SearchStrategy[bytes]]] = {
+    "manifest": ("a.jsonl", manifest, mixed(LINE * 2) | objects("id", "filepath", "labels", "text")),
+    "table": ("a.csv", lambda path: list(Table(path, ["id"])), mixed(TABLE) | st.binary(max_size=80)),
+    "predictions": ("a.csv", predictions, mixed(TABLE)),
+    "classes": ("classes.txt", load_label_names, st.binary(max_size=60) | st.text(max_size=40).map(str.encode)),
+    "metrics": ("metrics.jsonl", read_metrics, mixed(b'{"step": 1, "loss": 0.5}\n') | objects("step", "loss")),
+    "state": (
+        "state.json",
+        lambda path: read_state(path.parent),
+        mixed(STATE) | objects("step", "best_step", "epoch", "contract", "files", "sha256"),
+    ),
+    "cache": (
+        "cache.json",
+        lambda path: Header.read(path.parent),
+        mixed(json.dumps({**HEADER, "shards": [SHARD]}).encode()) | objects("size", "shards", "version", **HEADER),
+    ),
+    "model": ("model.json", lambda path: read_description(path.parent), objects(*MODEL, format=FORMAT)),
+    "settings": ("a.yaml", lambda path: parse(["train", "--config", str(path)]), mixed(YAML) | st.binary(max_size=60)),
+    "override": (
+        "a.txt",
+        lambda path: parse(["train", "--model", path.read_bytes().decode("utf-8", "replace").replace("\0", "")]),
+        mixed(b"{prompt_length: 4}"),
+    ),
+}
+
+
+def encoded(kind: str) -> bytes:
+    """A small image of a format."""
+    out = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(out, kind)
+    return out.getvalue()
+
+
+READERS |= {
+    kind: (f"a.{kind.lower()}", lambda path: read_image(path, max_megapixels=1), mixed(encoded(kind)))
+    for kind in ("PNG", "JPEG")
+}
+
+
+def check(tmp_path: Path, name: str, content: bytes) -> None:
+    file, read, _ = READERS[name]
+    path = tmp_path / file
+    path.write_bytes(content)
+    told = ""
+    try:
+        read(path)
+    except UserError as error:
+        told = str(error)
+    assert "\n" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_any_content_is_success_or_one_line(tmp_path: Path, name: str) -> None:
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+    @settings(max_examples=1750, deadline=None, derandomize=True, database=None, suppress_health_check=quiet)
+    @given(READERS[name][2])
+    def run(content: bytes) -> None:
+        check(tmp_path, name, content)
+
+    run()
