@@ -69,9 +69,9 @@ class ModelConfig:
     """dropout on the decoder outputs; mlp and context have none"""
     drop_path: FractionBelowOne = 0.1
     """transformer: probability of dropping a residual branch of its last block in training"""
-    residual: Literal["none", "class"] = "none"
+    residual: Literal["none", "class", "related"] = "none"
     """class: also train a vector for each training class and side, added to its text feature; classes never trained on
-    have none, so their scores stay those of the prompts"""
+    have none, so their scores stay those of the prompts. related: those borrow from training classes with like names"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
     fusion: FusionName = "gate_after_norm"

@@ -30,7 +30,9 @@ class ClassSet(nn.Module):
     suffix: Tensor
     name_lengths: Tensor
     rows: Tensor
-    """(C,) place of each class among those that a model was trained on; −1: not among them, or not known"""
+    """(C,) place of each class among the K that a model was trained on; −1: not among them, or not known"""
+    mixing: Tensor
+    """(C,K) what each class has of the training classes' residuals; K is 0 where there are none"""
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class ClassSet(nn.Module):
             ("suffix", suffix),
             ("name_lengths", torch.tensor(lengths, device=suffix.device)),
             ("rows", torch.full((len(names),), -1, device=suffix.device)),
+            ("mixing", torch.zeros(len(names), 0, device=suffix.device)),
         ):
             self.register_buffer(name, tensor, persistent=False)
         self._lengths = tuple(lengths)

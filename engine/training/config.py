@@ -53,7 +53,7 @@ class TrainConfig:
 
     task: Literal["contrastive", "prompt", "residual"] = "prompt"
     """phase 1 (contrastive fine-tuning on image-report pairs), phase 2 (prompt learning), or, after it, the residual of
-    the text features alone (model.residual class on the head of model.pretrained_head)"""
+    the text features alone (model.residual on the head of model.pretrained_head)"""
     output: str = "runs/pspg"
     """run folder"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -128,7 +128,7 @@ def check_train(config: TrainConfig) -> None:
             raise UserError("zero_stage: 3 does not go with precision fp16; use bf16, or stage 0, 1 or 2")
     if config.task == "residual":
         needs = {
-            "model.residual: task residual trains it; set class": config.model.residual == "class",
+            "model.residual: task residual trains it; set class or related": config.model.residual != "none",
             "model.pretrained_head: task residual needs the folder of a phase-2 run": bool(
                 config.model.pretrained_head
             ),
