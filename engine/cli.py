@@ -76,6 +76,12 @@ COMMANDS = {
         "run and write a paper's table",
         needs_file=True,
     ),
+    "leave-out": Command(
+        "commands.study.config:LeaveOutConfig",
+        "commands.study.leave_out:leave_out",
+        "zero-shot on classes left out of the training",
+        needs_file=True,
+    ),
     **prepare_commands(),
     "prepare check": Command(
         "commands.settings:CheckConfig", "commands.prepare:check_images", "find unreadable images"

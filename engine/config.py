@@ -196,7 +196,8 @@ def check_values(settings: Any, prefix: str = "") -> None:
             raise UserError(f"{prefix}{key}: {value!r} is not one of {', '.join(map(str, get_args(hint)))}")
         for kind in get_args(hint) or (hint,):
             if value is not None and isinstance(kind, type) and kind.__module__ == "jsonargparse.typing":
-                try:
-                    kind(value)
-                except ValueError as error:
-                    raise UserError(f"{prefix}{key}: {plain_range(str(error), value)}") from None
+                for item in value if isinstance(value, list) else [value]:
+                    try:
+                        kind(item)
+                    except ValueError as error:
+                        raise UserError(f"{prefix}{key}: {plain_range(str(error), item)}") from None
