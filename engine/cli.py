@@ -119,6 +119,12 @@ COMMANDS = {
         needs_file=True,
         example="configs/studies/phantom/table1.yaml",
     ),
+    "leave-out": Command(
+        "commands.study.config:LeaveOutConfig",
+        "commands.study.leave_out:leave_out",
+        "zero-shot on classes left out of the training",
+        needs_file=True,
+    ),
     **prepare_commands(),
     "prepare check": Command(
         "commands.settings:CheckConfig",

@@ -75,9 +75,9 @@ class ModelConfig:
     text_drop_path: FractionBelowOne = 0.0
     """phase 1: probability of dropping a residual branch of the text tower's last block in training, rising linearly
     from 0 in its first; the authors' code has 0.1"""
-    residual: Literal["none", "class"] = "none"
+    residual: Literal["none", "class", "related"] = "none"
     """class: also train a vector for each training class and side, added to its text feature; classes never trained on
-    have none, so their scores stay those of the prompts"""
+    have none, so their scores stay those of the prompts. related: those borrow from training classes with like names"""
     prefix: bool = False
     """generate a prefix that stands before the class name instead of the whole prompt"""
     fusion: FusionName = "gate_after_norm"
@@ -208,7 +208,8 @@ def check_values(settings: Any, prefix: str = "") -> None:
             raise UserError(f"{prefix}{key}: {value!r} is not one of {', '.join(map(str, get_args(hint)))}")
         for kind in get_args(hint) or (hint,):
             if value is not None and isinstance(kind, type) and kind.__module__ == "jsonargparse.typing":
-                try:
-                    kind(value)
-                except ValueError as error:
-                    raise UserError(f"{prefix}{key}: {plain_range(str(error), value)}") from None
+                for item in value if isinstance(value, list) else [value]:
+                    try:
+                        kind(item)
+                    except ValueError as error:
+                        raise UserError(f"{prefix}{key}: {plain_range(str(error), item)}") from None

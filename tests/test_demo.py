@@ -40,5 +40,12 @@ def test_demo_keeps_its_promises(tmp_path: Path) -> None:
         "report.html",
     }
     assert (out / "real_radiograph.csv").read_text().startswith("id,effusion,")
+    blended = json.loads((out / "report_residual" / "metrics.json").read_text())["results"]
+    results |= blended
+    own = next(iter(blended))
+    best_types = max(macro_auc(name, "unseen types") for name in templates)
+    assert macro_auc(own, "seen") >= macro_auc("PsPG", "seen") + 0.02
+    assert macro_auc(own, "unseen compositions") >= macro_auc("PsPG", "unseen compositions")
+    assert macro_auc(own, "unseen types") >= best_types - 0.005
     assert "unseen compositions" in done.stdout
     assert "report.html" in done.stdout.splitlines()[-1]

@@ -35,6 +35,7 @@ def main() -> int:
     arguments = parser.parse_args()
     out, seed = arguments.output, str(arguments.seed)
     phantoms, phase1, phase2, report = out / "phantoms", out / "phase1", out / "phase2", out / "report"
+    residual, report_residual = out / "residual", out / "report_residual"
     picture, predictions = out / "real_radiograph.png", out / "real_radiograph.csv"
     start = time.perf_counter()
 
@@ -56,6 +57,12 @@ def main() -> int:
             "train", "--config", CONFIGS / "demo.yaml", *data, "--data.class_names", phantoms / "seen.txt",
             "--model.pretrained", phase1, "--output", phase2, "--seed", seed, "--resume", "latest",
         )  # fmt: skip
+        command(
+            "residual of the training classes on the finished prompts",
+            "train", "--config", CONFIGS / "demo_residual.yaml", *data, "--data.class_names", phantoms / "seen.txt",
+            "--model.pretrained", phase1, "--model.pretrained_head", phase2, "--model.residual", "related",
+            "--output", residual, "--seed", seed, "--resume", "latest",
+        )  # fmt: skip
         source = get_testdata_file("RG1_UNCR.dcm", download=False)
         command(
             "predict on a real radiograph",
@@ -75,32 +82,39 @@ def main() -> int:
                 picture
             ),
         }
+        lists = json.dumps({
+            "seen": str(phantoms / "seen.txt"),
+            "unseen compositions": str(phantoms / "unseen.txt"),
+            "unseen types": str(phantoms / "unseen_types.txt"),
+        })  # fmt: skip
+        split = ("--manifest", phantoms / "test.jsonl", "--class_lists", lists, "--notes", json.dumps([NOTE]))
+        command(
+            "evaluate the residual, blended with the templates",
+            "evaluate", "--checkpoint", residual, *split, "--output", report_residual, "--baselines", "false",
+            "--method", "PsPG, related residual, novelty blend", "--evaluation.blend", "novelty",
+            "--evaluation.context", "bank", "--evaluation.batch_size", "128",
+        )  # fmt: skip
         command(
             "evaluate",
-            "evaluate", "--checkpoint", phase2, "--manifest", phantoms / "test.jsonl", "--output", report,
-            "--class_lists", json.dumps({
-                "seen": str(phantoms / "seen.txt"),
-                "unseen compositions": str(phantoms / "unseen.txt"),
-                "unseen types": str(phantoms / "unseen_types.txt"),
-            }),
-            "--probe", phantoms / "train.jsonl", "--pictures", json.dumps(pictures), "--notes", json.dumps([NOTE]),
+            "evaluate", "--checkpoint", phase2, *split, "--output", report,
+            "--probe", phantoms / "train.jsonl", "--pictures", json.dumps(pictures),
             "--title", "PsPG demo on phantom radiographs", "--evaluation.batch_size", "128",
         )  # fmt: skip
     except subprocess.CalledProcessError as error:
         return error.returncode
-    print_table(json.loads((report / "metrics.json").read_text()))
+    results = [json.loads((each / "metrics.json").read_text())["results"] for each in (report, report_residual)]
+    print_table(results[0] | results[1])
     print(f"real radiograph: {top(predictions)}\n{NOTE}")
     print(f"report: {report / 'report.html'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
 
 
-def print_table(document: dict[str, Any]) -> None:
+def print_table(results: dict[str, Any]) -> None:
     """Macro AUC of every method on every class list."""
-    results = document["results"]
     groups = [group for group in next(iter(results.values())) if group != "all"]
-    print(f"\n{'Macro AUC on test phantoms':<30}" + "".join(f"{group:>22}" for group in groups))
+    print(f"\n{'Macro AUC on test phantoms':<38}" + "".join(f"{group:>22}" for group in groups))
     for method, found in results.items():
-        print(f"{method:<30}" + "".join(f"{found[group]['macro_auc']:>22.3f}" for group in groups))
+        print(f"{method:<38}" + "".join(f"{found[group]['macro_auc']:>22.3f}" for group in groups))
     print()
 
 

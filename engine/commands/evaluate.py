@@ -23,12 +23,13 @@ from ..distributed.world import World, start
 from ..evaluation.choose import check_source, open_source
 from ..evaluation.config import EvaluateConfig, check_evaluate
 from ..evaluation.prevalence import GROUPS, prevalence_groups
-from ..evaluation.probe import ridge_probe
+from ..evaluation.probe import ridge_probe, text_informed_probe
 from ..evaluation.report.evaluation import Evaluation, measure
 from ..evaluation.report.summary import show_summary
 from ..evaluation.report.write import write_report
 from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
+from ..models.templates import PAIRED
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.lock import one_writer
@@ -38,6 +39,8 @@ from ..utils.numerics import numerics
 log = logging.getLogger(__name__)
 
 PROBE = "ridge probe (ceiling)"
+TEXT_PROBE = "text-informed probe"
+"""the templates, corrected on the training classes alone"""
 
 
 def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
@@ -151,7 +154,15 @@ def _summary_rows(
     if train is not None:
         assert train.labels is not None
         probabilities = ridge_probe(train.features, train.labels, scores.features)
-        yield SummaryRow(PROBE, probabilities, (train.features.shape[1] + 1) * len(names))
+        size = train.features.shape[1]
+        yield SummaryRow(PROBE, probabilities, (size + 1) * len(names))
+        if method.training_classes is not None:
+            text, text_train = (method.baselines(each, names)[f"template, {PAIRED}"] for each in (scores, train))
+            trained = set(method.training_classes) & set(names)
+            probabilities = text_informed_probe(
+                train.features, train.labels, text_train, scores.features, text, names, trained
+            )
+            yield SummaryRow(TEXT_PROBE, probabilities, (size + 2) * len(trained))
 
 
 def class_lists(config: EvaluateConfig, manifest: Manifest) -> dict[str, list[str]]:
@@ -181,12 +192,12 @@ def _groups(config: EvaluateConfig, names: list[str], lists: dict[str, list[str]
     Raises:
         UserError: a training manifest that cannot be read or lacks a class, or a class list named like a group.
     """
-    groups = {"all": names} if len(lists) > 1 or config.prevalence else {}
-    if config.prevalence:
+    groups = {"all": names} if len(lists) > 1 or config.frequencies else {}
+    if config.frequencies:
         for name in GROUPS:
             if name in lists:
                 raise UserError(f"class_lists: {name!r} is a group by prevalence; choose another name")
-        split = _split(config, _manifest(config, config.prevalence), names, [], "")
+        split = _split(config, _manifest(config, config.frequencies), names, [], "")
         groups |= prevalence_groups(split.labels, names, head=config.head_above, tail=config.tail_below)
     return {**groups, **lists}
 
@@ -206,11 +217,11 @@ def _settings(config: EvaluateConfig, source: type[Source], method: Method) -> d
         "class lists": named(config.class_lists or "all labels"),
         **(
             {
-                "prevalence": data_name(config.prevalence),
+                "frequencies": data_name(config.frequencies),
                 "head_above": config.head_above,
                 "tail_below": config.tail_below,
             }
-            if config.prevalence
+            if config.frequencies
             else {}
         ),
         "uncertain": config.uncertain,

@@ -46,7 +46,7 @@ class EvaluateConfig:
     """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
     class_lists: dict[str, str] | None = None
     """name → text file of class names; each list is prompted and reported by itself; null: one list of all labels"""
-    prevalence: str | None = None
+    frequencies: str | None = None
     """training manifest; the report then also has the classes by how often they are positive there, as groups head,
     medium and tail; null: no such groups"""
     head_above: ClosedUnitInterval = 0.1
@@ -60,8 +60,8 @@ class EvaluateConfig:
     baselines: bool = True
     """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
     probe: str | None = None
-    """training manifest for a ridge probe on the frozen image features of a checkpoint or clip, a ceiling; null:
-    none"""
+    """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
+    ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
     pictures: dict[str, str] = field(default_factory=dict)
     """caption → image file to show in the report; pictures of patients enter it only this way"""
     notes: list[str] = field(default_factory=list)

@@ -27,13 +27,12 @@ from ..config import BlendName
 from ..utils.errors import UserError
 from .class_set import ClassSet
 from .clip import ImageFeatures
+from .novelty import novelty
 from .pspg import PsPG
 from .templates import template_texts
 
 WEIGHTS = {"novelty": 4.0, "fixed": 1.0}
 """a where no setting says it"""
-SAME = 1e-6
-"""a name as near as this to a training class's, in 1 − cosine, is that class, up to rounding"""
 
 
 class Spread(NamedTuple):
@@ -41,21 +40,6 @@ class Spread(NamedTuple):
 
     learned: float
     template: float
-
-
-def novelty(features: Tensor, training: Tensor) -> Tensor:
-    """ν (C,) in [0, 2] of class names, float32; exactly 0 for training classes.
-
-    Args:
-        features: (C,D) text features of the plain names.
-        training: (K,D) those of the training classes. With one training class alone every other name has ν = 1.
-    """
-    own, known = (F.normalize(side.float(), dim=-1) for side in (features, training))
-    mean = known.mean(dim=0)
-    nearest = (own @ known.T).amax(dim=1)
-    centred = [F.normalize(side - mean, dim=-1) for side in (own, known)]
-    found = 1 - (centred[0] @ centred[1].T).amax(dim=1)
-    return torch.where(nearest > 1 - SAME, 0.0, found.clamp(min=0))
 
 
 @torch.inference_mode()

@@ -31,7 +31,9 @@ class ClassSet(nn.Module):
     name_lengths: Tensor
     tail_lengths: Tensor | None
     rows: Tensor
-    """(C,) place of each class among those that a model was trained on; −1: not among them, or not known"""
+    """(C,) place of each class among the K that a model was trained on; −1: not among them, or not known"""
+    mixing: Tensor
+    """(C,K) what each class has of the training classes' residuals; K is 0 where there are none"""
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class ClassSet(nn.Module):
             ("name_lengths", torch.tensor(lengths, device=suffix.device)),
             ("tail_lengths", None if tails is None else torch.tensor(tails, device=suffix.device)),
             ("rows", torch.full((len(names),), -1, device=suffix.device)),
+            ("mixing", torch.zeros(len(names), 0, device=suffix.device)),
         ):
             self.register_buffer(name, tensor, persistent=False)
         self._lengths, self._tails = tuple(lengths), tuple(tails or ())

@@ -24,7 +24,7 @@ from .clip import ImageFeatures, TextEncoder, image_features, text_tower
 from .decoders import DECODERS
 from .frozen_image import FrozenImageTower
 from .fusions import FUSIONS
-from .residual import ClassResidual
+from .residual import ClassResidual, own_mixing, related_mixing
 
 
 class TextFeatures(NamedTuple):
@@ -104,7 +104,7 @@ class PromptHead(nn.Module):
         width: D, joint embedding width of the CLIP.
         text_width: W, width of its text tower.
         config: everything of the decoders, and fusion.
-        classes: K training classes, whose residual it holds under `residual: class`.
+        classes: K training classes, whose residuals it holds unless under `residual: none`.
 
     Attributes:
         impl: implementation of the operators, as their `impl`.
@@ -128,7 +128,7 @@ class PromptHead(nn.Module):
             requires_grad=self.channel_attention.trains_temperature,
         )
         sides = 1 if config.prompts == "positive" else 2
-        self.residual = ClassResidual(sides, classes, width) if config.residual == "class" else None
+        self.residual = None if config.residual == "none" else ClassResidual(sides, classes, width)
 
     def text_features(
         self, context: Tensor, class_set: ClassSet, tower: TextTower, encode: Encode | None = None
@@ -142,7 +142,7 @@ class PromptHead(nn.Module):
         prompts = self.prompt_learner(class_set.class_features, context, impl=self.impl)
         sides, positive = (encode or self.encode)(prompts, class_set.template, tower)
         if self.residual is not None:
-            sides = self.residual(sides, class_set.rows)
+            sides = self.residual(sides, class_set.mixing)
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
         negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
         return TextFeatures(positive, sides[0], negative)
@@ -257,6 +257,7 @@ class PsPG(nn.Module):
         self.class_set = self._make_class_set(names)
         self.training_set = self.class_set
         """the classes that the head was trained on"""
+        self._place(self.class_set)
         self.to(self.tower.projection.dtype)
         self.prompt_learner.start(clip.token_embedding.weight)
 
@@ -279,7 +280,9 @@ class PsPG(nn.Module):
         Raises:
             UserError: names that the text tower cannot take.
         """
-        return self._make_class_set(names).to(self.logit_scale.device, self.logit_scale.dtype)
+        class_set = self._make_class_set(names)
+        self._place(class_set)
+        return class_set.to(self.logit_scale.device, self.logit_scale.dtype)
 
     def freeze(self, dtype: torch.dtype | None = None) -> PsPG:
         """Prepare both towers for inference, on the device where the model is; call it after `.to(device)`.
@@ -302,9 +305,16 @@ class PsPG(nn.Module):
     def _make_class_set(self, names: Sequence[str]) -> ClassSet:
         source = self.clip if self._class_encoder is None else self._class_encoder
         prefix = self.config.prefix or DECODERS[self.config.decoder].needs_prefix
-        class_set = make_class_set(source, names, prefix, prompt_length=self.config.prompt_length)
+        return make_class_set(source, names, prefix, prompt_length=self.config.prompt_length)
+
+    def _place(self, class_set: ClassSet) -> None:
+        """Tell the classes which of the training classes' residuals they have."""
         class_set.place_among(self.training_names)
-        return class_set
+        if self.config.residual == "class":
+            class_set.mixing = own_mixing(class_set.rows, len(self.training_names))
+        elif self.config.residual == "related":
+            features = class_set.class_features, self.training_set.class_features.to(class_set.rows.device)
+            class_set.mixing = related_mixing(class_set.rows, *features)
 
     def train(self, mode: bool = True) -> PsPG:
         super().train(mode)

@@ -55,8 +55,9 @@ class OptimConfig:
 class TrainConfig:
     """One training run of either phase."""
 
-    task: Literal["contrastive", "prompt"] = "prompt"
-    """phase 1 (contrastive fine-tuning on image-report pairs) or phase 2 (prompt learning)"""
+    task: Literal["contrastive", "prompt", "residual"] = "prompt"
+    """phase 1 (contrastive fine-tuning on image-report pairs), phase 2 (prompt learning), or, after it, the residual of
+    the text features alone (model.residual on the head of model.pretrained_head)"""
     output: str = "runs/pspg"
     """run folder"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -124,12 +125,23 @@ def check_train(config: TrainConfig) -> None:
     if optim.warmup_epochs is not None and optim.warmup_epochs > optim.epochs:
         raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if config.zero_stage == 3:
-        if config.task == "prompt":
+        if config.task != "contrastive":
             raise UserError("zero_stage: 3 is for phase 1; the head of phase 2 is small, use 0, 1 or 2")
         if optim.ema_decay:
             raise UserError("zero_stage: 3 keeps no average of the weights; set optim.ema_decay to 0, or use 0, 1 or 2")
         if config.precision == "fp16":
             raise UserError("zero_stage: 3 does not go with precision fp16; use bf16, or stage 0, 1 or 2")
+    if config.task == "residual":
+        needs = {
+            "model.residual: task residual trains it; set class or related": config.model.residual != "none",
+            "model.pretrained_head: task residual needs the folder of a phase-2 run": bool(
+                config.model.pretrained_head
+            ),
+            "loss.pair: task residual has no pair prompts to train; set none": config.loss.pair == "none",
+        }
+        for line, met in needs.items():
+            if not met:
+                raise UserError(line)
     need = graph_needs(config)
     if config.cuda_graphs == "on" and need:
         raise UserError(f"cuda_graphs: needs {need}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..checkpoints.model_folder import bank_tensors, describe, load_bank, load_head
 from ..checkpoints.run import last_checkpoint
@@ -22,6 +23,7 @@ from ..distributed.world import World
 from ..models.clip import ImageFeatures
 from ..models.pspg import PsPG
 from ..utils.device import autocast_dtype
+from ..utils.errors import UserError
 from ..utils.names import data_name
 from .config import TrainConfig
 from .feature_cache import CachedBatches, cache_features
@@ -29,6 +31,7 @@ from .fingerprint import data_digest, resume_fingerprint
 from .global_batch import GlobalPromptTask
 from .losses import PromptLoss
 from .losses.pair import PAIR_LOSSES
+from .residual import ResidualTask
 from .setup import load_backbone, make_dataset, make_loader, report_run, share_batches, shares_batch, write_start
 from .tasks import PromptTask
 from .trainer import Trainer
@@ -96,18 +99,24 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
             validation = in_order(plain, **own)
     if features is not None:
         write_start(config, world, description, {"clip": towers, "bank": bank_tensors(features)})
-    shared = shares_batch(config, world)
-    task = (GlobalPromptTask if shared else PromptTask)(
-        model,
-        PromptLoss(config.loss),
-        world,
-        validation,
-        bank=bank.to(world.device) if config.evaluation.context == "bank" else None,
-        precision=config.precision,
-    )
+    task = _task(config, world, model, validation, bank.to(world.device))
     report_run(config, world, model, loader, _data(config, labels))
     fingerprint = resume_fingerprint(config, {"data.train": data_digest(manifest, labels), "data.class_names": names})
     return Trainer(config, task, share_batches(config, world, loader), world, fingerprint)
+
+
+def _task(config: TrainConfig, world: World, model: PsPG, validation: Iterable[Any] | None, bank: Tensor) -> PromptTask:
+    parts = (model, PromptLoss(config.loss), world, validation)
+    settings: dict[str, Any] = {
+        "bank": bank if config.evaluation.context == "bank" else None,
+        "precision": config.precision,
+    }
+    shared = shares_batch(config, world)
+    if config.task == "residual":
+        if shared:
+            raise UserError("scope: task residual runs on several processes under scope local, or on one")
+        return ResidualTask(*parts, context=bank, **settings)
+    return (GlobalPromptTask if shared else PromptTask)(*parts, **settings)
 
 
 def _labelled(config: TrainConfig, path: str) -> Manifest:

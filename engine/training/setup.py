@@ -58,7 +58,7 @@ def load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CL
         return clip, carried
     if pretrained and (Path(pretrained) / "model.json").is_file():
         clip, carried = load_clip_folder(Path(pretrained))
-    elif pretrained is None and config.task == "prompt":
+    elif pretrained is None and config.task != "contrastive":
         raise UserError(
             "model.pretrained: phase 2 freezes the backbone, and its weights would be random; name a phase-1 run, a "
             "weights file or an open_clip tag, or write random if you mean it"

@@ -1,11 +1,11 @@
-"""Settings of `pspg-engine study`: what a table is made of."""
+"""Settings of `pspg-engine study` and `leave-out`: what a table is made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 Metric = Literal["macro_auc", "micro_auc", "map_ap", "map_trapezoid", "macro_f1", "macro_mcc"]
 SOURCES = ("run", "checkpoint", "clip", "predictions", "adapter")
@@ -100,3 +100,31 @@ class StudyConfig:
     """processes of each training run and evaluation, by torchrun on this machine: the number of its GPUs"""
     quoted: bool = True
     """show the quoted numbers"""
+
+
+@dataclass(kw_only=True)
+class LeaveOutConfig:
+    """Train once for each group of classes without it, and score it zero-shot. Run again, it does what is missing.
+
+    Evaluated on validation images, it chooses the weight of the novelty blend without a test image.
+    """
+
+    train: str = ""
+    """YAML file of phase 2"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """dotted key of `train` → value, such as data.train and model.pretrained"""
+    class_names: str | list[str] = ""
+    """the training classes: a list or a text file"""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """name → training classes that are left out together, such as all names of one finding"""
+    manifest: str = ""
+    """labelled images to evaluate on"""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """dotted key of `evaluate` → value"""
+    output: str = ""
+    """folder of runs, evaluations and tables"""
+    weights: list[NonNegativeFloat] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])
+    """weights of the novelty blend to compare"""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    processes: PositiveInt = 1
+    """processes of each training run and evaluation, by torchrun on this machine"""

@@ -49,6 +49,7 @@ class Method(ABC):
         baseline_parameters: likewise, of the baselines.
         training: rows of metrics.jsonl.
         training_data: what it was trained on.
+        training_classes: class names that its training saw labels of; None: not known.
         library: Python package that loads the model, for the model card; None: not known.
     """
 
@@ -60,6 +61,7 @@ class Method(ABC):
     baseline_parameters: int | None = None
     training: Sequence[Mapping[str, Any]] = ()
     training_data: str | None = None
+    training_classes: Sequence[str] | None = None
     library: str | None = None
 
     @abstractmethod

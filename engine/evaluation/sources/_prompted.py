@@ -54,6 +54,7 @@ class Prompted(ImageMethod):
         self.baseline_parameters = sum(parameter.numel() for parameter in loaded.model.clip.parameters())
         self.training = read_metrics(Path(config.checkpoint) / "metrics.jsonl")
         self.training_data = loaded.training
+        self.training_classes = loaded.class_names
         self._device, self._autocast = device, autocast
         self._evaluation = config.evaluation
         self._loaded = loaded

@@ -48,7 +48,7 @@ def evaluate(tmp_path: Path) -> Callable[..., int]:
 
 def test_a_report_has_the_groups(evaluate: Callable[..., int], tmp_path: Path) -> None:
     lists = json.dumps({"seen": str(tmp_path / "seen.txt")})
-    settings = ["--prevalence", tmp_path / "train.jsonl", "--head_above", 0.2, "--tail_below", 0.05]
+    settings = ["--frequencies", tmp_path / "train.jsonl", "--head_above", 0.2, "--tail_below", 0.05]
     assert evaluate(*settings) == 0
     document = json.loads((tmp_path / "report/metrics.json").read_text())
     groups = document["results"]["p"]
@@ -64,9 +64,9 @@ def test_a_report_has_the_groups(evaluate: Callable[..., int], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prevalence", "gone.jsonl"], "gone.jsonl"),
+        (["--frequencies", "gone.jsonl"], "gone.jsonl"),
         (["--head_above", "0.1", "--tail_below", "0.2"], "tail_below: 0.2 is above head_above 0.1"),
-        (["--prevalence", "train.jsonl", "--class_lists", "LISTS"], "class_lists: 'tail' is a group by prevalence"),
+        (["--frequencies", "train.jsonl", "--class_lists", "LISTS"], "class_lists: 'tail' is a group by prevalence"),
     ],
 )
 def test_groups_that_cannot_be_are_one_line(

@@ -24,8 +24,9 @@ from pspg.engine.commands.predict import predict
 from pspg.engine.commands.settings import PredictConfig
 from pspg.engine.config import EvaluationConfig
 from pspg.engine.evaluation.config import EvaluateConfig
-from pspg.engine.models.blend import blended, novelty
+from pspg.engine.models.blend import blended
 from pspg.engine.models.clip import ImageFeatures
+from pspg.engine.models.novelty import novelty
 from pspg.engine.models.templates import PAIRED, template_probabilities, template_texts
 from pspg.engine.utils.errors import UserError
 

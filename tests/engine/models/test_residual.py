@@ -16,7 +16,7 @@ from pspg.engine.checkpoints.model_folder import load_model
 from pspg.engine.cli import main
 from pspg.engine.config import ModelConfig
 from pspg.engine.models.pspg import PsPG, probabilities
-from pspg.engine.models.residual import ClassResidual
+from pspg.engine.models.residual import ClassResidual, related_mixing
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.trainer import parameter_groups
 
@@ -41,17 +41,45 @@ def test_the_formula_and_its_gradient() -> None:
     with torch.no_grad():
         residual.offsets.normal_()
     features = torch.nn.functional.normalize(torch.randn(2, 4, 5, dtype=torch.float64), dim=-1)
-    rows = torch.tensor([2, -1, 0, -1])
-    found = residual(features, rows)
+    mixing = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0], [0.5, 0, -2]], dtype=torch.float64)
+    found = residual(features, mixing)
     for side in range(2):
-        for c, row in enumerate(rows.tolist()):
-            moved = features[side, c] if row < 0 else features[side, c] + residual.offsets[side, row]
-            torch.testing.assert_close(found[side, c], moved / moved.norm() if row >= 0 else features[side, c])
-    assert torch.equal(found[:, [1, 3]], features[:, [1, 3]])
+        for c, row in enumerate(mixing):
+            moved = features[side, c] + sum(m * residual.offsets[side, t] for t, m in enumerate(row))
+            torch.testing.assert_close(found[side, c], moved / moved.norm())
+    assert torch.equal(found[:, 1], features[:, 1])
     found.sum().backward()
     assert residual.offsets.grad is not None
     assert residual.offsets.grad[:, 1].abs().max() == 0
-    assert torch.autograd.gradcheck(lambda x: residual(x, rows), features.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: residual(x, mixing), features.requires_grad_())
+
+
+def test_classes_borrow_from_those_with_like_names() -> None:
+    """Kernel ridge regression, against its normal equations; training classes keep their own."""
+    training, new = torch.randn(5, 8, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+    new[0] = training[3] + 0.3 * new[0]
+    features, rows = torch.cat([new, training[[4]]]), torch.tensor([-1, -1, 4])
+    found = related_mixing(rows, features, training)
+    assert torch.equal(found[2], torch.eye(5)[4])
+    assert found[0].argmax() == 3
+    unit = torch.nn.functional.normalize(training, dim=-1)
+    mean = unit.mean(0)
+    known = torch.nn.functional.normalize(unit - mean, dim=-1)
+    own = torch.nn.functional.normalize(torch.nn.functional.normalize(new, dim=-1) - mean, dim=-1)
+    among, across = (known @ known.T).clamp(min=0) ** 3, (own @ known.T).clamp(min=0) ** 3
+    solved = found[:2].double() @ (among + 0.1 * torch.eye(5))
+    torch.testing.assert_close(solved, across, rtol=1e-4, atol=1e-5)
+
+
+def test_related_classes_do_not_depend_on_the_list(trained: Path) -> None:
+    description = json.loads((trained / "model.json").read_text())
+    description["head"]["residual"] = "related"
+    (trained / "model.json").write_text(json.dumps(description))
+    model = load_model(trained).model
+    together = model.class_set_of(CLASSES).mixing
+    assert together[0].abs().max() > 0
+    torch.testing.assert_close(model.class_set_of([CLASSES[0]]).mixing[0], together[0])
+    assert torch.equal(model.class_set_of(model.training_names).mixing, torch.eye(4))
 
 
 def test_only_training_classes_move(trained: Path) -> None:
@@ -99,13 +127,17 @@ def test_its_own_learning_rate_and_decay(make_clip: Callable[..., Any], names: l
     assert (plain["lr"], plain["weight_decay"]) == (1e-3, 0.05)
 
 
-def test_a_classifier_has_it(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["class", "related"])
+def test_a_classifier_has_it(trained: Path, tmp_path: Path, kind: str) -> None:
     images = torch.randn(4, 3, 32, 32)
+    text = (trained / "model.json").read_text()
+    (trained / "model.json").write_text(text.replace('"residual": "class"', f'"residual": "{kind}"'))
     for number, blend in enumerate(("none", "novelty")):
         output = str(tmp_path / str(number))
         command = ["export-checkpoint", "--checkpoint", str(trained), "--output", output, "--layout", "classifier"]
         assert main([*command, "--class_names", json.dumps(CLASSES), "--blend", blend]) == 0
         loaded = load_model(trained)
+        assert loaded.model.config.residual == kind
         loaded.set_classes(CLASSES)
         with torch.no_grad():
             expected = probabilities(loaded.model(images, context=loaded.bank).logits)
@@ -124,6 +156,51 @@ def test_the_published_layout_has_no_place_for_it(
     assert torch.equal(
         load_model(tmp_path / "x").model.head.residual.offsets, load_model(trained).model.head.residual.offsets
     )
+
+
+def test_it_trains_alone_on_finished_prompts(
+    phantoms: Path, settings: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    """Everything else keeps its bits, other classes their scores; resuming and killing are the trainer's as ever."""
+    every = (phantoms / "classes.txt").read_text().splitlines()
+    base = [*settings("prompt"), "--loss.pair", "none", "--data.class_names", json.dumps(every[:6])]
+    assert main([*base, "--output", str(tmp_path / "prompts")]) == 0
+    start = ["--model.pretrained", str(tmp_path / "prompts"), "--model.pretrained_head", str(tmp_path / "prompts")]
+    after = [*base, *start, "--task", "residual", "--model.residual", "class", "--optim.lr", "1e-2"]
+    assert main([*after, "--optim.ema_decay", "0.5", "--output", str(tmp_path / "residual")]) == 0
+    old, new = (load_model(tmp_path / run) for run in ("prompts", "residual"))
+    assert new.model.head.residual.offsets.abs().amax(dim=-1).min() > 1e-3
+    for name, tensor in old.model.head.state_dict().items():
+        assert torch.equal(new.model.head.state_dict()[name], tensor), name
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        for names, same in ((every[6:10], True), (every[:6], False)):
+            found = []
+            for loaded in (old, new):
+                loaded.set_classes(names)
+                found.append(loaded.model(images, context=old.bank).logits)
+            assert torch.equal(*found) == same
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss.pair", "none", "--model.pretrained_head", "x"], "model.residual: task residual trains it; set class"),
+        (["--loss.pair", "none", "--model.residual", "class"], "model.pretrained_head: task residual needs the folder"),
+        (["--model.pretrained_head", "x", "--model.residual", "class"], "loss.pair: task residual has no pair prompts"),
+    ],
+)
+def test_settings_that_train_no_residual_are_one_line(
+    settings: Callable[[str], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert main([*settings("residual"), *arguments, "--output", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("kept", [False, True])
