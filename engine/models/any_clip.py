@@ -114,7 +114,7 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"clip: {source}: needs embed_dim, vision_cfg and text_cfg (open_clip's format)")
     config = deepcopy(config)
     vision, text = config["vision_cfg"], config["text_cfg"]
-    check_numbers(config, f"clip: {source}")
+    check_numbers(config, f"clip: open_clip cannot build {source}")
     if "timm_model_name" in vision:
         if not isinstance(vision["timm_model_name"], str) or vision["timm_model_name"].startswith("local-dir:"):
             raise UserError(f"clip: {source}: vision_cfg.timm_model_name must be a name that timm has")
