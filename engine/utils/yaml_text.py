@@ -62,7 +62,9 @@ def read_yaml(path: Path, load: Callable[[str], Any] = yaml.safe_load, key: str 
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: not readable as YAML ({' '.join(str(error).split())})") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = "" if mark is None else f":{mark.line + 1}"
+        raise UserError(f"{where}{place}: not readable as YAML ({problem or ' '.join(str(error).split())})") from None
 
 
 def check_bounds(text: str) -> None:

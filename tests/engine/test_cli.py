@@ -122,7 +122,7 @@ def test_a_mistake_is_named_with_what_to_do(
     [
         ("optim: {lrr: 3}", "a.yaml: there is no setting optim.lrr; did you mean optim.lr"),
         ("train: {optim: {lr: 3}}", "a.yaml: there is no setting train.optim.lr; did you mean optim.lr?"),
-        ("task: prompt\noptim: {lr: [3}", "a.yaml:2: is not YAML: did not find expected ',' or ']'"),
+        ("task: prompt\noptim: {lr: [3}", "a.yaml:2: not readable as YAML (did not find expected ',' or ']')"),
         ("- a", "a.yaml: must hold settings, `key: value` a line"),
         ("optim: 3", "optim: is a group of settings"),
     ],
