@@ -20,7 +20,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from pspg.kernels.precision import at_least_fp32, no_autocast
-from pspg.kernels.text_tower import Packing, TextLayer, TextTower, encode_packed, pack_texts
+from pspg.kernels.text_tower import TextLayer, TextTower
 
 from ..utils.documents import Within, as_schema, read_json
 from ..utils.errors import UserError
@@ -268,45 +268,6 @@ def text_tower(clip: open_clip.CLIP) -> TextTower:
 def text_encoder(clip: open_clip.CLIP) -> TextEncoder:
     """Text tower of a CLIP with its token embedding."""
     return TextEncoder(text_tower(clip), clip.token_embedding.weight)
-
-
-class PackedTexts(NamedTuple):
-    """Token ids of N texts up to their EOS, one text after the other."""
-
-    ids: Tensor
-    """(R,) int64; 0 in rows that belong to no text"""
-    positions: Tensor
-    slots: Tensor
-    ends: Tensor
-    seen: Tensor
-    """as in `Packing`"""
-
-
-def pack_tokens(tokens: Tensor, rows: int | None = None) -> PackedTexts:
-    """Pack token ids (N, context length) on the CPU; EOS is the largest id, and what follows it does not matter.
-
-    Args:
-        rows: R, and the grid has the context's length then; None: as many as there are tokens, the longest text's.
-
-    Raises:
-        ValueError: more tokens than rows.
-    """
-    ends = tokens.argmax(dim=-1)
-    tokens = tokens if rows else tokens[:, : int(ends.max()) + 1]
-    packing = pack_texts(ends, tokens.shape[1], rows)
-    known = packing.slots < tokens.numel()
-    ids = torch.where(known, tokens.flatten()[packing.slots.clamp(max=tokens.numel() - 1)], 0)
-    return PackedTexts(ids, *packing)
-
-
-def encode_tokens(clip: open_clip.CLIP, texts: PackedTexts) -> Tensor:
-    """Text features (N,D), not normalised, of packed texts; as `clip.encode_text` of the tokens.
-
-    Gradients flow to all text weights.
-    """
-    encoder = text_encoder(clip)
-    embeddings = F.embedding(texts.ids, encoder.token_embedding)
-    return encode_packed(encoder.tower, embeddings, Packing(*texts[1:]))
 
 
 def tower_from_state(

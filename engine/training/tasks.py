@@ -20,9 +20,10 @@ from ..distributed.collectives import all_gather_object, in_order
 from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
 from ..evaluation.scoring import Scores, score_batches
-from ..models.clip import ImageFeatures, PackedTexts, encode_tokens, pack_tokens
+from ..models.clip import ImageFeatures
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PromptHead, PsPG, PsPGOutput
+from ..models.texts import PackedTexts, encode_tokens, pack_tokens
 from ..utils.device import autocast_dtype, pin
 from ..utils.errors import UserError
 from .losses import GlobalBatch, PromptLoss, contrastive_loss

@@ -53,7 +53,7 @@ class PairChunks:
 
         Args:
             number: of the chunk.
-            low: prefix of its first pair.
+            low: prefix of its first pair, or 0.
             high: behind the prefix of its last pair.
         """
         return _Chunk(self, number, low, high, self._tokens)
@@ -101,7 +101,8 @@ class _Chunk(RaggedPairs):
         part = slice(number * chunks.size, (number + 1) * chunks.size)
         lengths, pooled = chunks.prefix_lengths, chunks.pooled
         super().__init__(
-            chunks.from_low[part],
+            # A chunk of all rows need not begin with a pair of the first one.
+            chunks.from_low[part] if low else chunks.first[part],
             chunks.suffix_index[part],
             prefixes=high - low,
             suffixes=chunks.suffixes,

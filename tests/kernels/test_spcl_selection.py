@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pspg.kernels.pairs import PairSelection, pad_sample
+from pspg.kernels.pairs import PairSample, PairSelection, pad_sample
 from pspg.kernels.spcl import ImageBatch, sample_pairs, spcl
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
 
@@ -97,4 +97,18 @@ def test_pairs_of_weight_0_change_nothing(
 
     padded = found(PairSelection(6, pad_sample(sample, len(sample.first) + 7, 6)))
     for one, other in zip(padded, found(PairSelection(6, sample)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_sample_need_not_begin_with_the_first_class(tower: TextTower, make_template: MakeTemplate) -> None:
+    """One chunk of pairs of the last classes only."""
+    template, y, (vectors, *images) = make_template(6), labels(6), inputs(6)
+    sample = PairSample(torch.tensor([2, 3]), torch.tensor([4, 5]), torch.ones(2))
+
+    def found(impl: str) -> list[Tensor]:
+        prompts = encode_prompts(tower, template, vectors[None], keep_cache=True).prompts
+        pairs = PairSelection(6, sample)
+        return outcome(spcl(tower, prompts, ImageBatch(*images, y), pairs=pairs, impl=impl), [vectors, *images])
+
+    for one, other in zip(found("eager"), found("reference"), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

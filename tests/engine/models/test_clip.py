@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from pspg.engine.models.clip import (
     build_clip,
     clip_config,
-    encode_tokens,
     image_features,
     load_clip,
-    pack_tokens,
     text_encoder,
     text_tower,
     tokenize,
 )
+from pspg.engine.models.texts import encode_tokens, pack_tokens
 from pspg.engine.models.weights import read_weights
 from pspg.engine.utils.errors import UserError
 from pspg.kernels.text_tower import encode
