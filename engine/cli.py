@@ -16,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from .data.datasets import all_datasets
 from .data.preparation.build import build
@@ -25,9 +26,11 @@ from .utils.help import SettingsHelp
 from .utils.logging import show_messages
 from .utils.parser_messages import parser_message
 from .utils.workers import loader_deaths
+from .utils.yaml_words import as_written
 
 log = logging.getLogger(__name__)
 
+set_loader("yaml", as_written(get_loader("yaml")), exceptions=(yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 
