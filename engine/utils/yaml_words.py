@@ -49,7 +49,8 @@ def check_keys(text: str) -> None:
         if is_group and key is None and isinstance(event, yaml.ScalarEvent):
             key = prefix + event.value
             if (scope, key) in seen:
-                raise yaml.YAMLError(f"line {event.start_mark.line + 1}: {key} is given twice; keep one of them")
+                line = 1 + (event.start_mark.line if event.start_mark else 0)
+                raise yaml.YAMLError(f"line {line}: {key} is given twice; keep one of them")
             seen.add((scope, key))
             continue
         if isinstance(event, yaml.CollectionStartEvent):
