@@ -31,12 +31,13 @@ from .utils.logging import Heard, show_messages
 from .utils.parser_messages import parser_message
 from .utils.workers import loader_deaths
 from .utils.yaml_text import bounded, read_yaml
+from .utils.yaml_words import as_written
 
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
 
-YAML = get_loader("yaml")
+YAML = as_written(get_loader("yaml"))
 set_loader("yaml", bounded(YAML), exceptions=(yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 

@@ -61,6 +61,8 @@ def _about_a_file(text: str, key: str | None, file: str | None) -> str | None:
         return f"config: {file}: no such file"
     if key == "config" and "is not a file" in text:
         return f"config: {file}: is a folder; give a YAML file"
+    if twice := re.search(r"line (\d+): (\S+ is given twice; .*)", text):
+        return f"config: {file}:{twice[1]}: {twice[2]}" if "parsing config" in text else f"{key}: {twice[2]}"
     if "Problems parsing config" in text:
         place = found[1] if (found := re.search(r"line (\d+), column \d+[^,]*$", text.strip())) else None
         what = next((line.strip() for line in text.splitlines() if re.match(r"\s*(did not|expected|found)", line)), "")

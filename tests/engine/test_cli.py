@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pspg.engine.cli import COMMANDS, Command, main, parse
+from pspg.engine.cli import COMMANDS, Command, main, make_parser, parse
 from pspg.engine.commands.train import check_parts
 from pspg.engine.config import DataConfig, LossConfig, ModelConfig
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
@@ -274,6 +274,7 @@ def test_the_example_of_a_command_is_valid(command: str, monkeypatch: pytest.Mon
 def test_shells_complete_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--print_completion", "shtab-bash"])
+    make_parser.cache_clear()  # it is of no use after that
     script = capsys.readouterr().out
     assert "--optim.lr" in script
     assert "import-checkpoint" in script
