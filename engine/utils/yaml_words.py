@@ -49,8 +49,8 @@ def check_keys(text: str) -> None:
         if is_group and key is None and isinstance(event, yaml.ScalarEvent):
             key = prefix + event.value
             if (scope, key) in seen:
-                line = 1 + (event.start_mark.line if event.start_mark else 0)
-                raise yaml.YAMLError(f"line {line}: {key} is given twice; keep one of them")
+                problem = f"{key} is given twice; keep one of them"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
             seen.add((scope, key))
             continue
         if isinstance(event, yaml.CollectionStartEvent):

@@ -131,7 +131,8 @@ def test_commands_are_refused_a_folder_in_use(tmp_path: Path, capsys: pytest.Cap
     holder = hold(tmp_path)
     try:
         (tmp_path / "train.jsonl").write_text("")
-        for words in (["train", "--data.train", "x"], ["evaluate", "--clip", "RN50", "--manifest", "x"]):
+        manifest = str(tmp_path / "train.jsonl")
+        for words in (["train", "--data.train", manifest], ["evaluate", "--clip", "RN50", "--manifest", manifest]):
             assert main([*words, "--device", "cpu", "--output", str(tmp_path)]) == 2
             error = capsys.readouterr().err
             assert "in use by another process" in error

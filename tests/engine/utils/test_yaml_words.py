@@ -86,6 +86,8 @@ def test_numbers_in_lists_of_a_study(tmp_path):
 @pytest.mark.parametrize("kind", ["a key", "a group"])
 def test_a_file_with_a_key_twice_is_one_line(tmp_path, kind):
     (tmp_path / "a.yaml").write_text(TWICE[kind])
-    with pytest.raises(UserError, match=r"a\.yaml:[34]: (seed|optim) is given twice; keep one of them") as caught:
+    with pytest.raises(
+        UserError, match=r"a\.yaml:[34]: not readable as YAML \((seed|optim) is given twice; keep"
+    ) as caught:
         parse(["train", "--config", str(tmp_path / "a.yaml")])
     assert "\n" not in str(caught.value)
