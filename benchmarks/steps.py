@@ -253,7 +253,7 @@ def _text_side(s: Sizes, dtype: str, device: torch.device) -> Phase2:
     clip = {
         "embed_dim": s.D,
         "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 32},
-        "text_cfg": {"context_length": 77, "vocab_size": 64, "width": s.W, "heads": s.heads, "layers": s.layers},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": s.W, "heads": s.heads, "layers": s.layers},
     }
     model = ModelConfig(hidden_size=s.H)
     return Phase2(s, DTYPES[dtype], device, clip, model, text_side=True, literal=32)

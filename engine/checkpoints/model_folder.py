@@ -152,6 +152,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{file}: not of the format {FORMAT}")
     try:
+        if isinstance(description.get("head"), dict):  # first, since its choices have messages of their own
+            check_values(ModelConfig(**description["head"]), "model.")
         found = as_schema(Description, description)
         check_config(found.clip, str(file))
         require_true(found.pixels.size == found.clip["vision_cfg"]["image_size"])

@@ -12,6 +12,8 @@ from pathlib import Path
 from .bad_image import BadImage, check_extent
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
+JPEG = b"1.2.840.10008.1.2.4."
+"""how the transfer syntaxes of JPEG, JPEG-LS and JPEG 2000 begin; in other pixels their markers mean nothing"""
 BESIDE = 16 * 2**20
 """bytes that a file's attributes may take beside its pixels"""
 PIXEL_DATA = (b"\xe0\x7f\x10\x00OB", b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00\xff\xff\xff\xff")
@@ -30,12 +32,12 @@ def check_streams(path: Path, data: bytes, max_megapixels: float) -> None:
     if DEFLATED in data[132:1024]:
         _check_deflated(path, data, int(2e6 * max_megapixels) + BESIDE)
         return
-    start = max(data.find(tag) for tag in PIXEL_DATA)
+    start = max(data.find(tag) for tag in PIXEL_DATA) if JPEG in data[132:1024] else -1
     if start >= 0 and (size := stream_size(data, start)) is not None:
         width, height, components = size
         check_extent(path, width, height, max_megapixels)
         if components != 1:
-            raise BadImage(path, f"a DICOM file whose pixels have {components} components; it must be grey")
+            raise BadImage(path, f"a DICOM file that is not monochrome: its stream has {components} components")
 
 
 def stream_size(data: bytes, start: int = 0) -> tuple[int, int, int] | None:

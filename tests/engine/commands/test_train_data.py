@@ -124,8 +124,8 @@ def test_validation_sees_what_the_files_hold(manifest: Path, monkeypatch: pytest
     """Pixels of the first validation batch: those of the files, in the order of the manifest."""
     trainer = make_trainer(config(manifest, "run", "contrastive"), start("cpu"))
     pixels: list[torch.Tensor] = []
-    inputs = trainer.task.inputs
-    monkeypatch.setattr(trainer.task, "inputs", lambda batch: (pixels.append(batch.pixels), inputs(batch))[1])
+    arguments = trainer.task._arguments
+    monkeypatch.setattr(trainer.task, "_arguments", lambda batch: (pixels.append(batch.pixels), arguments(batch))[1])
     trainer.task.validate(trainer.task.module)
     files = [torch.from_numpy(np.array(Image.open(manifest.parent / f"{number}.png"))) for number in range(N)]
     assert torch.equal(torch.cat(pixels), torch.stack(files))

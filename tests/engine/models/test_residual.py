@@ -19,6 +19,7 @@ from pspg.engine.models.pspg import PsPG, probabilities
 from pspg.engine.models.residual import ClassResidual, related_mixing
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.trainer import parameter_groups
+from tests.engine.seal import seal
 
 Make = Callable[..., Path]
 SMALL = {"prompt_length": 3, "hidden_size": 8, "decoder_heads": 2, "residual": "class"}
@@ -33,6 +34,7 @@ def trained(model_folder: Make) -> Path:
     generator = torch.Generator().manual_seed(5)
     tensors["residual.offsets"] = 0.3 * torch.randn(2, 4, 24, generator=generator)
     save_file(tensors, folder / "model.safetensors")
+    seal(folder)
     return folder
 
 
