@@ -50,7 +50,7 @@ def check_keys(text: str) -> None:
             key = prefix + event.value
             if (scope, key) in seen:
                 problem = f"{key} is given twice; keep one of them"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
             seen.add((scope, key))
             continue
         if isinstance(event, yaml.CollectionStartEvent):

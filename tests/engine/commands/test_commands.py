@@ -79,6 +79,7 @@ def test_evaluate_writes_the_report_and_prints_its_summary(
         "template, positive only",
         "template, plain name",
         "ridge probe (ceiling)",
+        "text-informed probe",
     ]
     assert all(list(groups) == ["all", "seen", "unseen"] for groups in document["results"].values())
     assert len(rows(tmp_path / "report" / "predictions.csv")) == 40
