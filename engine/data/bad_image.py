@@ -38,8 +38,8 @@ def check_extent(path: Path, width: int, height: int, max_megapixels: float) -> 
 def report_bad(bad: dict[str, str]) -> None:
     """Count and list the images that were left out."""
     if bad:
-        log.info(f"{len(bad)} unreadable images were left out:")
+        log.warning(f"{len(bad)} unreadable images were left out:")
         for reason in list(bad.values())[:20]:
-            log.info(f"  {reason}")
+            log.warning(f"  {reason}")
         if len(bad) > 20:
-            log.info(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")
+            log.warning(f"  … and {len(bad) - 20} more; pspg-engine prepare check --output bad.csv lists all")

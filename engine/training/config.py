@@ -45,6 +45,8 @@ class OptimConfig:
     """where the cosine ends"""
     clip_norm: NonNegativeFloat = 0.0
     """largest gradient norm; 0: no clipping"""
+    patience: NonNegativeInt = 0
+    """epochs without a better validation after which training ends; 0: it goes on to the last"""
     accumulate: PositiveInt = 1
     """batches per optimizer step"""
     ema_decay: FractionBelowOne = 0.0
@@ -122,6 +124,8 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.train: name the training manifest (a JSONL file)")
     if (data.mean is None) != (data.std is None):
         raise UserError("data.mean: give data.mean and data.std together, or neither")
+    if optim.patience and not data.val:
+        raise UserError("optim.patience: needs data.val, a validation that can get better")
     if optim.warmup_epochs is not None and optim.warmup_epochs > optim.epochs:
         raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
     if config.zero_stage == 3:

@@ -212,13 +212,22 @@ class Trainer:
         """
         metrics: dict[str, float] = {}
         try:
-            while self.epoch < self.config.optim.epochs:
+            while self.epoch < self.config.optim.epochs and not self._waited_long():
                 self._train_epoch()
                 broadcast_buffers(self.evaluated)
                 metrics = self._validate()
         finally:
             self.telemetry.close()
         return {"step": self.step, **self.best, **metrics}
+
+    def _waited_long(self) -> bool:
+        """As many epochs have passed without a better one as the settings allow."""
+        patience, best = self.config.optim.patience, self.best["best_step"]
+        if not patience or best is None or self.epoch - best // self.steps_per_epoch < patience:
+            return False
+        if self.world.is_main:
+            log.info(f"no better epoch for {patience}: training ends after epoch {self.epoch} (optim.patience)")
+        return True
 
     def bad(self) -> dict[str, str]:
         """id → reason of the samples left out, in training and validation, on every rank."""

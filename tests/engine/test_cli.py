@@ -150,6 +150,7 @@ def test_a_mistake_in_a_file_names_the_file(
         ({"optim": {"lr": float("nan")}}, "optim.lr"),
         ({"optim": {"lr": 0}}, "optim.lr"),
         ({"optim": {"warmup_epochs": 60}}, "optim.warmup_epochs"),
+        ({"optim": {"patience": 3}}, "optim.patience"),
         ({"data": {"mean": 0.5}}, "data.mean"),
         ({"data": {"max_megapixels": 0}}, "data.max_megapixels"),
         ({"data": {"cache_features": True}}, "data.cache_features"),

@@ -6,8 +6,9 @@ Training, checkpoints and readers are the real ones; only the value of the valid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -134,6 +135,34 @@ def test_contrastive_publishes_the_first_epoch_of_the_smallest_loss(
     write_model(tmp_path / "expected", description, {"model": expected})
     found = probabilities(run, names, loader.batch())
     assert found == probabilities(tmp_path / "expected", names, loader.batch())
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 5), (1, 3), (2, 4), (3, 5)])
+def test_training_ends_after_epochs_without_a_better_one(
+    make_clip: Callable[..., Any],
+    names: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    patience: int,
+    epochs: int,
+) -> None:
+    """The second of five epochs is best; a run that ended so stays ended when it is resumed."""
+    caplog.set_level("INFO", "pspg")
+    run, loader = tmp_path / "run", Loader(names)
+    optim = OptimConfig(name="adamw", epochs=5, warmup_epochs=0, patience=patience)
+    config = TrainConfig(output=str(run), optim=optim, batch_size=len(loader.batch()), device="cpu")
+
+    def trained(resume: Literal["latest"] | None) -> tuple[int, int, int]:
+        clip = make_clip().float()
+        write_model(run, describe("clip", clip, PIXELS, training="noise"), {})
+        task = ContrastiveTask(clip, start("cpu"), None, "fp32")
+        states = Script(task, "val_loss", [2.0, 1.0, 1.5, 1.0, 3.0]).states
+        result = Trainer(replace(config, resume=resume), task, loader, start("cpu"), {}).fit()
+        return len(states), result["step"], result["best_step"]
+
+    assert trained(None) == (epochs, epochs, 2)
+    assert ("no better epoch for" in caplog.text) == (epochs < 5)
+    assert trained("latest") == (0, epochs, 2)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
