@@ -28,6 +28,7 @@ from .data.preparation.build import build
 from .utils.errors import DAMAGED, UserError
 from .utils.help import SettingsHelp
 from .utils.logging import Heard, show_messages
+from .utils.packaged import CONFIGS, find_file, near_names
 from .utils.parser_messages import parser_message
 from .utils.workers import loader_deaths
 from .utils.yaml_text import bounded, read_yaml
@@ -168,7 +169,9 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
         settings = command.load(command.settings)
         parser = parsers[name] = ArgumentParser(
             description=(settings.__doc__ or "").strip(),
-            epilog="Nested settings are given as --group.key VALUE or in a YAML file; later ones win.",
+            epilog="Nested settings are given as --group.key VALUE or in a YAML file; later ones win. A configuration "
+            "is looked for as given, then beside the YAML file that names it, then among those that come with the "
+            f"engine, in {CONFIGS}".replace("%", "%%"),
             exit_on_error=False,
             allow_abbrev=False,
         )
@@ -204,6 +207,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     root, parsers = make_parser(tuple(COMMANDS.items()))
     arguments = _with_config(list(arguments))
     try:
+        arguments = _find_configs(arguments)
         for file in map(Path, _configs(arguments)):
             if file.is_file():
                 read_yaml(file, YAML, "config")  # its errors name the file
@@ -219,7 +223,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
             if dataclasses.is_dataclass(field.default_factory) and not hasattr(values[field.name], "keys"):
                 raise UserError(f"{field.name}: is a group of settings, got {values[field.name]!r}")
         _refuse_null(settings, values)
-        return name, plain_numbers(settings(**vars(parsers[name].instantiate(values))))
+        found = plain_numbers(settings(**vars(parsers[name].instantiate(values))))
+        if hasattr(found, "find_files"):
+            found.find_files([Path(file).parent for file in reversed(_configs(arguments))])
+        return name, found
     except ArgumentError as error:
         command = _command_of(arguments)
         keys = [action.dest for action in parsers[command]._actions] if command in parsers else []
@@ -255,6 +262,26 @@ def _configs(arguments: Sequence[str]) -> list[str]:
     """The values of --config."""
     given = [b for a, b in pairwise(arguments) if a == "--config"]
     return given + [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+
+
+def _find_configs(arguments: list[str]) -> list[str]:
+    """The arguments with every value of --config where it is found.
+
+    Raises:
+        UserError: it is nowhere.
+    """
+    found = list(arguments)
+    for number, word in enumerate(arguments):
+        option, name = ("--config=", word[9:]) if word.startswith("--config=") else ("", word)
+        if not option and (number == 0 or arguments[number - 1] != "--config"):
+            continue
+        file = find_file(name)
+        if file is None:
+            raise UserError(f"config: {name}: no such file{near_names(name)}")
+        if file != name and os.environ.get("RANK", "0") == "0":
+            log.info("config: %s: taken from those that come with the engine, %s", name, file)
+        found[number] = option + file
+    return found
 
 
 def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("configs", "engine", "kernels")
 # package folder → what it may import of the project
 ALLOWED = {
     "kernels": {"kernels"},
@@ -94,22 +97,52 @@ def test_nobody_imports_the_folders_by_bare_name() -> None:
     assert not wrong
 
 
-@pytest.mark.slow
-def test_wheel_holds_the_tree(tmp_path: Path) -> None:
-    """Built from a copy: what an earlier build left in the checkout would end in the wheel."""
-    source = tmp_path / "source"
-    for folder in ("engine", "kernels"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist, which is built from a copy: what an earlier build left would end in both."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source)]
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("pspg_engine-*.whl")
+    (found,) = folder.glob("pspg_engine-*.whl")
+    return found
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_tree(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pspg/")}
     tree = {
         f"pspg/{path.relative_to(ROOT)}"
-        for folder in ("engine", "kernels")
+        for folder in PACKAGES
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".py", ".j2", ".typed", ".json"} and "__pycache__" not in path.parts
+        if path.suffix in {".py", ".j2", ".typed", ".json", ".yaml", ".sh"} and "__pycache__" not in path.parts
     } | {f"pspg/{folder}/py.typed" for folder in ("engine", "kernels")}
     assert packed == tree
+
+
+@pytest.mark.slow
+def test_installed_it_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
+    """With the packages of this environment; the engine and what comes with it are the wheel's."""
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", "pspg.engine", *words]
+        found = subprocess.run(
+            command, cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, check=False, capture_output=True
+        )
+        assert found.returncode == 0, found.stderr.decode()
+        return found.stdout.decode()
+
+    assert run("--version").split()[-1] == metadata.version("pspg-engine")
+    assert "output: runs/chexpert_phase2" in run("train", "chexpert_phase2.yaml", "--print_config")
+    folder = site / "pspg/configs"
+    assert str(folder) in "".join(run("train", "--help").split())
+    for script in folder.glob("launch/*.sh"):
+        subprocess.run(["bash", "-n", str(script)], check=True)

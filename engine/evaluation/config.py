@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
@@ -10,6 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_output
+from ..utils.packaged import located
 
 
 @dataclass(kw_only=True)
@@ -89,6 +92,11 @@ class EvaluateConfig:
     timeout_s: PositiveInt = 600
     """seconds that a batch may take to load. Several processes: also seconds that they wait for one another, at the
     start and once one has scored its batches"""
+
+    def find_files(self, folders: Sequence[Path]) -> None:
+        """Set clip and adapter to where their files are: as given, in one of `folders`, or packaged."""
+        self.clip = located(self.clip, folders, ".json")
+        self.adapter = located(self.adapter, folders, ".py")
 
 
 SOURCES = ("checkpoint", "clip", "predictions", "adapter")

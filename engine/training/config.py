@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -18,6 +20,7 @@ from ..config import (
 )
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_output
+from ..utils.packaged import located
 
 
 @dataclass(kw_only=True)
@@ -99,6 +102,10 @@ class TrainConfig:
     text_memory: PositiveInt | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: Seed = 0
+
+    def find_files(self, folders: Sequence[Path]) -> None:
+        """Set model.backbone to where its JSON file is: as given, in one of `folders`, or packaged."""
+        self.model.backbone = located(self.model.backbone, folders, ".json") or self.model.backbone
 
 
 def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:

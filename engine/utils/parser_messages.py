@@ -57,8 +57,6 @@ def _about_a_command(text: str, commands: Iterable[str]) -> str | None:
 
 
 def _about_a_file(text: str, key: str | None, file: str | None) -> str | None:
-    if key == "config" and "does not exist" in text:
-        return f"config: {file}: no such file"
     if key == "config" and "is not a file" in text:
         return f"config: {file}: is a folder; give a YAML file"
     if twice := re.search(r"line (\d+): (\S+ is given twice; .*)", text):

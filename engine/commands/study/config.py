@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from ...utils.packaged import located
 
 Metric = Literal["macro_auc", "micro_auc", "map_ap", "map_trapezoid", "macro_f1", "macro_mcc"]
 SOURCES = ("run", "checkpoint", "clip", "predictions", "adapter")
@@ -101,6 +105,14 @@ class StudyConfig:
     quoted: bool = True
     """show the quoted numbers"""
 
+    def find_files(self, folders: Sequence[Path]) -> None:
+        """Set the files of runs and rows to where they are: as given, in one of `folders`, or packaged."""
+        for run in self.runs.values():
+            run.config = located(run.config, folders)
+        for row in self.rows:
+            row.clip = located(row.clip, folders, ".json")
+            row.adapter = located(row.adapter, folders, ".py")
+
 
 @dataclass(kw_only=True)
 class LeaveOutConfig:
@@ -128,3 +140,7 @@ class LeaveOutConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     processes: PositiveInt = 1
     """processes of each training run and evaluation, by torchrun on this machine"""
+
+    def find_files(self, folders: Sequence[Path]) -> None:
+        """Set train to where it is: as given, in one of `folders`, or packaged."""
+        self.train = located(self.train, folders) or ""

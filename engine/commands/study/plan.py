@@ -13,6 +13,7 @@ from typing import Any
 
 from ...config import check_values, require
 from ...utils.errors import UserError
+from ...utils.packaged import near_names
 from .config import SOURCES, RowSpec, StudyConfig
 
 REFERENCE = re.compile(r"\$\{(data|run):([^}]*)\}")
@@ -159,7 +160,8 @@ class _Resolver:
             try:
                 content = Path(run.config).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"runs: {name}: config: {run.config}: cannot be read ({error})") from None
+                reason = f"cannot be read ({error}){near_names(run.config)}"
+                raise UserError(f"runs: {name}: config: {run.config}: {reason}") from None
         folder = self._folder("runs", name, [content, settings])
         title = f"{name}, seed {seed}" if run.seeded else name
         return Step("train", title, folder, settings, run.config, needs)
