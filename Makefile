@@ -11,13 +11,15 @@ OLDEST_TRITON := 3.6.0
 OLDEST := build/triton-$(OLDEST_TRITON)
 NEWEST := build/triton-newest
 
-.PHONY: help demo test test-slow test-triton test-triton-newest check-kernels inspect-kernels sanitize bench bench-gpu gpu-1 gpu-2 gpu-3 lint format clean
+.PHONY: help demo test test-slow test-triton test-triton-newest test-lowest constraints check-kernels inspect-kernels sanitize bench bench-gpu gpu-1 gpu-2 gpu-3 lint format clean
 
 help:
 	@echo "make demo             draw phantoms, train both phases, evaluate, predict on a real radiograph, report (minutes on 2 cores)"
 	@echo "make test             the tests that finish in minutes"
 	@echo "make test-slow        the longer ones: the demo's promises, kills and resumes, several processes"
 	@echo "make test-triton      the kernels' tests with the oldest triton that is supported, then with the newest where .venv has another"
+	@echo "make test-lowest      the tests of make test with the lowest versions that pyproject.toml allows (Python 3.11, several GB)"
+	@echo "make constraints      write constraints.txt, the versions in .venv"
 	@echo "make check-kernels    compile the kernels for four GPUs (without one), check and list what they use"
 	@echo "make inspect-kernels  the same, and write kernels/RESOURCES.md"
 	@echo "make sanitize         the kernels' GPU tests under compute-sanitizer"
@@ -80,6 +82,26 @@ define kernel_tests
 	PYTHONPATH=$(CURDIR)/$(1) $(PYTEST) -m "not slow" tests/kernels/test_*triton.py tests/kernels/test_interpreter.py \
 	  tests/kernels/test_launch.py tests/engine/training/test_kernels_in_training.py
 endef
+
+# The lowest version of each direct dependency, which pip cannot choose and uv can.
+LOWEST := build/lowest
+$(LOWEST)/.installed: pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	  --editable '.[dev,dicom,hf,dali-cuda13]'
+	touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest --complete -n auto --maxprocesses 8 --dist loadfile -m "not slow"
+
+# Without CUDA's libraries: a torch pins its own.
+constraints: $(TEST_STAMP)
+	mkdir -p build
+	$(BIN)/python -m pip freeze --exclude-editable --exclude pspg-engine > build/constraints
+	{ echo "# Versions that the tests last ran with; make constraints writes them."; \
+	  grep -vE '^(cuda-|nvidia-[^d]|#)' build/constraints; } > constraints.txt
 
 INSPECT := env -u TRITON_INTERPRET $(BIN)/python -m tools.inspect_kernels --check
 

@@ -10,6 +10,27 @@ from pathlib import Path
 
 import pytest
 
+from tools.demo import how_to_call
+
+
+@pytest.mark.parametrize(
+    ("files", "on_path", "message"),
+    [
+        (["pspg-engine"], True, "pspg-engine --help"),
+        (["pspg-engine"], False, ". activate && pspg-engine --help"),
+        ([], False, "pip install"),
+    ],
+)
+def test_the_demo_ends_with_how_to_call_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], on_path: bool, message: str
+) -> None:
+    for name in files:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path) if on_path else "")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert how_to_call().startswith(message)
+
 
 @pytest.mark.slow
 def test_demo_keeps_its_promises(tmp_path: Path) -> None:

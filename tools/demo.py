@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -106,7 +107,18 @@ def main() -> int:
     print_table(results[0] | results[1])
     print(f"real radiograph: {top(predictions)}\n{NOTE}")
     print(f"report: {report / 'report.html'}   ({time.perf_counter() - start:.0f} s in all)")
+    print(f"the command: {how_to_call()}")
     return 0
+
+
+def how_to_call() -> str:
+    """What to type for `pspg-engine` after this: its name where the shell finds it, else what makes it so."""
+    script = Path(sys.executable).with_name("pspg-engine")
+    if shutil.which("pspg-engine"):
+        return "pspg-engine --help"
+    if script.exists():
+        return f". {os.path.relpath(script.with_name('activate'))} && pspg-engine --help"
+    return f"pip install '.[dicom]' in {Path(__file__).parents[1]}, then pspg-engine --help"
 
 
 def print_table(results: dict[str, Any]) -> None:

@@ -118,3 +118,9 @@ def test_nothing_named_stays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert parse(["evaluate"])[1].clip is None
     assert parse(["train"])[1].model.backbone == "RN50"
     assert parse(["train", "--model.backbone", "none.json"])[1].model.backbone == "none.json"
+
+
+def test_help_tells_where_the_packaged_files_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert str(CONFIGS) in "".join(capsys.readouterr().out.split())
