@@ -37,7 +37,8 @@ def jpeg(width: int, height: int, kind: str = "JPEG") -> bytes:
 @pytest.mark.parametrize("size", [(12_000, 12_000), (65_000, 65_000), (1, 65_535)])
 def test_streams_say_their_own_size(kind: str, size: tuple[int, int]) -> None:
     assert stream_size(jpeg(*size, kind)) == (*size, 1)
-    data = bytes(132) + b"\xe0\x7f\x10\x00OB" + bytes(20) + jpeg(*size, kind)
+    syntax = b"1.2.840.10008.1.2.4." + (b"50" if kind == "JPEG" else b"90")
+    data = bytes(128) + b"DICM" + syntax + b"\xe0\x7f\x10\x00OB" + bytes(20) + jpeg(*size, kind)
     if size[0] * size[1] > 1e6:
         with pytest.raises(BadImage, match="max_megapixels"):
             check_streams(Path("a.dcm"), data, 1)
@@ -46,6 +47,8 @@ def test_streams_say_their_own_size(kind: str, size: tuple[int, int]) -> None:
     for length in range(132, len(data), 7):
         with suppress(BadImage):
             check_streams(Path("a.dcm"), data[:length], 1)
+    # Other syntaxes hold no such stream, whatever their bytes look like.
+    check_streams(Path("a.dcm"), data.replace(syntax, b"1.2.840.10008.1.2.5"), 1)
 
 
 def test_a_deflated_file_is_counted_not_kept() -> None:
