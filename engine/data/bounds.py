@@ -5,6 +5,7 @@ A DICOM header says one size and the stream within it another; a deflated file s
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -12,14 +13,16 @@ from pathlib import Path
 from .bad_image import BadImage, check_extent
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
-JPEG = b"1.2.840.10008.1.2.4."
-"""how the transfer syntaxes of JPEG, JPEG-LS and JPEG 2000 begin; in other pixels their markers mean nothing"""
+NOT_JPEG = re.compile(rb"\x02\x00\x10\x00UI..1\.2\.840\.10008\.1\.2(?!\.4\.)", re.DOTALL)
+"""a transfer syntax of native or RLE pixels"""
 BESIDE = 16 * 2**20
 """bytes that a file's attributes may take beside its pixels"""
 PIXEL_DATA = (b"\xe0\x7f\x10\x00OB", b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00\xff\xff\xff\xff")
 """the element's tag, explicit or implicit, little-endian as all compressed syntaxes are"""
 FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 """JPEG markers with the size of an image, JPEG-LS's included"""
+MOST_SCANS = 100
+"""of one JPEG: a progressive one has about 10, and each may cost a pass over all pixels"""
 
 
 def check_streams(path: Path, data: bytes, max_megapixels: float) -> None:
@@ -27,17 +30,28 @@ def check_streams(path: Path, data: bytes, max_megapixels: float) -> None:
 
     Raises:
         BadImage: a deflated file with more bytes than so many pixels and their attributes take, or a JPEG, JPEG-LS or
-            JPEG 2000 stream of more than `max_megapixels` million pixels or of several components.
+            JPEG 2000 stream of more than `max_megapixels` million pixels or of very many scans.
     """
     if DEFLATED in data[132:1024]:
         _check_deflated(path, data, int(2e6 * max_megapixels) + BESIDE)
         return
-    start = max(data.find(tag) for tag in PIXEL_DATA) if JPEG in data[132:1024] else -1
+    if NOT_JPEG.search(data, 132, 1024):  # its pixels can look like a stream
+        return
+    start = max(data.find(tag) for tag in PIXEL_DATA)
     if start >= 0 and (size := stream_size(data, start)) is not None:
-        width, height, components = size
+        width, height, _ = size
         check_extent(path, width, height, max_megapixels)
-        if components != 1:
-            raise BadImage(path, f"a DICOM file that is not monochrome: its stream has {components} components")
+        check_scans(path, data[start:])
+
+
+def check_scans(path: Path, data: bytes) -> None:
+    """Refuse a JPEG of very many scans: a few bytes of a scan make a decoder visit every pixel.
+
+    Raises:
+        BadImage: more than `MOST_SCANS`.
+    """
+    if data.count(b"\xff\xda") > MOST_SCANS:  # within a scan no other byte than 0 or a marker follows ff
+        raise BadImage(path, f"a JPEG of more than {MOST_SCANS} scans; save it anew")
 
 
 def stream_size(data: bytes, start: int = 0) -> tuple[int, int, int] | None:
@@ -70,7 +84,7 @@ def _jpeg_size(data: bytes, at: int) -> tuple[int, int, int] | None:
     return None
 
 
-def _check_deflated(path: Path, data: bytes, most: int) -> None:
+def _check_deflated(path: Path, data: bytes, most: float) -> None:
     """Count what the file inflates to, a piece at a time."""
     if len(data) < 144 or data[132:136] != b"\x02\x00\x00\x00":
         raise BadImage(path, "a deflated DICOM file without its group length")
@@ -78,9 +92,23 @@ def _check_deflated(path: Path, data: bytes, most: int) -> None:
     rest = data[144 + struct.unpack_from("<I", data, 140)[0] :]
     try:
         while rest and not inflate.eof:
-            found += len(inflate.decompress(rest, 2**20))
+            piece = inflate.decompress(rest, 2**20)
+            if not found:
+                most = min(most, _header_bytes(piece))
+            found += len(piece)
             rest = inflate.unconsumed_tail
             if found > most:
-                raise BadImage(path, f"inflates to more than {most >> 20} MiB; raise max_megapixels or save it anew")
+                raise BadImage(
+                    path, f"inflates to more than {int(most) >> 20} MiB; raise max_megapixels or save it anew"
+                )
     except zlib.error:
         raise BadImage(path, "a deflated DICOM file that is damaged") from None
+
+
+def _header_bytes(beginning: bytes) -> float:
+    """Most bytes that a file of this header's Rows and Columns takes; infinite where it does not begin with them."""
+    sides = [
+        [struct.unpack_from("<H", beginning, found.end())[0] for found in re.finditer(tag, beginning[:-2])]
+        for tag in (rb"\x28\x00\x10\x00US\x02\x00", rb"\x28\x00\x11\x00US\x02\x00")
+    ]
+    return 4 * max(sides[0]) * max(sides[1]) + BESIDE if all(sides) else float("inf")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..utils.errors import UserError
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
-from .bounds import check_streams
+from .bounds import check_streams, stream_size
 from .dicom_grey import render
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def _pydicom() -> ModuleType:
 def _check(path: Path, ds: Dataset, max_megapixels: float) -> None:
     from pydicom.pixels import get_decoder
     from pydicom.pixels.utils import get_expected_length
+    from pydicom.uid import RLELossless
 
     if "PixelData" not in ds:
         raise BadImage(path, "a DICOM file without pixels, or cut short")
@@ -124,6 +125,24 @@ def _check(path: Path, ds: Dataset, max_megapixels: float) -> None:
         raise BadImage(path, "cut short")
     if syntax.is_encapsulated and not get_decoder(syntax).is_available:
         raise BadImage(path, "compressed in a way that needs a decoder: pip install 'pspg-engine[dicom]'")
+    if syntax.is_encapsulated and syntax != RLELossless:
+        _check_size(path, ds)
+
+
+def _check_size(path: Path, ds: Dataset) -> None:
+    """A decoder reserves what the stream asks for, and pydicom compares it with the header only after.
+
+    Raises:
+        BadImage: the compressed stream says a far larger size than the header, or several components.
+    """
+    from pydicom.encaps import get_frame
+
+    size, pixels = stream_size(get_frame(ds.PixelData, 0, number_of_frames=1)), int(ds.Columns) * int(ds.Rows)
+    if size is not None and size[0] * size[1] > 2 * pixels + 2**20:  # a grid may begin beside the image
+        header = f"Columns × Rows are {ds.Columns} × {ds.Rows}"
+        raise BadImage(path, f"{header}, its compressed pixels {size[0]} × {size[1]}; export it anew")
+    if size is not None and size[2] != 1:
+        raise BadImage(path, f"a DICOM file whose pixels have {size[2]} components; it must be grey")
 
 
 def _stored(path: Path, ds: Dataset) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
+from .bounds import check_scans
 from .dicom import read_dicom
 from .png import PNG_MAGIC, lacks_rows, without_large_metadata
 
@@ -68,6 +69,8 @@ def read_image(
         # Not Image.open: it has a limit of its own, one for the whole process.
         image: Image.Image = plugin(io.BytesIO(data))
         check_extent(path, *image.size, max_megapixels)
+        if plugin is JpegImageFile:
+            check_scans(path, data)
         image.load()
         if plugin is PngImageFile and _may_lack_rows(image) and lacks_rows(data):
             raise BadImage(path, "a PNG with fewer rows of pixels than its header says")

@@ -88,12 +88,16 @@ class Table:
                 raise UserError(f"{self.path}:{number}: {len(record)} cells, the header has {len(self.columns)}")
             yield Line(self.path, number, dict(zip(self.columns, record, strict=True)))
 
-    def _lines(self, file: TextIO) -> Iterator[str]:
-        """Lines of an open file; one without end is refused before it is all in memory."""
+    def _lines(self, file: TextIO, record: list[int]) -> Iterator[str]:
+        """Lines of an open file; a record without end, quoted line ends or not, is refused before it is in memory.
+
+        `record` holds the characters of the present record; who reads the records sets it back to 0.
+        """
         number = 0
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
-            if len(line) > LONGEST_LINE:
+            record[0] += len(line)
+            if record[0] > LONGEST_LINE:
                 raise UserError(f"{self.path}:{number}: longer than {LONGEST_LINE >> 20} MiB, which no line is")
             yield line
 
@@ -102,8 +106,10 @@ class Table:
         number = 0
         try:
             with opener(self.path, "rt", encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(self._lines(cast(TextIO, file)), strict=True)
+                size = [0]
+                reader = csv.reader(self._lines(cast(TextIO, file), size), strict=True)
                 for record in reader:
+                    size[0] = 0
                     number = reader.line_num
                     yield number, record
         except UnicodeDecodeError:

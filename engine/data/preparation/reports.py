@@ -132,8 +132,10 @@ def impression(report: str) -> str | None:
     """
     headings = [match for match in HEADING.finditer(report) if SECTIONS.search(match[0])]
     ends = [match.start() for match in headings[1:]] + [len(report)]
-    for heading, end in reversed(list(zip(headings, ends, strict=True))):
-        if WANTED.search(heading[0]) and (text := clean(report[heading.end() : end])):
+    for heading, end in reversed(list(zip(headings, ends, strict=False))):  # without a heading there is one end more
+        # A clinical impression is what the referring physician suspects.
+        wanted = WANTED.search(heading[0]) and not re.match(r"\W*clinical\b", heading[0], re.IGNORECASE)
+        if wanted and (text := clean(report[heading.end() : end])):
             return text
     return None
 

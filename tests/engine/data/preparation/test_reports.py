@@ -95,3 +95,10 @@ def test_real_reports() -> None:
         r"XXXX|\bDr\b|physician|radiologist|telephone|notified|^\d\. |\s[.,]|IMPRESSION|\[<|>\]", re.MULTILINE
     )
     assert not [name for name, text in texts.items() if left.search(text)]
+
+
+@pytest.mark.parametrize(
+    "report", ["", "Lungs are clear.", "CLINICAL IMPRESSION: Rule out pneumonia.\n\nFINDINGS: Clear.\n"]
+)
+def test_no_heading_or_only_the_referrers_is_no_impression(report: str) -> None:
+    assert impression(report) is None
