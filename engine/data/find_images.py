@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..utils.errors import UserError
+from .file_names import is_shadow
 from .manifest import Sample, load_manifest
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
@@ -24,7 +25,7 @@ def find_images(source: Path, *, image_root: str | None = None) -> list[Sample]:
     if source.suffix == ".jsonl":
         return load_manifest(source, image_root=image_root, need="image").samples
     if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.is_file() and _looks_like_image(path))
+        files = sorted(path for path in source.rglob("*") if path.is_file() and _looks_like_image(path, source))
         if not files:
             raise UserError(f"input: {source} holds no images (png, jpg, jpeg, dcm or files without a suffix)")
         return [Sample(id=_printable(path.relative_to(source)), path=path) for path in files]
@@ -33,8 +34,10 @@ def find_images(source: Path, *, image_root: str | None = None) -> list[Sample]:
     return [Sample(id=_printable(Path(source.name)), path=source)]
 
 
-def _looks_like_image(path: Path) -> bool:
+def _looks_like_image(path: Path, source: Path) -> bool:
     """Tell images by suffix; files without one are DICOM if they say so."""
+    if is_shadow(path.relative_to(source)):
+        return False
     if path.suffix.lower() in SUFFIXES:
         return True
     if path.suffix:

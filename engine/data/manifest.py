@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from ..utils.text import printable
 
 LONGEST_LINE = 16 * 2**20
 """bytes"""
+log = logging.getLogger(__name__)
+
 Need = Literal["labels", "text", "image"]
 NOTE = "prepare.json"
 """what `prepare` writes beside its manifests; its `image_root` is the folder of the images, relative to its own"""
@@ -131,9 +134,22 @@ def load_manifest(
         if earlier != number:
             raise UserError(f"{path}:{number}: id {sample.id!r} is already on line {earlier}")
         samples.append(sample)
+    _tell_doubled(path, samples)
     if not samples:
         raise UserError(f"{path}: the manifest is empty; write one image a line")
     return Manifest(path, samples, names)
+
+
+def _tell_doubled(path: Path, samples: Sequence[Sample]) -> None:
+    """Say where files stand under several ids: they would count twice, or lie in two splits."""
+    first: dict[Path, str] = {}
+    doubled = [sample for sample in samples if first.setdefault(sample.path, sample.id) != sample.id]
+    if doubled:
+        one = doubled[0]
+        log.warning(
+            f"{path}: {len(doubled):,} lines hold a file that an earlier line has under another id, the first "
+            f"{one.path.name!r} ({first[one.path]!r} and {one.id!r})"
+        )
 
 
 def image_folder(manifest: str | Path, image_root: str | Path | None) -> Path:

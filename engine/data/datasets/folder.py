@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...utils.errors import UserError
+from ..file_names import is_shadow, plain_path
 from ..preparation.dataset import DataSet, SplitConfig
 from ..preparation.rows import Journal, Row
 from ..preparation.splits import SPLITS, split_by_hash
@@ -59,7 +60,7 @@ def read(config: FolderConfig, journal: Journal) -> tuple[list[str], Iterator[Ro
 
 
 def _row(line: Line, classes: list[str], config: FolderConfig) -> Row:
-    path = line[config.path_column]
+    path = plain_path(line[config.path_column])
     if not path or path.startswith("/") or ".." in path.split("/"):
         raise UserError(f"{line.path}:{line.number}: column {config.path_column!r} must be a path below the source")
     patient = line.get(config.patient_column) or None
@@ -83,6 +84,8 @@ def _row(line: Line, classes: list[str], config: FolderConfig) -> Row:
 def _images(source: Path, journal: Journal) -> Iterator[Row]:
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
+        if is_shadow(path.relative_to(source)):
+            continue
         if path.suffix.lower() in SUFFIXES:
             yield Row(id=name, filepath=name, split="test", place=name)
         elif path.is_file():

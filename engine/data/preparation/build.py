@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from ...utils.errors import UserError
 from ...utils.files import check_new_folder, naming, new_folder, write_text
 from ...utils.tables import write_csv
 from ...utils.text import printable
+from ..file_names import plain_path, spellings
 from ..manifest import NOTE, UNPRINTABLE, Sample
 from .counts import cooccurrence, count, readable, without_positives
 from .dataset import DataSet, PrepareConfig, SplitConfig
@@ -105,13 +107,18 @@ def _check_classes(classes: Sequence[str]) -> None:
 
 
 def _unique(rows: Iterable[Row], journal: Journal) -> list[Row]:
-    """The first row of every id."""
+    """The first row of every id, and of every file however its path is spelled."""
     first: dict[str, Row] = {}
+    files: dict[tuple[str, ...], Row] = {}
     for row in rows:
+        row.filepath = plain_path(row.filepath)
         if UNPRINTABLE.search(row.id + row.filepath):
             raise UserError(f"{row.place}: the image's name holds a control character; rename the file")
-        earlier = first.setdefault(row.id, row)
-        if earlier is not row:
+        places = tuple(unicodedata.normalize("NFC", place) for place in row.candidates)
+        earlier = first[row.id] if row.id in first else files.setdefault(places, row)
+        if earlier is row:
+            first[row.id] = row
+        else:
             same = (earlier.labels, earlier.split, earlier.patient) == (row.labels, row.split, row.patient)
             reason = "duplicate row" if same else "duplicate row that says something else (the first was kept)"
             journal.drop(reason, row.place, row.id)
@@ -125,11 +132,16 @@ def _with_images(rows: list[Row], root: Path, missing: str, journal: Journal) ->
             row.filepath = row.candidates[0]
         return rows
     kept: list[Row] = []
+    taken: set[str] = set()
     for row in tqdm(rows, "looking for images", delay=2, disable=None, leave=False):
-        place = next((place for place in row.candidates if (root / place).is_file()), None)
+        spelled = (name for place in row.candidates for name in spellings(place))
+        place = next((name for name in spelled if (root / name).is_file()), None)
         if place is None:
             journal.drop("missing image", row.place, row.candidates[0])
+        elif (real := os.path.realpath(root / place)) in taken:
+            journal.drop("duplicate row: a link to the file of another (the first was kept)", row.place, place)
         else:
+            taken.add(real)
             row.filepath = place
             kept.append(row)
     lost = journal.dropped.get("missing image", [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -381,3 +382,42 @@ def test_the_hash_split_is_stable() -> None:
     assert [number for number, split in enumerate(splits) if split == "val"] == [5, 39]
     assert [number for number, split in enumerate(splits) if split == "test"] == [7, 9, 11, 12, 14, 15, 21, 22, 38]
     assert all(split_by_hash(str(number), 0, {"test": 1.0, "val": 0.0}) == "test" for number in range(100))
+
+
+def test_a_film_under_two_spellings_is_one_row(
+    prepare: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dots, doubled slashes, backslashes, composed and decomposed accents, links; the first row is kept."""
+    folder = tmp_path / "in"
+    (folder / "s").mkdir(parents=True)
+    accent = "caf\u00e9.png"
+    for name in ("a.png", "s/b.png", unicodedata.normalize("NFD", accent)):
+        Image.new("L", (16, 16)).save(folder / name)
+    (folder / "link.png").symlink_to("a.png")
+    Image.new("L", (16, 16)).save(folder / "._a.png")
+    rows = [
+        ("a.png", "train"),
+        ("./a.png", "test"),
+        ("link.png", "val"),
+        ("s/b.png", "train"),
+        ("s//b.png", "test"),
+        (".\\s\\b.png", "val"),
+        (accent, "train"),
+        (unicodedata.normalize("NFD", accent), "test"),
+    ]
+    write_table(folder / "t.csv", [["path", "split", "Edema"], *([path, split, "1"] for path, split in rows)])
+    shown = prepare("folder", "--table", str(folder / "t.csv"), "--pixel_samples", "0")
+    found = manifest(tmp_path / "out", "train")
+    assert [row["id"] for row in found] == ["a.png", "s/b.png", accent]
+    assert not (tmp_path / "out/test.jsonl").exists()
+    assert not (tmp_path / "out/val.jsonl").exists()
+    assert shown.count("duplicate row") >= 2
+    assert all((folder / row["filepath"]).is_file() for row in found)
+    prepare("folder", "--pixel_samples", "0", output="alone")  # no table: what macOS leaves is no image
+    assert "._a.png" not in [row["id"] for row in manifest(tmp_path / "alone", "test")]
+    lines = "".join(
+        json.dumps({"id": name, "filepath": path}) + "\n" for name, path in (("1", "a.png"), ("2", "link.png"))
+    )
+    (folder / "two.jsonl").write_text(lines)
+    load_manifest(folder / "two.jsonl", need="image")
+    assert "two.jsonl: 1 lines hold a file that an earlier line has under another id" in caplog.text
