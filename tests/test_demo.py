@@ -69,4 +69,5 @@ def test_demo_keeps_its_promises(tmp_path: Path) -> None:
     assert macro_auc(own, "unseen compositions") >= macro_auc("PsPG", "unseen compositions")
     assert macro_auc(own, "unseen types") >= best_types - 0.005
     assert "unseen compositions" in done.stdout
-    assert "report.html" in done.stdout.splitlines()[-1]
+    assert "report.html" in done.stdout.splitlines()[-2]
+    assert "pspg-engine --help" in done.stdout.splitlines()[-1]

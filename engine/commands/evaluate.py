@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +57,7 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
     source = check_source(config)
     world = start(config.device, config.timeout_s, hosts_only=True)
     with ExitStack() as alone, ExitStack() as together:
-        if world.is_main:
+        if world.size == 1:
             alone.enter_context(one_writer(config.output))
         lost = watch(world, config.timeout_s, lambda line: log.error(f"pspg-engine evaluate: error: {line}"))
         together.enter_context(lost)
@@ -120,7 +120,9 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
         training_data=method.training_data,
         notes=config.notes,
     )
-    report = write_report(Path(config.output), evaluation, progress=bars)
+    # Of several ranks one can be ended from outside while they score: nothing is made before there is a report.
+    with one_writer(config.output) if world.size > 1 else nullcontext():
+        report = write_report(Path(config.output), evaluation, progress=bars)
     show_summary(evaluation)
     log.info(f"{len(scores.ids)} images, {len(names)} classes: {report}")
     return evaluation

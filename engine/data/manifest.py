@@ -144,7 +144,7 @@ def _tell_doubled(path: Path, samples: Sequence[Sample]) -> None:
     """Say where files stand under several ids: they would count twice, or lie in two splits."""
     first: dict[Path, str] = {}
     doubled = [sample for sample in samples if first.setdefault(sample.path, sample.id) != sample.id]
-    if doubled:
+    if doubled and os.environ.get("RANK", "0") == "0":  # of several processes the first tells it
         one = doubled[0]
         log.warning(
             f"{path}: {len(doubled):,} lines hold a file that an earlier line has under another id, the first "

@@ -54,7 +54,7 @@ def read_yaml(path: Path, load: Callable[[str], Any] = yaml.safe_load, key: str 
     try:
         if path.stat().st_size > 4 * LARGEST:
             raise UserError(f"{where}: longer than {LARGEST >> 20} million characters")
-        return bounded(load)(path.read_text(encoding="utf-8"))
+        return bounded(load)(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
     except UnicodeDecodeError:

@@ -74,7 +74,7 @@ def _official(config: ChestXray14Config) -> dict[str, str] | None:
         found: dict[str, str] = {}
         for name in ("train_val", "test"):
             path = find_table(config.source, f"{name}_list.txt")
-            for number, image in enumerate(path.read_text(encoding="utf-8").split(), 1):
+            for number, image in enumerate(path.read_text(encoding="utf-8-sig").split(), 1):
                 if found.setdefault(image, name) != name:
                     raise UserError(f"{path}:{number}: {image} is in both split lists; download them again")
         return found

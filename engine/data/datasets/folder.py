@@ -61,7 +61,7 @@ def read(config: FolderConfig, journal: Journal) -> tuple[list[str], Iterator[Ro
 
 def _row(line: Line, classes: list[str], config: FolderConfig) -> Row:
     path = plain_path(line[config.path_column])
-    if not path or path.startswith("/") or ".." in path.split("/"):
+    if not path or path.startswith("/") or path[1:3] == ":/" or ".." in path.split("/"):
         raise UserError(f"{line.path}:{line.number}: column {config.path_column!r} must be a path below the source")
     patient = line.get(config.patient_column) or None
     fractions = {"test": config.test_fraction, "val": config.val_fraction}

@@ -19,7 +19,7 @@ from ...utils.errors import UserError
 from ...utils.files import check_new_folder, naming, new_folder, write_text
 from ...utils.tables import write_csv
 from ...utils.text import printable
-from ..file_names import plain_path, spellings
+from ..file_names import spellings
 from ..manifest import NOTE, UNPRINTABLE, Sample
 from .counts import cooccurrence, count, readable, without_positives
 from .dataset import DataSet, PrepareConfig, SplitConfig
@@ -111,7 +111,6 @@ def _unique(rows: Iterable[Row], journal: Journal) -> list[Row]:
     first: dict[str, Row] = {}
     files: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        row.filepath = plain_path(row.filepath)
         if UNPRINTABLE.search(row.id + row.filepath):
             raise UserError(f"{row.place}: the image's name holds a control character; rename the file")
         places = tuple(unicodedata.normalize("NFC", place) for place in row.candidates)

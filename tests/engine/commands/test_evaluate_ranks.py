@@ -47,13 +47,14 @@ def model(phantoms: Path, settings: Callable[[str], list[str]], tmp_path_factory
     clip, pixels = load_clip_folder(run)
     write_model(run.parent / "clip", describe("clip", clip, pixels), {"model": dict(clip.state_dict())})
     (phantoms / "half.py").write_text(ADAPTER)
-    (phantoms / "images" / "empty.png").write_bytes(b"")
     rows = [json.loads(line) for line in (phantoms / "test.jsonl").read_text().splitlines()]
+    for i in range(len(rows)):
+        (phantoms / "images" / f"empty{i}.png").write_bytes(b"")
     names = (phantoms / "classes.txt").read_text().splitlines()
     table = [[row["id"], *(f"{(i * 7 + j) % 11 / 10}" for j in range(len(names)))] for i, row in enumerate(rows)]
     (phantoms / "given.csv").write_text("".join(",".join(cells) + "\n" for cells in [["id", *names], *table]))
     for name, bad in (("test_bad", {1, 3, 4, 5, 8}), ("test_one", {4}), ("test_none", set(range(40)))):
-        broken = [{**row, "filepath": "images/empty.png"} if i in bad else row for i, row in enumerate(rows)]
+        broken = [{**row, "filepath": f"images/empty{i}.png"} if i in bad else row for i, row in enumerate(rows)]
         (phantoms / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
     return run
 
@@ -108,11 +109,11 @@ def test_any_number_of_processes_writes_the_same_files(
     ("more", "line"),
     [
         # Each rank meets one.
-        ({"manifest": "test_bad.jsonl", "evaluation.batch_size": 3}, "rank [01]: {images}/empty.png"),
+        ({"manifest": "test_bad.jsonl", "evaluation.batch_size": 3}, "rank [01]: {images}/empty"),
         # The second rank's only one.
-        ({"manifest": "test_one.jsonl", "evaluation.batch_size": 3}, "rank 1: {images}/empty.png"),
-        ({"manifest": "test_none.jsonl", "on_bad_image": "skip"}, "{images}/empty.png"),
-        ({"manifest": "missing.jsonl"}, "{folder}/missing.jsonl: no such file"),
+        ({"manifest": "test_one.jsonl", "evaluation.batch_size": 3}, "rank 1: {images}/empty"),
+        ({"manifest": "test_none.jsonl", "on_bad_image": "skip"}, "{images}/empty"),
+        ({"manifest": "missing.jsonl"}, "manifest: {folder}/missing.jsonl: no such file"),
     ],
 )
 def test_error_of_a_rank_ends_all_with_one_line(
