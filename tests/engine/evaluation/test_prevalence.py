@@ -34,7 +34,7 @@ def evaluate(tmp_path: Path) -> Callable[..., int]:
     rows = []
     for number in range(40):
         labels = [number % 2, int(number % 10 == 0), int(number == 7)]
-        rows.append({"id": f"i{number}", "filepath": "x.png", "labels": labels})
+        rows.append({"id": f"i{number}", "filepath": f"{number}.png", "labels": labels})
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "classes.txt").write_text("\n".join(names))
