@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -118,7 +119,8 @@ def test_another_machines_lock_counts_while_it_is_fresh(tmp_path: Path, age: int
 def test_a_garbled_lock_of_nobody_is_taken_over(tmp_path: Path, content: str) -> None:
     (tmp_path / LOCK).write_text(content)
     with one_writer(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_nothing_written_leaves_no_folder(tmp_path: Path) -> None:
