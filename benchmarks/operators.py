@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -228,14 +229,25 @@ def _decoder_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Prob
         decoders = [dict(_decoder(s).named_parameters()) for _ in range(2)]
     weights = tuple(weight.detach() for decoder in decoders for weight in decoder.values())
     features, context = (_normal(rows, s.D, device=device) for rows in (s.C, s.B))
-    return Problem(weights, (tuple(decoders[0]), features, context, s.n, s.heads))
+    return Problem(weights, (tuple(decoders[0]), features, context, s.n, s.heads, s.launches))
 
 
 def _decode(impl: str, problem: Problem) -> Tensor:
-    names, features, context, n, heads = problem.fixed
+    """Both decoders; kernels launched as the number `launches` says, from 1."""
+    names, features, context, n, heads, launches = problem.fixed
     halves = problem.leaves[: len(names)], problem.leaves[len(names) :]
     decoders = [dict(zip(names, half, strict=True)) for half in halves]
-    return decode(decoders, features, context, prompt_length=n, heads=heads, impl=impl)
+    with _chosen("prompt_decoder.triton.host", launches, impl == "triton"):
+        return decode(decoders, features, context, prompt_length=n, heads=heads, impl=impl)
+
+
+def _chosen(module: str, number: int, kernels: bool) -> AbstractContextManager[None]:
+    """What a module of kernels can do in several ways is done in the one of that number, from 1."""
+    if not kernels:
+        return nullcontext()
+    found = import_module(f"pspg.kernels.{module}")  # imports triton
+    chosen: AbstractContextManager[None] = found.use(found.CHOICE_NAMES[number - 1])
+    return chosen
 
 
 # Single prompts through the text tower.
@@ -405,22 +417,20 @@ def _products_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Pro
 
 
 def _block_products(operations: BlockOperations, problem: Problem) -> tuple[Tensor, Tensor]:
-    """A block after its attention, and the next one's projection; kernels as the letter `products` says, from 1."""
+    """A block after its attention, and the next one's projection; kernels as the number `products` says, from 1."""
     (x, attended), (tower, choice) = problem.leaves, problem.fixed
-    chosen: AbstractContextManager[None] = nullcontext()
-    if operations is not EAGER:
-        from pspg.kernels.text_tower.triton import products  # imports triton
-
-        chosen = products.use(products.CHOICE_NAMES[choice - 1])
-    with chosen:
+    with _chosen("text_tower.triton.products", choice, operations is not EAGER):
         stream = finish(tower, operations, tower.layers[0], Stream(x), attended)
         stream, qkv = project(tower, operations, tower.layers[0], stream)
     return stream.total(), qkv
 
 
 CBn = {"C": 108, "B": 64, "n": 16}
+DECODER = {**CBn, "D": 1024, "H": 512, "heads": 8, "launches": 1}
 OPERATORS: dict[str, Operator] = {
-    "prompt_decoder": Operator({**CBn, "D": 1024, "H": 512, "heads": 8}, _decoder_problem, by_impl(_decode)),
+    "prompt_decoder": Operator(
+        {**CBn, "D": 1024, "H": 512, "heads": 8, "launches": 1}, _decoder_problem, by_impl(_decode)
+    ),
     "spcl": Operator({**CBn, **TOWER}, _spcl_problem, by_impl(_spcl, tidy=_repaired_spcl), _spcl_parts),
     "text_tower": Operator(
         {"C": 108, "n": 16, **TOWER}, _text_problem, by_impl(_single_features, tidy=_repaired_features), _text_parts
