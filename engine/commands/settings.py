@@ -10,7 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 
 from ..config import BitDepth, BlendName, check_values, require
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_new_folder, check_output
+from ..utils.files import check_input, check_new_folder, check_output, check_unused
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,8 @@ class PredictConfig:
     """an image, a folder of images, or a manifest (.jsonl)"""
     output: str = "predictions.csv"
     """CSV file: one image a line, one class a column"""
+    overwrite: bool = False
+    """replace an output that is there; false: refuse. A folder of maps is always a new one"""
     class_names: str | list[str] | None = None
     """classes to score, trained on or not: a list or a text file; null: those of the training. A classifier has its
     frozen ones, or some of them"""
@@ -119,6 +121,8 @@ class CheckConfig:
     folder"""
     output: str | None = None
     """also list the unusable images in this file, .csv or .jsonl"""
+    overwrite: bool = False
+    """replace an output that is there; false: refuse"""
     max_megapixels: PositiveFloat = 100
     """million pixels above which an image counts as unreadable; it guards the memory"""
     bit_depth: BitDepth | None = None
@@ -163,6 +167,7 @@ def check_predict(config: PredictConfig) -> None:
     check_values(config)
     require(checkpoint=config.checkpoint, input=config.input, output=config.output)
     check_output(config.output, folder=False)
+    check_unused(config.output, overwrite=config.overwrite)
     check_input(checkpoint=config.checkpoint, input=config.input, image_root=config.image_root)
     if config.maps is not None:
         check_new_folder(config.maps, key="maps")
@@ -201,6 +206,7 @@ def check_images(config: CheckConfig) -> None:
         check_output(config.output, folder=False)
         if Path(config.output).suffix not in (".csv", ".jsonl"):
             raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+        check_unused(config.output, overwrite=config.overwrite)
 
 
 def check_cache(config: CacheConfig) -> None:

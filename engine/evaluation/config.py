@@ -11,7 +11,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_output
+from ..utils.files import check_input, check_output, check_unused
 from ..utils.packaged import located
 
 
@@ -43,6 +43,8 @@ class EvaluateConfig:
     """labelled images (JSONL)"""
     output: str = ""
     """folder for the report"""
+    overwrite: bool = False
+    """replace the files of a report that is there; false: refuse"""
     image_root: str | None = None
     """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
     label_names: str | None = None
@@ -99,6 +101,8 @@ class EvaluateConfig:
         self.adapter = located(self.adapter, folders, ".py")
 
 
+REPORT = ("metrics.json", "per_class.csv", "predictions.csv", "MODEL_CARD.md", "report.html")
+"""files of a report"""
 SOURCES = ("checkpoint", "clip", "predictions", "adapter")
 
 
@@ -120,4 +124,5 @@ def check_evaluate(config: EvaluateConfig) -> None:
             f"tail_below: {config.tail_below} is above head_above {config.head_above}; a class has one group"
         )
     check_output(config.output)
+    check_unused(*(Path(config.output) / name for name in REPORT), overwrite=config.overwrite)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)

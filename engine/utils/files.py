@@ -99,6 +99,17 @@ def check_output(path: str | Path, *, folder: bool = True, key: str = "output") 
         raise UserError(f"{key}: {place} is not writable; choose another place")
 
 
+def check_unused(*files: str | Path, overwrite: bool, key: str = "output") -> None:
+    """Refuse, before any work is done, to replace results unless `overwrite`; `key` as in `check_output`.
+
+    Raises:
+        UserError: naming the first file that would be replaced.
+    """
+    held = next((file for file in files if Path(file).exists()), None)
+    if held is not None and not overwrite:
+        raise UserError(f"{key}: {held} is there already; choose another name, or give --overwrite true to replace it")
+
+
 def check_new_folder(path: str | Path, *, key: str = "output") -> None:
     """Refuse, before any work is done, an output that is not a new or empty folder; `key` as in `check_output`.
 

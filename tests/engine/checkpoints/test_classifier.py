@@ -124,7 +124,9 @@ def test_predict_scores_with_a_classifier(
     monkeypatch.setattr("pspg.engine.models.pspg.encode_prompts", None)
 
     def scores(**settings: Any) -> dict[str, np.ndarray]:
-        config = PredictConfig(checkpoint=str(folder), output=str(tmp_path / "x.csv"), workers=0, **settings)
+        config = PredictConfig(
+            checkpoint=str(folder), output=str(tmp_path / "x.csv"), overwrite=True, workers=0, **settings
+        )
         found = predict(config)
         return dict(zip(found.ids, found.probabilities, strict=True))
 

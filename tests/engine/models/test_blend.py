@@ -126,7 +126,7 @@ def test_evaluate_predict_and_the_classifier_agree(folder: Make, tmp_path: Path,
     table = np.genfromtxt(tmp_path / "report/predictions.csv", delimiter=",", skip_header=1)[:, 1:]
     config = PredictConfig(
         checkpoint=str(source), input=str(pictures / "test.jsonl"), output=str(tmp_path / "p.csv"), class_names=NEW,
-        blend_weight=3.0, workers=0,
+        blend_weight=3.0, workers=0, overwrite=True,
     )  # fmt: skip
     predicted = predict(config).probabilities
     np.testing.assert_allclose(predicted, table, rtol=0, atol=1e-6)
@@ -155,7 +155,9 @@ def test_models_without_bank_features_score_their_own_classes(model_folder: Make
     """Models of earlier versions, and imported ones."""
     source = model_folder(vit=True, tokens=False)
     output = image_folder / "p.csv"
-    config = PredictConfig(checkpoint=str(source), input=str(image_folder), output=str(output), workers=0)
+    config = PredictConfig(
+        checkpoint=str(source), input=str(image_folder), output=str(output), workers=0, overwrite=True
+    )
     assert len(predict(config).ids) == 5
     with pytest.raises(UserError, match="set blend to none, or train again"):
         predict(replace(config, class_names=NEW))
