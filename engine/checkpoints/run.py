@@ -29,12 +29,13 @@ from torch import Tensor
 from ..utils.documents import read_json
 from ..utils.errors import UserError
 from ..utils.files import replacing, sync, write_text
-from .integrity import State, digest_of, sha256_of, verify
+from .integrity import State, check_files, digest_of, read_state, sha256_of, verify
 
 log = logging.getLogger(__name__)
 
 __all__ = [
     "best_checkpoint",
+    "copy_checkpoint",
     "good_checkpoint",
     "last_checkpoint",
     "load_tensors",
@@ -93,10 +94,7 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     temporary.chmod(run.stat().st_mode & 0o777)
     for name, values in tensors.items():
         write_tensors(temporary / f"{name}.safetensors", values)
-    files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
-    document = {**state, "files": files}
-    write_json(temporary / "state.json", {**document, "sha256": digest_of(document)})
-    sync(temporary)
+    _seal(temporary, state)
     if folder.exists():  # what a killed process wrote before `last` could name it, or a damaged one
         if last_checkpoint(run) == folder:
             (root / "last").unlink(missing_ok=True)  # it never names what is not there
@@ -111,6 +109,22 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     for other in (*older, *root.glob(".step-*")):
         if other not in keep:
             shutil.rmtree(other)
+
+
+def copy_checkpoint(source: Path, target: Path, **changes: Any) -> None:
+    """Copy a checkpoint into a new folder, with other values of some keys of its state.
+
+    Raises:
+        UserError: it is damaged or gone, also meanwhile.
+    """
+    verify(source)
+    state = {key: value for key, value in read_json(source / "state.json").items() if key not in ("files", "sha256")}
+    target.mkdir()
+    for file in sorted(source.glob("*.safetensors")):
+        with file.open("rb") as content, replacing(target / file.name) as copy:
+            shutil.copyfileobj(content, copy)
+    check_files(target, read_state(source).files or {})
+    _seal(target, {**state, **changes})
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -182,6 +196,13 @@ def best_checkpoint(run: Path) -> Path | None:
             log.warning(f"{error}; the newest good checkpoint is {chosen}, it is used")
         return chosen
     return best
+
+
+def _seal(folder: Path, state: dict[str, Any]) -> None:
+    """Write state.json with the checksums of the files beside it."""
+    document = {**state, "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())}}
+    write_json(folder / "state.json", {**document, "sha256": digest_of(document)})
+    sync(folder)
 
 
 def _speaks() -> bool:

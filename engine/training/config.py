@@ -84,6 +84,10 @@ class TrainConfig:
     phase 1"""
     resume: Literal["latest"] | None = None
     """latest: continue this run from its newest checkpoint, or start it if it has none"""
+    fork: str | None = None
+    """run folder: start this run from that one's newest good checkpoint, steps and epochs counted on. What resume may
+    change may differ, and seed, data.augment, data.augment_bicubic, data.flip, loss.*, and optim.* but name, accumulate
+    and ema_decay"""
     timeout_s: PositiveInt = 600
     """seconds that a batch may take to load, after which the loader counts as standing still and the run ends. Several
     processes: also seconds without a sign of life, or without a batch while the others wait, after which a rank counts
@@ -175,6 +179,14 @@ def check_run(config: TrainConfig) -> None:
     check_train(config)
     data = config.data
     check_output(config.output)
+    check_input(fork=config.fork)
+    if config.fork is not None and not (Path(config.fork) / "checkpoints").is_dir():
+        raise UserError(
+            f"fork: {config.fork} is not the folder of a run, it has no checkpoints; model.pretrained_head starts from "
+            "the weights of any model"
+        )
+    if config.fork is not None and Path(config.fork).resolve() == Path(config.output).resolve():
+        raise UserError(f"fork: {config.fork} is the output itself; choose another output, or use --resume latest")
     files = {"train": data.train, "val": data.val, "label_names": data.label_names}
     folders = {"image_root": data.image_root, "cache": data.cache}
     check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from ..checkpoints.model_folder import bank_tensors, describe, load_bank, load_head
-from ..checkpoints.run import last_checkpoint
 from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import load_with
@@ -28,6 +27,7 @@ from ..utils.names import data_name
 from .config import TrainConfig
 from .feature_cache import CachedBatches, cache_features
 from .fingerprint import data_digest, resume_fingerprint
+from .fork import origin
 from .global_batch import GlobalPromptTask
 from .losses import PromptLoss
 from .losses.pair import PAIR_LOSSES
@@ -45,7 +45,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     Raises:
         UserError: unusable data, backbone, class names or settings.
     """
-    data, run = config.data, Path(config.output)
+    data, begun = config.data, origin(config)
     manifest = _labelled(config, data.train)
     names, columns = select_classes(manifest.label_names or [], data.class_names)
     labels = label_matrix(manifest.samples, columns, uncertain=data.uncertain, blank=data.blank)
@@ -53,7 +53,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         _report_classes(names, labels)
     clip, pixels = load_backbone(config, manifest)
     model = PsPG(clip, config.model, names)
-    if config.model.pretrained_head and last_checkpoint(run) is None:
+    if config.model.pretrained_head and begun is None:
         load_head(model, Path(config.model.pretrained_head), other_classes=True)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
     training = f"{len(manifest.samples)} images labelled with {len(names)} classes, {data_name(data.train)}"
@@ -74,9 +74,8 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         return cache_features(model, in_order(dataset), world.device, autocast, title=title)
 
     dataset = make_dataset(config, manifest, pixels, labels=labels, augment=True)
-    resumed = last_checkpoint(run) is not None
-    features = None if resumed else _bank(config, manifest, pixels, features_of)
-    bank = load_bank(run / "bank.safetensors", model) if features is None else features.global_
+    features = _bank(config, manifest, pixels, features_of) if begun is None else None
+    bank = load_bank((begun or Path()) / "bank.safetensors", model) if features is None else features.global_
     loader: Any
     if data.cache_features:
         loader = features_of(dataset, "caching features").train_loader(

@@ -14,7 +14,6 @@ import yaml
 from torch import Tensor, nn
 
 from ..checkpoints.model_folder import load_clip_folder, write_model
-from ..checkpoints.run import last_checkpoint
 from ..data.augment import Augmentation
 from ..data.dataset import ImageDataset
 from ..data.loaders.choose import load_with
@@ -29,6 +28,7 @@ from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import write_text
 from .config import TrainConfig
+from .fork import origin
 from .global_batch import SharedBatches
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,12 @@ def share_batches(config: TrainConfig, world: World, loader: Any) -> Any:
 
 def load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, Pixels]:
     """CLIP to start from, and the pixel rule: of the settings, else of the backbone, else of the training images."""
-    data, run = config.data, Path(config.output)
+    data = config.data
     pretrained = config.model.pretrained
     carried: Pixels | None = None
-    if last_checkpoint(run) is not None:
+    if (run := origin(config)) is not None:
         # A resumed run finds its backbone and pixel rule in its own folder, wherever they came from.
-        clip, carried = load_clip_folder(run)
-        return clip, carried
+        return load_clip_folder(run)
     if pretrained and (Path(pretrained) / "model.json").is_file():
         clip, carried = load_clip_folder(Path(pretrained))
     elif pretrained is None and config.task != "contrastive":
@@ -116,8 +115,8 @@ def report_run(config: TrainConfig, world: World, module: nn.Module, loader: Any
         return
     model, precision = config.model, autocast_dtype(config.precision, world.device)
     weights = "random weights" if model.pretrained in (None, RANDOM) else model.pretrained
-    if last_checkpoint(Path(config.output)) is not None:
-        weights = "weights of this run"
+    if (run := origin(config)) is not None:
+        weights = "weights of this run" if run == Path(config.output) else f"weights of {run}"
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     training = sum(size for size, trains in sizes if trains)
     steps = loader.batches_per_epoch // config.optim.accumulate
@@ -134,7 +133,7 @@ def write_start(
 ) -> None:
     """Write the resolved configuration and the model folder's fixed files."""
     run = Path(config.output)
-    if world.is_main and last_checkpoint(run) is None:
+    if world.is_main and origin(config) is None:
         run.mkdir(parents=True, exist_ok=True)
         write_text(run / "config.yaml", yaml.safe_dump(asdict(replace(config, resume=None)), sort_keys=False))
         write_model(run, description, tensors)

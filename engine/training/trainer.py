@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ from ..utils.errors import UserError
 from ..utils.numerics import numerics
 from .config import OptimConfig, TrainConfig, graph_needs
 from .cuda_graph import StepGraph
+from .fingerprint import FORK_CHANGES, FORKABLE
+from .fork import check_same_parent, parent_checkpoint, read_fork, write_fork
 from .images_ahead import ImagesAhead, with_next
 from .remarks import Remarks
 from .tasks import PromptTask
@@ -223,7 +225,11 @@ class Trainer:
     def _waited_long(self) -> bool:
         """As many epochs have passed without a better one as the settings allow."""
         patience, best = self.config.optim.patience, self.best["best_step"]
-        if not patience or best is None or self.epoch - best // self.steps_per_epoch < patience:
+        if not patience or best is None:
+            return False
+        fork = read_fork(self.run)
+        since = max(best, 0 if fork is None else fork.step)  # what the parent waited for does not count
+        if self.epoch - since // self.steps_per_epoch < patience:
             return False
         if self.world.is_main:
             log.info(f"no better epoch for {patience}: training ends after epoch {self.epoch} (optim.patience)")
@@ -352,17 +358,32 @@ class Trainer:
 
     def _resume_from(self) -> tuple[Path, State] | None:
         check_fresh(self.config)
-        if self.config.resume is None:
-            return None
-        found = good_checkpoint(self.run)
-        if self.world.is_main:
+        found = None if self.config.resume is None else good_checkpoint(self.run)
+        if found is None and self.config.fork is not None:
+            return self._fork()
+        if self.world.is_main and self.config.resume is not None:
             log.info(f"resuming from {found[0]}" if found else f"{self.run} holds no checkpoint yet: starting fresh")
         if found:
+            check_same_parent(self.config)
             self._check_state(*found)
         return found
 
-    def _check_state(self, checkpoint: Path, state: State) -> None:
-        """Refuse a state that this run cannot have written.
+    def _fork(self) -> tuple[Path, State]:
+        """Begin the run as a fork, once everything about it is checked; its first checkpoint."""
+        checkpoint, state = parent_checkpoint(self.config)
+        self._check_state(checkpoint, state, FORKABLE)
+        if self.world.is_main:
+            write_fork(self.config, checkpoint, state, self.fingerprint)
+        barrier()
+        return self.run / "checkpoints" / checkpoint.name, state
+
+    def _how_to_change(self, key: str) -> str:
+        if key in FORKABLE:
+            return f"--fork {self.run} starts a run from it in which this may change, or resume with the same settings"
+        return "resume with the same settings or start another run"
+
+    def _check_state(self, checkpoint: Path, state: State, may_differ: Collection[str] = ()) -> None:
+        """Refuse a state that this run cannot have written, or that it may not fork.
 
         Raises:
             UserError: impossible numbers, or other settings.
@@ -371,11 +392,10 @@ class Trainer:
         if state.epoch is None or state.contract is None:
             raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
         for key, value in self.fingerprint.items():
-            if state.contract.get(key) != value:
-                raise UserError(
-                    f"{key}: {checkpoint} was made with {state.contract.get(key)!r}, this run asks for {value!r}; "
-                    "resume with the same settings or start another run"
-                )
+            if state.contract.get(key) != value and key not in may_differ:
+                advice = f"a fork may change {FORK_CHANGES}" if may_differ else self._how_to_change(key)
+                theirs = state.contract.get(key)
+                raise UserError(f"{key}: {checkpoint} was made with {theirs!r}, this run asks for {value!r}; {advice}")
         if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps or state.epoch > self.config.optim.epochs:
             raise UserError(
                 f"{checkpoint / 'state.json'}: step {state.step} after {state.epoch} epochs, and an epoch has {steps}; "
