@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +49,9 @@ class Description:
     pixels: Pixels
     fusion: str
     model_cfg: dict[str, Any]
+    training: str | None = None
+    """what the model was trained on"""
+    blend: str | None = None
     files: dict[str, str] | None = None
     """file name → SHA-256; None: an older version wrote the folder"""
 
@@ -123,7 +127,10 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities (B,C), float32 or better, columns as `class_names`, of images (B,3,h,w)."""
-        tokens = self.image_features(images).tokens
+        return self.score(self.image_features(images).tokens)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """The same of the tokens (B,S,D) of `image_features`."""
         logits, _ = self.channel_attention.class_logits(self.logit_scale, tokens, *self.text_features)
         return probabilities(blended(logits, tokens, self.blend_features))
 
@@ -196,6 +203,31 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
         UserError: missing, damaged or mismatching files.
     """
     folder = Path(folder)
+    found = read_classifier(folder)
+    names = found.class_names
+    clip = load_towers(folder)
+    text = torch.zeros(2, len(names), found.model_cfg["embed_dim"])
+    tensors = load_tensors(folder / CLASSIFIER)
+    classifier = Classifier(
+        FrozenImageTower(clip, dtype),
+        FUSIONS[found.fusion](),
+        torch.zeros(()),
+        text,
+        class_names=names,
+        pixels=found.pixels,
+        blend_features=torch.zeros_like(text[0]) if "blend_features" in tensors else None,
+    )
+    check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
+    classifier.load_state_dict(tensors, strict=False)  # all but the image tower
+    return classifier
+
+
+def read_classifier(folder: Path) -> Description:
+    """What a classifier's folder says of itself; the checksums of its files are verified.
+
+    Raises:
+        UserError: not such a folder, or missing or damaged files.
+    """
     file = folder / CLASSIFIER_JSON
     description = read_json(file)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -208,23 +240,18 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is damaged ({error}); export the model again") from None
     check_files(folder, found.files or {})
-    config, names, fusion, pixels = found.model_cfg, found.class_names, found.fusion, found.pixels
-    text = torch.zeros(2, len(names), config["embed_dim"])
-    clip = build_clip(config).eval()
+    return found
+
+
+def load_towers(folder: Path) -> open_clip.CLIP:
+    """Both towers of a classifier's folder, float32, on the CPU, in eval mode.
+
+    Raises:
+        UserError: as `read_classifier`, or weights that do not fit.
+    """
+    clip = build_clip(read_classifier(folder).model_cfg).eval()
     load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
-    tensors = load_tensors(folder / CLASSIFIER)
-    classifier = Classifier(
-        FrozenImageTower(clip, dtype),
-        FUSIONS[fusion](),
-        torch.zeros(()),
-        text,
-        class_names=names,
-        pixels=pixels,
-        blend_features=torch.zeros_like(text[0]) if "blend_features" in tensors else None,
-    )
-    check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
-    classifier.load_state_dict(tensors, strict=False)  # all but the image tower
-    return classifier
+    return clip
 
 
 def _own_state(classifier: Classifier) -> dict[str, Tensor]:

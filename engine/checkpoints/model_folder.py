@@ -144,7 +144,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         UserError: not a model folder, or of a format this version does not know.
     """
     if is_classifier(folder):
-        raise UserError(f"{folder}: holds a frozen classifier, which predict reads; give the run or model folder")
+        raise UserError(
+            f"{folder}: holds a frozen classifier, which evaluate and predict read; give the run or model folder"
+        )
     if not (folder / "model.json").is_file():
         raise UserError(f"{folder}: not a run or model folder (it has no model.json)")
     file = folder / "model.json"

@@ -23,8 +23,8 @@ class EvaluateConfig:
     """
 
     checkpoint: str = ""
-    """source: folder of a run of either phase, or of an exported or imported model; a CLIP of phase 1 is scored with
-    the paper's fixed templates"""
+    """source: folder of a run of either phase, of an exported or imported model, or of a classifier, which scores the
+    classes that it was frozen with; a CLIP of phase 1 is scored with the paper's fixed templates"""
     clip: str | None = None
     """source: open_clip model name, or JSON file in open_clip's format with its preprocess_cfg, scored with the paper's
     fixed templates"""
