@@ -20,8 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from .data.datasets import all_datasets
 from .data.preparation.build import build
@@ -30,17 +29,13 @@ from .utils.help import SettingsHelp
 from .utils.logging import Heard, show_messages
 from .utils.packaged import CONFIGS, find_file, near_names
 from .utils.parser_messages import parser_message
+from .utils.settings import YAML, plain_numbers, refuse_null
 from .utils.workers import loader_deaths
-from .utils.yaml_text import bounded, read_yaml
-from .utils.yaml_words import as_written
+from .utils.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
-
-YAML = as_written(get_loader("yaml"))
-set_loader("yaml", bounded(YAML), exceptions=(yaml.YAMLError,))
-set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 
 @dataclass(frozen=True)
@@ -222,7 +217,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         for field in dataclasses.fields(settings):
             if dataclasses.is_dataclass(field.default_factory) and not hasattr(values[field.name], "keys"):
                 raise UserError(f"{field.name}: is a group of settings, got {values[field.name]!r}")
-        _refuse_null(settings, values)
+        refuse_null(settings, values)
         found = plain_numbers(settings(**vars(parsers[name].instantiate(values))))
         if hasattr(found, "find_files"):
             found.find_files([Path(file).parent for file in reversed(_configs(arguments))])
@@ -282,28 +277,6 @@ def _find_configs(arguments: list[str]) -> list[str]:
             log.info("config: %s: taken from those that come with the engine, %s", name, file)
         found[number] = option + file
     return found
-
-
-def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
-    """The parser lets null pass for every type."""
-    for field in dataclasses.fields(settings):
-        value = values[field.name]
-        if dataclasses.is_dataclass(field.default_factory):
-            _refuse_null(field.default_factory, value, f"{prefix}{field.name}.")
-        elif value is None and "None" not in str(field.type):
-            raise UserError(f"{prefix}{field.name}: must not be null")
-
-
-def plain_numbers(settings: Any) -> Any:
-    """The settings with int and float in place of the parser's numbers of a limited range, which YAML cannot write."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            plain_numbers(value)
-        for kind in (int, float):
-            if isinstance(value, kind) and type(value) not in (int, float, bool):
-                setattr(settings, field.name, kind(value))
-    return settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

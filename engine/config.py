@@ -45,8 +45,9 @@ class ModelConfig:
     backbone: str = "RN50"
     """open_clip model name, or the path of a JSON file in open_clip's model-config format"""
     pretrained: str | None = None
-    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; random: random weights, which in
-    phase 1 null means, too"""
+    """open_clip tag (such as openai), a weights file, the folder of a phase-1 run, or a CLIP in the Hugging Face Hub's
+    layout: a local folder, or hf-hub:OWNER/NAME; a folder brings its own architecture. random: random weights, which
+    in phase 1 null means, too"""
     pretrained_head: str | None = None
     """phase 2: folder of a phase-2 run or an exported model whose trained prompt head to start from, whatever classes
     it was trained on (the paper's cross-dataset training); null: a fresh one"""

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BlendName
+from ..data.any_image import AnyImage
 from ..data.labels import select_classes
 from ..data.pixels import Pixels
 from ..models.blend import blended
 from ..models.clip import ImageFeatures, build_clip, check_config, clip_config
 from ..models.frozen_image import FrozenImageTower
 from ..models.fusions import FUSIONS, Fusion
+from ..models.hub import local_folder
 from ..models.pspg import probabilities
 from ..models.weights import check_fit, load_strictly
 from ..utils.documents import as_schema
@@ -111,13 +113,16 @@ class Classifier(nn.Module):
         if self.blend_features is not None:
             self.blend_features = self.blend_features[rows]
 
-    def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:
-        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU; `bit_depth` of a 16-bit PNG.
+    def read(self, image: AnyImage, *, bit_depth: int | None = None) -> Tensor:
+        """A PNG, JPEG or DICOM file, a PIL image, an array or a tensor as the tower's input; see `Pixels.read`.
+
+        Returns:
+            float32 (3,h,w), on the CPU.
 
         Raises:
             UserError: it cannot be read.
         """
-        return self.pixels.read(path, bit_depth=bit_depth)
+        return self.pixels.read(image, bit_depth=bit_depth)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> ImageFeatures:
@@ -202,7 +207,7 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
     Raises:
         UserError: missing, damaged or mismatching files.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "checkpoint")
     found = read_classifier(folder)
     names = found.class_names
     clip = load_towers(folder)

@@ -22,6 +22,7 @@ from ..data.pixels import Pixels
 from ..models.blend import make_blend
 from ..models.class_set import ClassSet
 from ..models.clip import ImageFeatures, build_clip, check_config, clip_config, with_unit_token
+from ..models.hub import local_folder
 from ..models.pspg import PsPG, check_head
 from ..models.weights import load_strictly
 from ..utils.documents import as_schema
@@ -252,7 +253,7 @@ def load_model(folder: str | Path) -> LoadedModel:
     Raises:
         UserError: missing, damaged or mismatching files, or a folder of phase 1.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "checkpoint")
     description = read_description(folder)
     if description["kind"] != "pspg":
         raise UserError(f"{folder}: holds a CLIP of phase 1; give the folder of a phase-2 run")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +26,13 @@ from ..evaluation.scorer import Scorer, open_scorer
 from ..evaluation.similarity_maps import similarity_maps
 from ..models.blend import blended
 from ..models.features import frozen_features
+from ..models.hub import local_folder
 from ..models.pspg import probabilities
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
 from ..utils.files import new_folder
 from ..utils.numerics import fix_numerics
+from ..utils.settings import as_settings
 from ..utils.tables import write_csv
 from ..utils.terminal import show_table
 from .settings import PredictConfig, check_predict
@@ -49,19 +53,24 @@ class Predictions:
     """(N,C)"""
 
 
-def predict(config: PredictConfig) -> Predictions:
+def predict(config: PredictConfig | Mapping[str, Any] | str | Path | None = None, **more: Any) -> Predictions:
     """Score every image of `config.input`, write `config.output` and, where asked for, `config.maps`.
+
+    Args:
+        config, more: settings, as `utils.settings.as_settings` takes them.
 
     Raises:
         UserError: wrong settings, an unusable model, or (on_bad_image = error) an unreadable image.
     """
+    config = as_settings(PredictConfig, config, **more)
     check_predict(config)
+    checkpoint = local_folder(config.checkpoint, "checkpoint")
     samples = find_images(Path(config.input), image_root=config.image_root)
     device = pick_device(config.device)
     fix_numerics(device)
     autocast = autocast_dtype(config.precision, device)
     scorer = open_scorer(
-        Path(config.checkpoint),
+        checkpoint,
         config.class_names,
         device,
         autocast,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +26,21 @@ from ..training.prompt_learning import build_prompt
 from ..training.trainer import Trainer, check_fresh
 from ..utils.errors import UserError
 from ..utils.lock import one_writer
+from ..utils.settings import as_settings
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig | Mapping[str, Any] | str | Path | None = None, **more: Any) -> dict[str, Any]:
     """Run one phase and return what `Trainer.fit` returns.
+
+    Args:
+        config, more: settings, as `utils.settings.as_settings` takes them.
 
     Raises:
         UserError: whatever the user has to correct, before anything is written where possible.
     """
+    config = as_settings(TrainConfig, config, **more)
     check_run(config)
     check_parts(config)
     config = replace(config, loss=PromptLoss(config.loss).config)

@@ -77,7 +77,7 @@ def read_image(
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
             pixels = np.asarray(image)
-            return Image.fromarray(window16(pixels, bit_depth or _depth(path, pixels)))
+            return Image.fromarray(window16(pixels, bit_depth or depth_of(path, pixels)))
         return image.convert("L")
     except (BadImage, MemoryError):
         raise
@@ -97,7 +97,7 @@ def window16(pixels: NDArray[np.integer], bit_depth: int) -> NDArray[np.uint8]:
     return table[np.clip(pixels, 0, 2**bit_depth - 1)]
 
 
-def _depth(path: Path, pixels: NDArray[np.integer]) -> int:
+def depth_of(path: Path, pixels: NDArray[np.integer]) -> int:
     """The smallest of 8, 10, 12, 14, 16 bits that holds all pixels; PNG does not tell the true one.
 
     Raises:

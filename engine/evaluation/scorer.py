@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.classifier import CLASSIFIER, Classifier, freeze_classifier, load_classifier
-from ..checkpoints.model_folder import Pixels, is_classifier, load_model
+from ..checkpoints.model_folder import LoadedModel, Pixels, is_classifier, load_model
 from ..config import BlendName
 from ..models.clip import ImageFeatures
 from ..models.pspg import PsPG
@@ -66,6 +66,24 @@ def open_scorer(
         return _of_classifier(classifier, source / CLASSIFIER)
     loaded = load_model(source)
     loaded.set_classes(class_names)
+    return scorer_of(loaded, device, autocast, bank=bank, blend=blend, blend_weight=blend_weight)
+
+
+def scorer_of(
+    loaded: LoadedModel,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    *,
+    bank: bool,
+    blend: BlendName | None = None,
+    blend_weight: float | None = None,
+) -> Scorer:
+    """The same of a model that is loaded, with its present classes.
+
+    Raises:
+        UserError: a context or blend that it does not have.
+    """
+    source = loaded.source
     if bank and loaded.bank is None:
         raise UserError(f"context: {source} holds no context bank; use --context batch")
     model = loaded.model.to(device)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import UserError
+from .names import HUB
 
 
 @contextmanager
@@ -71,13 +72,13 @@ def sync(path: Path) -> None:
 
 
 def check_input(**paths: str | Path | None) -> None:
-    """Refuse files and folders that are not there; key → path, None or empty: not given.
+    """Refuse files and folders that are not there; key → path, None or empty: not given. Names on the Hub are let pass.
 
     Raises:
         UserError: naming key and path.
     """
     for key, path in paths.items():
-        if path and not Path(path).exists():
+        if path and not Path(path).exists() and not str(path).startswith(HUB):
             raise UserError(f"{key}: {path}: no such file or folder")
 
 
