@@ -19,6 +19,7 @@ from pspg.engine.commands.predict import predict
 from pspg.engine.commands.settings import PredictConfig
 from pspg.engine.config import EvaluationConfig
 from pspg.engine.evaluation.config import REPORT, EvaluateConfig
+from pspg.engine.evaluation.report.tables import data_tables
 from tests.engine.seal import seal
 
 
@@ -84,6 +85,16 @@ def test_evaluate_writes_the_report_and_prints_its_summary(
     assert all(list(groups) == ["all", "seen", "unseen"] for groups in document["results"].values())
     assert len(rows(tmp_path / "report" / "predictions.csv")) == 40
     assert evaluation is not None
+    tables = data_tables(evaluation)
+    assert {len(column) for column in tables["summary"].values()} == {6 * 3}
+    assert {len(column) for column in tables["predictions"].values()} == {40}
+    assert tables["predictions"].keys() == tables["labels"].keys() == {"id", *evaluation.class_names}
+    written = rows(tmp_path / "report" / "per_class.csv")
+    assert list(tables["per_class"]) == list(written[0])
+    assert tables["per_class"]["class"] == [row["class"] for row in written]
+    first = {key: column[1] for key, column in tables["summary"].items()}
+    assert (first["method"], first["group"]) == ("PsPG", "seen")
+    assert first["macro_auc_low"] <= first["macro_auc"] <= first["macro_auc_high"]
     expected = document["results"]["PsPG"]["unseen"]["macro_auc"]
     assert evaluation.method.metrics["unseen"].macro_auc == expected
     printed = capsys.readouterr().out
