@@ -89,6 +89,13 @@ COMMANDS = {
         "commands.settings:check_predict",
         example="--checkpoint runs/a --input new_images --output predictions.csv",
     ),
+    "calibrate": Command(
+        "commands.settings:CalibrateConfig",
+        "commands.calibrate:calibrate",
+        "fit probabilities and thresholds, kept with the model",
+        "commands.settings:check_calibrate",
+        example="--checkpoint runs/a --manifest data/own/val.jsonl",
+    ),
     "phantom": Command(
         "commands.phantom:DrawConfig",
         "commands.phantom:draw",

@@ -6,6 +6,7 @@ A run folder is one (its weights are those of its best checkpoint), and so is wh
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,9 +29,12 @@ from ..models.weights import load_strictly
 from ..utils.documents import as_schema
 from ..utils.errors import UserError
 from ..utils.names import base_name
+from .calibration import FILE, REPEAT, Calibration, read_calibration
 from .integrity import check_files, sha256_of
 from .published import class_encoder
 from .run import best_checkpoint, load_tensors, read_json, write_json, write_tensors
+
+log = logging.getLogger(__name__)
 
 FORMAT = "pspg-engine/1"
 RESIDUAL = "residual.offsets"
@@ -68,6 +72,8 @@ class LoadedModel:
     source: Path
     weights: Path
     training: str | None
+    calibration: Calibration | None = None
+    """whatever its classes and blend are, but of these weights"""
 
     def set_classes(self, names: str | list[str] | None) -> None:
         """Score these classes from now on: a list, or a text file, one a line; None: those of now.
@@ -275,7 +281,21 @@ def load_model(folder: str | Path) -> LoadedModel:
         source=folder,
         weights=weights,
         training=training_data(description),
+        calibration=calibration_of(folder, weights),
     )
+
+
+def calibration_of(folder: Path, weights: Path) -> Calibration | None:
+    """Calibration of a folder's weights; None if there is none, or one of other weights, which is said.
+
+    Raises:
+        UserError: damaged.
+    """
+    found = read_calibration(folder)
+    if found is not None and found.weights != sha256_of(weights):
+        log.info(f"{folder / FILE}: is of other weights than {weights}, so it is not used; {REPEAT}")
+        return None
+    return found
 
 
 def load_head(model: PsPG, folder: Path, *, other_classes: bool = False) -> Path:

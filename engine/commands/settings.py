@@ -39,6 +39,9 @@ class PredictConfig:
     classifier has the blend that it was frozen with"""
     blend_weight: NonNegativeFloat | None = None
     """weight of the templates; null: 4 for novelty, 1 for fixed"""
+    calibrated: bool = True
+    """use the model's calibration where it has one for these classes and this blend, and add a column of the classes
+    above their thresholds; false: the model's own probabilities alone"""
     maps: str | None = None
     """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
     more like the class's positive prompt than its negative one; null: none"""
@@ -58,6 +61,61 @@ class PredictConfig:
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""
+    workers: NonNegativeInt = 2
+    """loader processes; with dali also its decoding threads"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+
+
+@dataclass(kw_only=True)
+class CalibrateConfig:
+    """Fit a model's probabilities and the thresholds of its classes on validation images, and keep both with it.
+
+    Predict and exported classifiers then use them. The order of a class's scores, and so its AUC, does not change.
+    """
+
+    checkpoint: str = ""
+    """folder of a phase-2 run, of an exported or imported model, or of a classifier; calibration.json is written to
+    it"""
+    manifest: str = ""
+    """labelled validation images (JSONL), none of them trained or tested on"""
+    point: Literal["f1", "sensitivity", "specificity"] = "f1"
+    """what a class's threshold is chosen for: the best F1, or at least `target` of sensitivity or specificity"""
+    target: ClosedUnitInterval = 0.9
+    """sensitivity or specificity to reach"""
+    method: Literal["platt", "temperature"] = "platt"
+    """platt: probability = sigmoid(slope * log-odds + intercept); temperature: slope alone"""
+    groups: dict[str, str] | None = None
+    """name → text file of class names that share slope and intercept; null, and for classes in no file: one group a
+    class, and one for all classes with few positives"""
+    min_positives: PositiveInt = 10
+    """positives, and negatives, from which a class is fitted by itself"""
+    class_names: str | list[str] | None = None
+    """classes to score, trained on or not: a list or a text file; null: those of the training. Of a classifier its
+    frozen ones are calibrated"""
+    label_names: str | None = None
+    """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
+    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
+    """what a label of -1 becomes"""
+    blank: Literal["zeros", "ignore"] = "zeros"
+    """what a null label becomes"""
+    blend: BlendName | None = None
+    """as in predict, which uses a calibration only under the blend that it was fitted with; null: novelty"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
+    batch_size: PositiveInt = 64
+    """images a batch"""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """stop at an unreadable image, or leave it out, count it and list it"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU; auto: dali on a GPU if it is installed, else torch"""
+    max_megapixels: PositiveFloat = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    bit_depth: BitDepth | None = None
+    """true depth of 16-bit PNGs, 8 to 16 bits; null: as in predict"""
     workers: NonNegativeInt = 2
     """loader processes; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -174,6 +232,16 @@ def check_predict(config: PredictConfig) -> None:
     elif config.map_classes is not None or config.map_threshold is not None:
         key = "map_classes" if config.map_classes is not None else "map_threshold"
         raise UserError(f"{key}: needs maps, the folder to draw to; give --maps")
+
+
+def check_calibrate(config: CalibrateConfig) -> None:
+    """As `check_predict`."""
+    check_values(config)
+    require(checkpoint=config.checkpoint, manifest=config.manifest)
+    check_input(checkpoint=config.checkpoint, manifest=config.manifest, image_root=config.image_root)
+    for name, file in (config.groups or {}).items():
+        if not Path(file).is_file():
+            raise UserError(f"groups.{name}: {file}: no such file; name a text file of class names, one a line")
 
 
 def check_import(config: ImportConfig) -> None:

@@ -133,7 +133,9 @@ class Model:
         if not found.isfinite().all():
             raise UserError(f"{self._scorer.weights}: gives scores that are not finite; its training diverged")
         odds = (found[:, 0] - found[:, 1]).numpy()
-        return Scored(odds, probabilities(found).numpy(), self.class_names)
+        calibration = self._scorer.calibration
+        lines = None if calibration is None else calibration.lines()
+        return Scored(odds, probabilities(found, lines).numpy(), self.class_names)
 
     def probabilities(self, images: Any, *, batch_size: int = 64) -> NDArray[np.float64]:
         """Probabilities (N,C) alone, columns as `class_names`; arguments and errors as `score`."""
