@@ -26,6 +26,7 @@ DecoderName: TypeAlias = str
 FusionName: TypeAlias = str
 ClassificationLossName: TypeAlias = str
 PairLossName: TypeAlias = str
+LoggerName: TypeAlias = str
 if not TYPE_CHECKING:
     FractionBelowOne = restricted_number_type("FractionBelowOne", float, [(">=", 0), ("<", 1)])
     BitDepth = restricted_number_type("BitDepth", int, [(">=", 8), ("<=", 16)])
@@ -36,6 +37,7 @@ if not TYPE_CHECKING:
     FusionName = Literal[choices(_ENGINE / "models/fusions")]
     ClassificationLossName = Literal[choices(_ENGINE / "training/losses/classification")]
     PairLossName = Literal[choices(_ENGINE / "training/losses/pair")]
+    LoggerName = Literal[choices(_ENGINE / "training/loggers")]
 
 
 @dataclass(kw_only=True)

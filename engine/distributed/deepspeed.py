@@ -134,9 +134,23 @@ class Engine:
         if self._engine.enable_backward_allreduce:
             self._engine.allreduce_gradients()
 
-    def step(self) -> None:
-        """Update the weights and the schedule if this batch completes the accumulation."""
+    def step(self, *, norm: bool = False) -> Tensor | None:
+        """Update the weights and the schedule if this batch completes the accumulation.
+
+        Args:
+            norm: also return the norm of the gradient before clipping, a scalar that nothing has waited for.
+        """
+        found = self._gradient_norm() if norm and not self._partitioned else None
         self._engine.step()
+        if norm and self._partitioned:  # it sums over shards while it steps
+            found = torch.as_tensor(self._engine.get_global_grad_norm())
+        return found
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [parameter.grad for _, parameter in self._trained() if parameter.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        scaler = self._scaler()
+        return total if scaler is None else total / scaler.scale(torch.ones_like(total))
 
     @property
     def lr(self) -> float:

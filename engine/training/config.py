@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from ..config import (
     DataConfig,
     EvaluationConfig,
     FractionBelowOne,
+    LoggerName,
     LossConfig,
     ModelConfig,
     Seed,
@@ -21,6 +23,7 @@ from ..config import (
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_output
 from ..utils.packaged import located
+from .loggers import LOGGERS
 
 
 @dataclass(kw_only=True)
@@ -54,6 +57,16 @@ class OptimConfig:
     """batches per optimizer step"""
     ema_decay: FractionBelowOne = 0.0
     """decay of the exponential moving average of the weights; 0: none"""
+
+
+@dataclass(kw_only=True)
+class ProfileConfig:
+    """A trace of some steps by torch.profiler, written to `profile/` of the run folder."""
+
+    start: NonNegativeInt = 20
+    """optimizer steps of this process before the first that is recorded; the first ones compile and fill caches"""
+    steps: NonNegativeInt = 0
+    """optimizer steps to record; 0: none"""
 
 
 @dataclass(kw_only=True)
@@ -96,6 +109,14 @@ class TrainConfig:
     """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
     log_every: PositiveInt = 10
     """optimizer steps between log lines; the host waits for the device only there"""
+    logger: LoggerName | list[LoggerName] = field(default_factory=lambda: ["tensorboard"])
+    """where metrics go beside metrics.jsonl: one name or a list of them. wandb and mlflow take their own environment
+    variables (WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, …) and may send metrics, settings and examples to
+    another machine"""
+    log_images: NonNegativeInt = 0
+    """phase 2: so many validation images go to the loggers at the end of each epoch, with their labels and highest
+    probabilities; 0: none, as images of patients then lie where the loggers write"""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """on a GPU: record the step of either phase as a CUDA graph and replay it, also with cached features and sampled
     pairs; smaller batches, a step that cannot be recorded, or whose replay differs, run as usual. auto: wherever it
@@ -135,6 +156,7 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.train: name the training manifest (a JSONL file)")
     if (data.mean is None) != (data.std is None):
         raise UserError("data.mean: give data.mean and data.std together, or neither")
+    _check_loggers(config)
     if optim.patience and not data.val:
         raise UserError("optim.patience: needs data.val, a validation that can get better")
     if optim.warmup_epochs is not None and optim.warmup_epochs > optim.epochs:
@@ -168,6 +190,24 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.cache_features: needs data.augment false, features are computed once")
     if data.cache_features and data.flip:
         raise UserError("data.cache_features: needs data.flip 0, features are computed once")
+
+
+def loggers_of(config: TrainConfig) -> list[str]:
+    """Names of the loggers, each once."""
+    return list(dict.fromkeys([config.logger] if isinstance(config.logger, str) else config.logger))
+
+
+def _check_loggers(config: TrainConfig) -> None:
+    for name in loggers_of(config):
+        package = LOGGERS[name].package
+        if find_spec(package) is None:
+            raise UserError(f"logger: {name} needs the package {package}; pip install 'pspg-engine[{name}]'")
+    if config.log_images and config.task == "contrastive":
+        raise UserError("log_images: shows labels and scores, which phase 1 does not have; set it to 0")
+    if config.log_images and not config.data.val:
+        raise UserError("log_images: shows validation images; name data.val, or set it to 0")
+    if config.log_images and config.data.cache_features:
+        raise UserError("log_images: data.cache_features keeps no images; set one of them off")
 
 
 def check_run(config: TrainConfig) -> None:

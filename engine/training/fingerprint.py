@@ -12,6 +12,7 @@ import numpy as np
 from ..config import LossConfig
 from ..data.loaders.choose import pixel_source
 from ..data.manifest import Manifest
+from ..utils.names import base_name
 from .config import OptimConfig, TrainConfig
 
 MUTABLE = {
@@ -23,6 +24,10 @@ MUTABLE = {
     "zero_stage",
     "save_every",
     "log_every",
+    "logger",
+    "log_images",
+    "profile.start",
+    "profile.steps",
     "cuda_graphs",
     "images_ahead",
     "text_memory",
@@ -66,6 +71,27 @@ def resume_fingerprint(config: TrainConfig, extra: dict[str, Any]) -> dict[str, 
     data = config.data
     source = pixel_source(data.loader, cached=data.cache is not None, augmented=data.augment or data.flip > 0)
     return {**flat, "data.loader": source, **extra}
+
+
+def flat_settings(config: TrainConfig) -> dict[str, str | int | float | bool]:
+    """Dotted key → value of all settings, for loggers: files and folders by their name alone."""
+    flat: dict[str, str | int | float | bool] = {}
+
+    def add(prefix: str, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                add(f"{prefix}{key}.", value)
+            else:
+                flat[f"{prefix}{key}"] = (
+                    value if isinstance(value, int | float) else ", ".join(map(base_name, _items(value)))
+                )
+
+    add("", asdict(config))
+    return flat
+
+
+def _items(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else ["null" if value is None else str(value)]
 
 
 def data_digest(manifest: Manifest, labels: np.ndarray | None = None) -> str:

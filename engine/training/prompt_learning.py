@@ -25,6 +25,7 @@ from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.names import data_name
 from .config import TrainConfig
+from .examples import FirstImages
 from .feature_cache import CachedBatches, cache_features
 from .fingerprint import data_digest, resume_fingerprint
 from .fork import origin
@@ -96,6 +97,8 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
             loader.bad.update(cached.bad)
         else:
             validation = in_order(plain, **own)
+            if config.log_images and world.is_main:  # the first batch is the first rank's
+                validation = FirstImages(validation, config.log_images)
     if features is not None:
         write_start(config, world, description, {"clip": towers, "bank": bank_tensors(features)})
     task = _task(config, world, model, validation, bank.to(world.device))

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from ..models.pspg import PromptHead, PsPG, PsPGOutput
 from ..models.texts import PackedTexts, encode_tokens, pack_tokens
 from ..utils.device import autocast_dtype, pin
 from ..utils.errors import UserError
+from .examples import FirstImages, panel
 from .losses import GlobalBatch, PromptLoss, contrastive_loss
 
 
@@ -178,6 +181,7 @@ class PromptTask:
         self._validation, self._bank = validation, bank
         self._autocast = autocast_dtype(precision, world.device)
         self._room = 0
+        self._first: Scores | None = None
         self.streams: tuple[torch.cuda.Stream, ...] = ()
 
     def features(self, batch: Any) -> ImageFeatures:
@@ -269,7 +273,20 @@ class PromptTask:
             raise UserError("data.val: no image could be read")
         scores = Scores.join(parts)
         assert scores.labels is not None
+        self._first = scores.of(self._validation.ids) if isinstance(self._validation, FirstImages) else None
         return {"val_macro_auc": macro_auc(scores.labels, scores.probabilities)}
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The temperature of the fusion."""
+        return temperature(self.module.logit_scale)
+
+    def picture(self) -> NDArray[np.uint8] | None:
+        """The first validation images with their labels and scores; None: they were not kept."""
+        if self._first is None or not isinstance(self._validation, FirstImages) or not self._first.ids:
+            return None
+        assert self._first.labels is not None
+        names = self._model.class_set.names
+        return panel(self._validation.pixels, self._first.labels, self._first.probabilities, names)
 
     def score(self, metrics: dict[str, float]) -> float | None:
         """Validation Macro AUC."""

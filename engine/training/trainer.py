@@ -24,11 +24,12 @@ from ..models.weights import check_fit
 from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from ..utils.numerics import numerics
-from .config import OptimConfig, TrainConfig, graph_needs
+from .config import OptimConfig, TrainConfig, graph_needs, loggers_of
 from .cuda_graph import StepGraph
-from .fingerprint import FORK_CHANGES, FORKABLE
+from .fingerprint import FORK_CHANGES, FORKABLE, flat_settings
 from .fork import check_same_parent, parent_checkpoint, read_fork, write_fork
 from .images_ahead import ImagesAhead, with_next
+from .profile import StepProfiler
 from .remarks import Remarks
 from .tasks import PromptTask
 from .telemetry import LoaderWatch, Telemetry
@@ -66,6 +67,9 @@ class Task(Protocol):
 
     def score(self, metrics: dict[str, float]) -> float | None:
         """Score of an epoch, of which the best has most; None: no validation, the last epoch is the best."""
+
+    # Two more that a task may have. `scalars()`: detached scalars of its weights to log, read at log points only;
+    # `picture()`: after a validation, a picture (h,w,3) of it for the loggers, or None.
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -197,7 +201,15 @@ class Trainer:
             if self.average is not None:
                 load_into(self.average.module, checkpoint / "ema.safetensors")
             self.engine.load_scaler(state.scaler)
-        self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
+        self.telemetry = Telemetry(
+            self.run,
+            active=world.is_main,
+            step=self.step,
+            loggers=loggers_of(config),
+            settings=flat_settings(config) if world.is_main else {},
+            metrics=("loss", "val_loss" if config.task == "contrastive" else "val_macro_auc"),
+        )
+        self.profiler = StepProfiler(config.profile, self.run, world.rank)
         epochs = config.optim.epochs
         self.remarks = Remarks(epochs, epochs * self.steps_per_epoch, self.step, active=world.is_main)
         cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
@@ -213,13 +225,17 @@ class Trainer:
             UserError: the loss is no longer finite.
         """
         metrics: dict[str, float] = {}
+        failed = True
         try:
+            self.profiler.step()
             while self.epoch < self.config.optim.epochs and not self._waited_long():
                 self._train_epoch()
                 broadcast_buffers(self.evaluated)
                 metrics = self._validate()
+            failed = False
         finally:
-            self.telemetry.close()
+            self.profiler.stop()
+            self.telemetry.close(failed=failed)
         return {"step": self.step, **self.best, **metrics}
 
     def _waited_long(self) -> bool:
@@ -278,35 +294,43 @@ class Trainer:
             else:
                 loss, parts, gradients = replayed
                 self.engine.accumulate(gradients)
+            # What a row needs of this step is computed only where a row is written.
+            whole, upcoming = number % accumulate == 0, self.step + 1
+            save = whole and self.config.save_every and upcoming % self.config.save_every == 0 and number < last
+            due = whole and (upcoming % self.config.log_every == 0 or number == last or save)
             lr = self.engine.lr
-            self.engine.step()
+            norm = self.engine.step(norm=bool(due))
             for key, value in {"loss": loss, **parts}.items():
                 sums[key] = sums[key] + value if key in sums else value.clone()
             pending += 1
             self.telemetry.batch(self.config.batch_size)
-            if number % accumulate:
+            if not whole:
                 continue
             self.step += 1
             if self.average is not None:
                 self.average.update_parameters(self.task.module)
-            save = self.config.save_every and self.step % self.config.save_every == 0 and number < last
-            if self.step % self.config.log_every == 0 or number == last or save:
-                self._log(sums, pending, lr)
+            if due:
+                self._log(sums, pending, lr, norm)
                 sums, pending = {}, 0
+            self.profiler.step()
             if save:
                 self._save()
         self.telemetry.end_epoch()
         self.epoch += 1
 
-    def _log(self, sums: dict[str, Tensor], batches: int, lr: float) -> None:
+    def _log(self, sums: dict[str, Tensor], batches: int, lr: float, norm: Tensor | None) -> None:
         """Read the sums (here the host waits for the device), average them over ranks, and stop on a lost run."""
-        values = torch.stack([value.double() for value in sums.values()]) / batches
+        read = {key: value.double() / batches for key, value in sums.items()}
+        if norm is not None:
+            read["gradient_norm"] = norm.double().to(self.world.device)
+        read |= {key: value.double() for key, value in getattr(self.task, "scalars", dict)().items()}
+        values = torch.stack(list(read.values()))
         clock = time.perf_counter()
         own = values.tolist()
         device_wait = time.perf_counter() - clock
         means = torch.tensor(all_gather_object(own), dtype=torch.float64).mean(0).tolist()
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": lr}
-        row.update(zip(sums, means, strict=True))
+        row.update(zip(read, means, strict=True))
         row["images_per_s"] = self.telemetry.images_per_second()
         row["loader_wait"] = self.waits.share(device_wait)
         self.telemetry.log(row)
@@ -331,6 +355,9 @@ class Trainer:
         if all(reserved):
             row["reserved_bytes"] = reserved
         self.telemetry.log(row)
+        picture = getattr(self.task, "picture", lambda: None)() if self.world.is_main else None
+        if picture is not None:
+            self.telemetry.picture("examples", picture, self.step)
         best_step = self.best["best_step"]
         best_epoch = None if best_step is None else best_step // self.steps_per_epoch
         self.remarks.validated(self.epoch, self.engine.lr, metrics, best_epoch)
