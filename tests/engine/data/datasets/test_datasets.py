@@ -207,7 +207,7 @@ def mimic_tables(folder: Path, reports: Path) -> None:
     labels = [[10000032, 50414267, "1.0", "-1.0"], [11000011, 50000001, "", "0.0"]]
     write_table(folder / "mimic-cxr-2.0.0-chexpert.csv", [["subject_id", "study_id", "Atelectasis", "Edema"], *labels])
     texts = {
-        "p10/p10000032/s50414267": "IMPRESSION: Atelectasis. Dr. ___ was notified.",
+        "p10/p10000032/s50414267": "\ufeffIMPRESION: Atelectasis. Dr. ___ was notified.",
         "p11/p11000011/s50000001": " CONCLUSION:\n 1. Clear.",
         "p12/p12000011/s50000002": "FINDINGS: Clear.",
     }
