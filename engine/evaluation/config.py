@@ -62,6 +62,10 @@ class EvaluateConfig:
     """what a null label becomes"""
     baselines: bool = True
     """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
+    template_absences: Literal["turned", "literal"] = "turned"
+    """sentences of the fixed templates about classes that are an absence, such as No Finding and normal. turned: "No
+    evidence of abnormality." for it and "Findings suggesting abnormality." against it; literal: the name in the
+    templates as it is, as in the paper, which reads "No evidence of No Finding." """
     probe: str | None = None
     """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
     ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
