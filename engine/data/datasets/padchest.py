@@ -9,8 +9,8 @@ lists with stray spaces and empty strings. A class that a row does not list is 0
 reports are Spanish, reduced to word stems, and not used.
 
 Three of the paper's 108 classes are not seen in the one image: `exclude` and `suboptimal study` say that it should not
-be read, `unchanged` compares it with an earlier one. `not_findings` says what becomes of them; the default is the paper's.
-`normal` is a class like others, an absence (`models/absence.py`).
+be read, `unchanged` compares it with an earlier one. `not_findings` says what becomes of them; the default is the
+paper's. `normal` is a class like others, an absence (`models/absence.py`).
 """
 
 from __future__ import annotations
