@@ -26,7 +26,7 @@ from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import DAMAGED, UserError
 from .utils.help import SettingsHelp
-from .utils.logging import Heard, show_messages
+from .utils.logging import Heard, is_first, show_messages
 from .utils.packaged import CONFIGS, find_file, near_names
 from .utils.parser_messages import parser_message
 from .utils.settings import YAML, plain_numbers, refuse_null
@@ -280,7 +280,7 @@ def _find_configs(arguments: list[str]) -> list[str]:
         file = find_file(name)
         if file is None:
             raise UserError(f"config: {name}: no such file{near_names(name)}")
-        if file != name and os.environ.get("RANK", "0") == "0":
+        if file != name:
             log.info("config: %s: taken from those that come with the engine, %s", name, file)
         found[number] = option + file
     return found
@@ -309,9 +309,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             function(config)
         return DAMAGED if damage.warned else 0
     except UserError as error:
-        rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        if error.local or rank == "0":
-            where = f"rank {rank}: " if error.local and ranks != "1" else ""
+        if error.local or is_first():
+            several = error.local and os.environ.get("WORLD_SIZE", "1") != "1"
+            where = f"rank {os.environ.get('RANK', '0')}: " if several else ""
             log.error("%s: error: %s%s", program, where, error)
         return 2
     except OSError as error:

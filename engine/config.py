@@ -130,7 +130,8 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""

@@ -146,7 +146,7 @@ def last_checkpoint(run: Path) -> Path | None:
 def good_checkpoint(run: Path) -> tuple[Path, State] | None:
     """The checkpoint to continue from: what `last` names, or, where that is damaged, the newest that is whole.
 
-    All checkpoints of the run are verified, and the first of the processes logs a line for each that is damaged.
+    All checkpoints of the run are verified, and there is a line for each that is damaged.
 
     Returns:
         folder and state; None if the run has no checkpoint.
@@ -169,11 +169,10 @@ def good_checkpoint(run: Path) -> tuple[Path, State] | None:
     if not whole:
         raise UserError(f"{damaged[named]}; {run} holds no other checkpoint that is whole")
     chosen = named if named in whole else max(whole, key=lambda folder: (whole[folder].step, folder))
-    if _speaks():
-        for reason in damaged.values():
-            log.warning(f"{reason}; the newest good checkpoint is {chosen}, it is used")
-        if not (run / "checkpoints" / "last").is_file():
-            log.info(f"{run / 'checkpoints' / 'last'}: is missing; {chosen} is the newest checkpoint")
+    for reason in damaged.values():
+        log.warning(f"{reason}; the newest good checkpoint is {chosen}, it is used")
+    if not (run / "checkpoints" / "last").is_file():
+        log.info(f"{run / 'checkpoints' / 'last'}: is missing; {chosen} is the newest checkpoint")
     return chosen, whole[chosen]
 
 
@@ -192,7 +191,7 @@ def best_checkpoint(run: Path) -> Path | None:
     try:
         verify(best)
     except UserError as error:
-        if _speaks() and not best.is_dir():
+        if not best.is_dir():
             log.warning(f"{error}; the newest good checkpoint is {chosen}, it is used")
         return chosen
     return best
@@ -203,10 +202,6 @@ def _seal(folder: Path, state: dict[str, Any]) -> None:
     document = {**state, "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())}}
     write_json(folder / "state.json", {**document, "sha256": digest_of(document)})
     sync(folder)
-
-
-def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _folders(run: Path) -> list[Path]:

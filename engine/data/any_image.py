@@ -58,7 +58,7 @@ def _of_array(pixels: NDArray[Any], bit_depth: int | None, name: str) -> Image.I
     elif pixels.dtype != np.uint8:
         if colour:
             raise UserError(f"{name}: has colour of {pixels.dtype}; give uint8")
-        return Image.fromarray(window16(pixels, bit_depth or depth_of(Path(name), pixels)))
+        return Image.fromarray(window16(pixels, bit_depth or depth_of(Path(name), [pixels])))
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
 
 

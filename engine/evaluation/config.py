@@ -64,6 +64,10 @@ class EvaluateConfig:
     """what a null label becomes"""
     baselines: bool = True
     """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
+    template_absences: Literal["turned", "literal"] = "turned"
+    """sentences of the fixed templates about classes that are an absence, such as No Finding and normal. turned: "No
+    evidence of abnormality." for it and "Findings suggesting abnormality." against it; literal: the name in the
+    templates as it is, as in the paper, which reads "No evidence of No Finding." """
     probe: str | None = None
     """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
     ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
@@ -77,7 +81,8 @@ class EvaluateConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checkpoints.model_folder import bank_tensors, describe, load_bank, load_head
 from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
+from ..data.leaks import check_apart
 from ..data.loaders.choose import load_with
 from ..data.loaders.evaluation import EvalLoader, make_eval_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
@@ -87,6 +88,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     validation: Iterable[Any] | None = None
     if data.val:
         held_out = _labelled(config, data.val)
+        check_apart(manifest, held_out)
         _, held_columns = select_classes(held_out.label_names or [], names)
         held_labels = label_matrix(held_out.samples, held_columns, uncertain=data.uncertain, blank=data.blank)
         plain = make_dataset(config, held_out, pixels, labels=held_labels, augment=False)
