@@ -14,6 +14,7 @@ import torch
 from ..checkpoints.run import last_checkpoint
 from ..data.bad_image import report_bad
 from ..data.loaders.choose import pick_loader
+from ..distributed.launcher import run_marks
 from ..distributed.watch import watch
 from ..distributed.world import World, start
 from ..models.fusions import FUSIONS
@@ -39,7 +40,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_run(config)
     check_parts(config)
     config = replace(config, loss=PromptLoss(config.loss).config)
-    world = start(config.device, config.timeout_s)
+    world = start(config.device, config.timeout_s, run=run_marks(f"train {config.output}", config))
     with _watch(config, world), _only_writer(config, world):
         trainer = make_trainer(config, world)
         try:
