@@ -53,7 +53,7 @@ def start(device: str, timeout: float = 600, *, hosts_only: bool = False, run: S
     """
     global _store
     info = launcher_environment()
-    torch_device = _pick_device(device, info)
+    torch_device = device_of(device, info)
     os.environ["DS_ACCELERATOR"] = torch_device.type
     fix_numerics(torch_device)
     if torch_device.type == "cuda":
@@ -65,8 +65,8 @@ def start(device: str, timeout: float = 600, *, hosts_only: bool = False, run: S
     return World(dist.get_rank(), dist.get_world_size(), torch_device, info.local_rank if info else 0, _store)
 
 
-def _pick_device(device: str, info: RankInfo | None) -> torch.device:
-    """Like `pick_device`, but refused by all processes of a machine that has too few GPUs for them."""
+def device_of(device: str, info: RankInfo | None) -> torch.device:
+    """Device of this process: `pick_device`, but where a machine has too few GPUs all its processes are refused."""
     try:
         pick_device(device, info.local_world_size - 1 if info else 0)
     except UserError as error:

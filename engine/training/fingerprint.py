@@ -16,6 +16,7 @@ from .config import TrainConfig
 MUTABLE = {
     "output",
     "resume",
+    "dry_run",
     "timeout_s",
     "device",
     "zero_stage",

@@ -154,7 +154,7 @@ def test_more_ranks_than_gpus_are_refused_by_all_of_them(monkeypatch: pytest.Mon
     monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 1)
     info = RankInfo(8 + local_rank, 16, local_rank, 2, "node-a", 29500)
     with pytest.raises(UserError, match=r"^device: .*has no GPU, torch sees 1; start fewer processes") as caught:
-        world._pick_device("auto", info)
+        world.device_of("auto", info)
     assert caught.value.local == (local_rank == 0)  # one line a machine
 
 
