@@ -207,7 +207,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
     root, parsers = make_parser(tuple(COMMANDS.items()))
-    arguments = _with_config(list(arguments))
+    arguments = _with_config(_with_values(arguments))
     try:
         arguments = _find_configs(arguments)
         for file in map(Path, _configs(arguments)):
@@ -241,6 +241,12 @@ def _command_of(arguments: Sequence[str]) -> str:
     """The command or group that the arguments begin with; empty: none."""
     words = {" ".join(arguments[:count]) for count in (1, 2)}
     return max(words & (COMMANDS.keys() | GROUPS.keys()), key=len, default="")
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the value of a --dry_run that stands alone."""
+    pairs = pairwise([*arguments, "--"])
+    return [f"{word}=true" if word == "--dry_run" and after.startswith("--") else word for word, after in pairs]
 
 
 def _with_config(arguments: list[str]) -> list[str]:

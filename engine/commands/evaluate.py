@@ -18,6 +18,7 @@ from ..data.bad_image import report_bad
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
+from ..distributed.launcher import run_marks
 from ..distributed.watch import watch
 from ..distributed.world import World, start
 from ..evaluation.choose import check_source, open_source
@@ -67,7 +68,8 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
     if config.checkpoint:
         config = replace(config, checkpoint=str(local_folder(config.checkpoint, "checkpoint")))
     source = check_source(config)
-    world = start(config.device, config.timeout_s, hosts_only=True)
+    run = run_marks(f"evaluate {config.output}", config)
+    world = start(config.device, config.timeout_s, hosts_only=True, run=run)
     with ExitStack() as alone, ExitStack() as together:
         if world.size == 1:
             alone.enter_context(one_writer(config.output))

@@ -14,14 +14,16 @@ import torch
 from ..checkpoints.run import last_checkpoint
 from ..data.bad_image import report_bad
 from ..data.loaders.choose import pick_loader
+from ..distributed.launcher import launcher_environment, run_marks
 from ..distributed.watch import watch
-from ..distributed.world import World, start
+from ..distributed.world import World, device_of, start
 from ..models.fusions import FUSIONS
 from ..models.pspg import check_head
 from ..training.config import TrainConfig, check_run, graph_needs
 from ..training.contrastive import build_contrastive
 from ..training.losses import PromptLoss
 from ..training.losses.pair import PAIR_LOSSES
+from ..training.plan import plan
 from ..training.prompt_learning import build_prompt
 from ..training.trainer import Trainer, check_fresh
 from ..utils.errors import UserError
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig | Mapping[str, Any] | str | Path | None = None, **more: Any) -> dict[str, Any]:
-    """Run one phase and return what `Trainer.fit` returns.
+    """Run one phase and return what `Trainer.fit` returns; nothing after a dry run.
 
     Args:
         config, more: settings, as `utils.settings.as_settings` takes them.
@@ -44,7 +46,13 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path | None = None, **
     check_run(config)
     check_parts(config)
     config = replace(config, loss=PromptLoss(config.loss).config)
-    world = start(config.device, config.timeout_s)
+    if config.dry_run:
+        check_fresh(config)
+        info = launcher_environment()
+        for line in plan(config, info, device_of(config.device, info)):
+            log.info(line)
+        return {}
+    world = start(config.device, config.timeout_s, run=run_marks(f"train {config.output}", config))
     with _watch(config, world), _only_writer(config, world):
         trainer = make_trainer(config, world)
         try:

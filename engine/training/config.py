@@ -127,6 +127,8 @@ class TrainConfig:
     text_memory: PositiveInt | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: Seed = 0
+    dry_run: bool = False
+    """print what each rank would do (place, device, images of a batch; parameters and bytes) and start nothing"""
 
     def find_files(self, folders: Sequence[Path]) -> None:
         """Set model.backbone to where its JSON file is: as given, in one of `folders`, or packaged."""

@@ -19,6 +19,7 @@ MUTABLE = {
     "output",
     "resume",
     "fork",
+    "dry_run",
     "timeout_s",
     "device",
     "zero_stage",

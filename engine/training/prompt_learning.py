@@ -48,7 +48,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         UserError: unusable data, backbone, class names or settings.
     """
     data, begun = config.data, origin(config)
-    manifest = _labelled(config, data.train)
+    manifest = labelled_manifest(config, data.train)
     names, columns = select_classes(manifest.label_names or [], data.class_names)
     labels = label_matrix(manifest.samples, columns, uncertain=data.uncertain, blank=data.blank)
     if world.is_main:
@@ -87,7 +87,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         loader = make_loader(config, dataset, world)
     validation: Iterable[Any] | None = None
     if data.val:
-        held_out = _labelled(config, data.val)
+        held_out = labelled_manifest(config, data.val)
         check_apart(manifest, held_out)
         _, held_columns = select_classes(held_out.label_names or [], names)
         held_labels = label_matrix(held_out.samples, held_columns, uncertain=data.uncertain, blank=data.blank)
@@ -123,7 +123,7 @@ def _task(config: TrainConfig, world: World, model: PsPG, validation: Iterable[A
     return (GlobalPromptTask if shared else PromptTask)(*parts, **settings)
 
 
-def _labelled(config: TrainConfig, path: str) -> Manifest:
+def labelled_manifest(config: TrainConfig, path: str) -> Manifest:
     """A manifest whose samples have labels."""
     data = config.data
     names = None if data.label_names is None else load_label_names(data.label_names)
