@@ -130,7 +130,7 @@ def make_trainer(config: TrainConfig, world: World) -> Trainer:
     """
     if config.cuda_graphs == "on" and world.device.type != "cuda":
         raise UserError("cuda_graphs: needs a GPU, torch sees none")
-    need = graph_needs(config, world.size)
+    need = graph_needs(config)
     if config.cuda_graphs == "on" and need:
         raise UserError(f"cuda_graphs: needs {need}")
     if config.model.text_drop_path and world.size > 1 and config.scope == "global":

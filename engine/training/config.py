@@ -135,13 +135,12 @@ class TrainConfig:
         self.model.backbone = located(self.model.backbone, folders, ".json") or self.model.backbone
 
 
-def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
-    """The first thing that so many processes lack for the step to be a CUDA graph; None: nothing, given a GPU."""
+def graph_needs(config: TrainConfig) -> str | None:
+    """The first thing that a run lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
     needs = {
         "zero_stage 0": config.zero_stage == 0,
         "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
         "a GPU, device is cpu": config.device != "cpu",
-        "one process or scope local, collectives are not recorded": processes == 1 or config.scope == "local",
     }
     return next((need for need, met in needs.items() if not met), None)
 

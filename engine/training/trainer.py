@@ -25,7 +25,7 @@ from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from ..utils.numerics import numerics
 from .config import OptimConfig, TrainConfig, graph_needs, loggers_of
-from .cuda_graph import StepGraph
+from .cuda_graph import Recorder, StepGraph
 from .fingerprint import FORK_CHANGES, FORKABLE, flat_settings
 from .fork import check_same_parent, parent_checkpoint, read_fork, write_fork
 from .images_ahead import ImagesAhead, with_next
@@ -179,13 +179,11 @@ class Trainer:
             zero_stage=config.zero_stage,
             autocast=autocast_dtype(config.precision, world.device),
         )
-        recordable = (
-            config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config, world.size) is None
-        )
-        self.graph = StepGraph(task, world.device) if recordable else None  # type: ignore[arg-type]
+        recordable = config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config) is None
+        self.graph: StepGraph | None = None
         self.ahead: ImagesAhead | None = None
-        if recordable and config.images_ahead and isinstance(task, PromptTask) and not config.data.cache_features:
-            self.graph, self.ahead = None, ImagesAhead(task, world.device)
+        if recordable:
+            self.record()
         self.average: AveragedModel | None = None
         if config.optim.ema_decay:
             self.average = AveragedModel(
@@ -215,6 +213,23 @@ class Trainer:
         cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
         self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
 
+    def record(self, recorder: Recorder | None = None) -> None:
+        """Record steps from now on.
+
+        Ranks that share a batch average gradients within the recording where every batch is a step; else the engine
+        does so, once a step.
+
+        Args:
+            recorder: as of `StepGraph`.
+        """
+        task: Any = self.task
+        together = self.config.scope == "global" and self.world.size > 1
+        ranks = {"together": together, "reduce": together and self.config.optim.accumulate == 1}
+        if self.config.images_ahead and isinstance(task, PromptTask) and not self.config.data.cache_features:
+            self.ahead = ImagesAhead(task, self.world.device, recorder, **ranks)
+        else:
+            self.graph = StepGraph(task, self.world.device, recorder, **ranks)
+
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch.
 
@@ -236,6 +251,10 @@ class Trainer:
         finally:
             self.profiler.stop()
             self.telemetry.close(failed=failed)
+            if self.graph is not None:
+                self.graph.close()
+            if self.ahead is not None:
+                self.ahead.graph.close()
         return {"step": self.step, **self.best, **metrics}
 
     def _waited_long(self) -> bool:
@@ -284,16 +303,18 @@ class Trainer:
         for number, (batch, following) in enumerate(pairs, start + 1):
             advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
-            replayed = None if self.graph is None else self.graph(batch)
+            replayed, graph = None, self.graph
             if self.ahead is not None:
-                replayed = self.ahead(batch, following)
+                replayed, graph = self.ahead(batch, following), self.ahead.graph
+            elif graph is not None:
+                replayed = graph(batch)
             if replayed is None:
                 loss, parts = self.task.loss(self.engine(*self.task.inputs(batch)), batch)
                 self.engine.backward(loss)
                 loss = loss.detach()  # nothing of this step's graph may live while another is recorded
             else:
                 loss, parts, gradients = replayed
-                self.engine.accumulate(gradients)
+                self.engine.accumulate(gradients, reduced=graph is not None and graph.reduce)
             # What a row needs of this step is computed only where a row is written.
             whole, upcoming = number % accumulate == 0, self.step + 1
             save = whole and self.config.save_every and upcoming % self.config.save_every == 0 and number < last
