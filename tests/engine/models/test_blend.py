@@ -29,6 +29,7 @@ from pspg.engine.models.clip import ImageFeatures
 from pspg.engine.models.novelty import novelty
 from pspg.engine.models.templates import PAIRED, template_probabilities, template_texts
 from pspg.engine.utils.errors import UserError
+from tests.engine.seal import seal
 
 Make = Callable[..., Path]
 NEW = ["gallstone", "edema", "a mass"]
@@ -99,9 +100,23 @@ def test_training_classes_stay_as_they_are(folder: Make) -> None:
     assert loaded.blend(loaded.model.class_set, "fixed") is not None
 
 
-@pytest.mark.parametrize("head", [{}, {"prompts": "positive"}, {"fusion": "regions", "decoder": "context"}])
+@pytest.mark.parametrize(
+    "head",
+    [
+        {},
+        {"prompts": "positive"},
+        {"fusion": "regions", "decoder": "context"},
+        {"residual": "class"},
+        {"residual": "related"},
+    ],
+)
 def test_evaluate_predict_and_the_classifier_agree(folder: Make, tmp_path: Path, head: dict[str, Any]) -> None:
     source = folder(**head)
+    if "residual" in head:
+        tensors = load_file(source / "model.safetensors")
+        offsets = torch.randn(tensors["residual.offsets"].shape, generator=torch.Generator().manual_seed(5))
+        save_file({**tensors, "residual.offsets": 0.3 * offsets}, source / "model.safetensors")
+        seal(source)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     noise = np.random.default_rng(0)
