@@ -18,7 +18,7 @@ from pspg.engine.models.clip import clip_config
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.cuda_graph import WARM_UP, Recorder, StepGraph, outcome_of
 from pspg.engine.training.cuda_graph import Outcome as Recorded
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.kernels.prompt_decoder.op import MOST_IMAGES
 from pspg.kernels.spcl import sample_pairs
 

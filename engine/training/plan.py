@@ -18,8 +18,8 @@ from ..models.clip import build_clip, clip_config
 from ..models.pspg import PromptHead
 from ..utils.device import autocast_dtype
 from .config import TrainConfig
+from .optimizer import make_optimizer
 from .prompt_learning import labelled_manifest
-from .trainer import make_optimizer
 
 MIB = 2**20
 

@@ -17,7 +17,7 @@ from pspg.engine.commands.train import check_parts
 from pspg.engine.config import DataConfig, LossConfig, ModelConfig
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.losses import PromptLoss
-from pspg.engine.training.trainer import learning_rate
+from pspg.engine.training.optimizer import learning_rate
 from pspg.engine.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

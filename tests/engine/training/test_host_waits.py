@@ -17,8 +17,9 @@ from pspg.engine.training.config import OptimConfig, TrainConfig
 from pspg.engine.training.losses import PromptLoss, contrastive_loss
 from pspg.engine.training.losses.classification.bce import binary_cross_entropy
 from pspg.engine.training.losses.pair.ranking import ranking_loss
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.engine.training.tasks import PromptTask
-from pspg.engine.training.trainer import Trainer, make_optimizer
+from pspg.engine.training.trainer import Trainer
 from tests.engine.recorder import HostReads
 
 
