@@ -140,7 +140,8 @@ def tensor_of(argument: Any) -> Tensor | None:
 def tensors_of(name: str, argument: Any) -> dict[str, Tensor]:
     """The tensors of an argument by name; those of a named tuple are `name.field`."""
     if isinstance(argument, tuple):
-        fields = zip(argument._fields, argument, strict=True)
+        named: Any = argument
+        fields = zip(named._fields, argument, strict=True)
         return {key: found for field, part in fields for key, found in tensors_of(f"{name}.{field}", part).items()}
     tensor = tensor_of(argument)
     return {} if tensor is None else {name: tensor}

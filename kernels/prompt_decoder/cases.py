@@ -37,7 +37,7 @@ def _steps(sizes: Sizes, attention: int) -> float:
     """FLOPs of all steps: five layers, six matrices of the GRU but for the first step, attention to classes, images."""
     layers = sizes.steps * 5 + (sizes.steps - 1) * 6
     attended = attention * sizes.classes + 2 * sizes.heads * sizes.images
-    return 2.0 * sizes.count * sizes.classes * sizes.hidden * (layers * sizes.hidden + sizes.steps * attended)
+    return 2.0 * sizes.decoders * sizes.classes * sizes.hidden * (layers * sizes.hidden + sizes.steps * attended)
 
 
 CASES = (

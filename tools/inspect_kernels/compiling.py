@@ -84,7 +84,7 @@ def specialise(launch: Launch, architecture: int) -> Unit:
     parts = [
         part
         for number, (name, kind) in enumerate(zip(bound, known, strict=True))
-        for part in _parts((number,), *kind, bound[name])
+        for part in _parts((number,), kind[0], kind[1], bound[name])
     ]
     return Unit(
         kernel.fn.__module__,

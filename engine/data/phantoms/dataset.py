@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
@@ -162,23 +163,41 @@ def _map(
 
 def _make_radiograph(config: PhantomConfig, folder: str, place: tuple[str, int]) -> Radiograph:
     """Draw and save one image; its manifest row and findings."""
-    split, index = place
+    pixels, row, findings = _drawn(config, *place)
+    path = Path(folder, row["filepath"])
+    with naming(path):
+        Image.fromarray(pixels).save(path, compress_level=4)
+    return row, findings
+
+
+def draw_phantom(config: PhantomConfig, split: str, index: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """One radiograph of the data set in memory: uint8 (size,size), and its line of the manifest.
+
+    The same as `write_phantoms` writes, however many images the configuration counts.
+
+    Raises:
+        UserError: an impossible configuration, or no such split.
+    """
+    check_phantoms(config)
+    if split not in SPLITS:
+        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+    pixels, row, _ = _drawn(config, split, index)
+    return pixels, row
+
+
+def _drawn(config: PhantomConfig, split: str, index: int) -> tuple[NDArray[np.uint8], dict[str, Any], list[Finding]]:
     # One stream each: neither the size of the image nor the wording of the report changes what it shows.
     streams = [np.random.default_rng([config.seed, SPLITS.index(split), index, part]) for part in range(3)]
     vocabulary = make_vocabulary(config.classes)
     findings = draw_findings(vocabulary.kinds, streams[0])
     identifier = f"{split}-{index:06d}"
-    filepath = f"images/{identifier}.png"
-    pixels = draw_radiograph(findings, config.size, streams[1])
-    with naming(Path(folder, filepath)):
-        Image.fromarray(pixels).save(Path(folder, filepath), compress_level=4)
     row = {
         "id": identifier,
-        "filepath": filepath,
+        "filepath": f"images/{identifier}.png",
         "text": write_report(findings, vocabulary.kinds, streams[2]),
         "labels": label_row(vocabulary.names, findings).tolist(),
     }
-    return row, findings
+    return draw_radiograph(findings, config.size, streams[1]), row, findings
 
 
 def read_findings(folder: str | Path) -> dict[str, list[Finding]]:

@@ -29,7 +29,7 @@ PHASES = 7
 class Sizes(NamedTuple):
     """Sizes of a call."""
 
-    count: int  # G
+    decoders: int  # G
     steps: int  # n
     classes: int  # C
     images: int  # B
@@ -110,7 +110,7 @@ def forward_kernel(
     ATTENTION: tl.constexpr,
 ):
     """Phases of the steps forward: step i is phases 7i to 7i + 6."""
-    count, classes, hidden = sizes.count, sizes.classes, sizes.hidden
+    count, classes, hidden = sizes.decoders, sizes.classes, sizes.hidden
     program, programs = tl.program_id(0), tl.num_programs(0)
     width = sizes.heads * sizes.images
     blocks, rows = tl.cdiv(hidden, BLOCK), tl.cdiv(classes, BLOCK_C)
@@ -210,7 +210,7 @@ def backward_kernel(
     ATTENTION: tl.constexpr,
 ):
     """Phases of the steps backward: step n − 1 is phases 0 to 6, and phase 6 of step 0 has nothing to do."""
-    count, classes, hidden = sizes.count, sizes.classes, sizes.hidden
+    count, classes, hidden = sizes.decoders, sizes.classes, sizes.hidden
     program, programs = tl.program_id(0), tl.num_programs(0)
     width = sizes.heads * sizes.images
     blocks, rows = tl.cdiv(hidden, BLOCK), tl.cdiv(classes, BLOCK_C)
