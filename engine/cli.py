@@ -35,7 +35,10 @@ from .utils.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
+OUT_OF_MEMORY = (
+    r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory|can't start new thread"
+    r"|Resource temporarily unavailable"
+)
 
 
 @dataclass(frozen=True)
@@ -324,15 +327,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s: error: %s: %s", program, _file_of(error), error.strerror or error)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
+        found = _want_of_memory(error)
+        if found is None:
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(found).splitlines() or [""])[0][:200]
         advice = "lower batch_size, data.workers or max_megapixels, or take a machine with more"
         log.error("%s: error: out of memory%s; %s", program, f" ({reason})" if reason else "", advice)
         return 2
     except KeyboardInterrupt:
         log.error("%s: interrupted", program)
         return 130
+
+
+def _want_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that it came of, that says that memory or threads are lacking."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))):
+            return error
+        error = error.__context__
+    return None
 
 
 def _file_of(error: OSError) -> str:
