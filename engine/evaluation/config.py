@@ -13,6 +13,7 @@ from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_output, check_unused
 from ..utils.packaged import located
+from ..utils.plugins import load_plugins
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,9 @@ class EvaluateConfig:
     """source: Python file with the functions load, preprocess and score of any model; its code is run"""
     other_source: dict[str, Any] = field(default_factory=dict)
     """source: name → value of a source of your own that has no setting here, see engine/evaluation/README.md"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register what a model needs, sources or metrics;
+    one or a list"""
     method: str | None = None
     """name of the method in the report; null: PsPG, CLIP fine-tuned, or the name of `clip` or of the file"""
     manifest: str = ""
@@ -117,6 +121,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
     Raises:
         UserError: naming the key and what to do.
     """
+    load_plugins(config.plugins)
     given = [f"--{name}" for name in SOURCES if getattr(config, name)]
     given += [f"--{name}" for name in config.other_source]
     if len(given) != 1:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ...config import EvaluationConfig
 from ..bootstrap import Intervals, bootstrap_groups
-from ..metrics import Metrics, check_scores, evaluate_groups
+from ..metrics import OWN, Metrics, check_scores, evaluate_groups
 
 SUMMARY = {
     "macro_auc": "Macro AUC",
@@ -22,6 +23,34 @@ SUMMARY = {
     "macro_mcc": "MCC",
 }
 """attribute of `Metrics` → heading of its column"""
+Metric = Callable[[NDArray[np.int8], NDArray[np.float64]], float]
+_BUILT_IN = frozenset(field.name for field in fields(Metrics))
+
+
+def register_metric(name: str, heading: str | None = None) -> Callable[[Metric], Metric]:
+    """Decorator that adds a metric to every evaluation: tables, page, card, metrics.json and the terminal.
+
+    The function takes labels (N,C) in {1, 0, −1}, of which −1 masks an entry, and probabilities (N,C) of one group of
+    classes, and returns a number, the greater the better, or NaN. Defined anew, it takes the place of the one before.
+
+    Args:
+        name: identifier of the metric.
+        heading: of its column; None: the name.
+
+    Raises:
+        ValueError: no identifier, or a metric of the engine's.
+    """
+    if not name.isidentifier() or name in _BUILT_IN:
+        raise ValueError(f"metric: {name!r} is no identifier, or a metric of the engine's; choose another name")
+
+    def register(function: Metric) -> Metric:
+        OWN[name] = function
+        SUMMARY[name] = heading or name
+        return function
+
+    return register
+
+
 CONTEXTS = {
     "batch": "scores depend on which images share a batch; the batch size is part of the result",
     "bank": "scores do not depend on batches: the prompts attend to a fixed bank of training images",

@@ -55,7 +55,7 @@ def data_tables(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
         for group, metrics in method.metrics.items():
             row: dict[str, Any] = {"method": method.name, "group": group, "parameters": method.parameters}
             intervals = method.intervals.get(group)
-            for key, value in vars(metrics).items():
+            for key, value in (vars(metrics) | metrics.own).items():
                 if isinstance(value, int | float):
                     row[key] = value
                     if isinstance(bounds := getattr(intervals, key, None), Interval):
@@ -119,4 +119,5 @@ def low_high(interval: Interval | None) -> tuple[float, float] | None:
 
 
 def _as_json(metrics: Metrics, intervals: Intervals | None) -> dict[str, Any]:
-    return asdict(metrics) | {"intervals": None if intervals is None else asdict(intervals)}
+    found = asdict(metrics)
+    return found | found.pop("own") | {"intervals": None if intervals is None else asdict(intervals)}
