@@ -121,7 +121,13 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
     if rivals:
         scores, rivals = on_common_images(scores, rivals)
     assert scores.labels is not None
-    fitted = None if validation is None else _fit(config, validation, names)
+    kept = method.calibration(list(lists.values()))
+    fitted = None
+    if validation is not None:
+        fitted = _fit(config, validation, names)
+    elif kept is not None:
+        reasons = {row.name: "by the model's calibration" for row in kept.classes if row.group is None}
+        fitted = Fitted(kept.classes, reasons, kept.point, kept.data, kept.images)
     bars = sys.stderr.isatty()
     evaluation = Evaluation(
         title=config.title or f"{method.name} evaluation",

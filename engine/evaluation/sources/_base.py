@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...checkpoints.calibration import Calibration
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.images import Resize, read_image
@@ -77,6 +78,10 @@ class Method(ABC):
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Probabilities (N,C) by name of what the method is compared with on the same features."""
         return {}
+
+    def calibration(self, class_lists: Sequence[list[str]]) -> Calibration | None:
+        """The calibration kept with the method that holds for its scores of these class lists; None: there is none."""
+        return None
 
     def pictures(
         self, config: EvaluateConfig, split: Split, entries: Sequence[tuple[int, int]]

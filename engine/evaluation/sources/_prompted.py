@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...checkpoints.calibration import Calibration
 from ...checkpoints.model_folder import load_model, without_places
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.loaders.evaluation import make_eval_loader
 from ...data.manifest import Manifest
+from ...models.blend import weight_of
 from ...models.decoders import DECODERS
 from ...models.features import frozen_features
 from ...models.pspg import method_name
@@ -81,6 +83,13 @@ class Prompted(ImageMethod):
             model, model.head, class_sets, batches, device, autocast, context=self._bank, blends=blends
         )
         return [scores for _, scores in found]
+
+    def calibration(self, class_lists: Sequence[list[str]]) -> Calibration | None:
+        found, settings = self._loaded.calibration, self._evaluation
+        if found is None or settings.context != "bank" or len(class_lists) != 1:
+            return None
+        misfit = found.misfit(class_lists[0], settings.blend, weight_of(settings.blend, settings.blend_weight))
+        return None if misfit else found.of(class_lists[0])
 
     @torch.inference_mode()
     def pictures(

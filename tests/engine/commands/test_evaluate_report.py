@@ -44,7 +44,18 @@ def folder(tmp_path: Path) -> Path:
 
 def evaluate(folder: Path, *arguments: str) -> int:
     command = ["evaluate", "--predictions", str(folder / "ours.csv"), "--manifest", str(folder / "test.jsonl")]
-    return main([*command, "--output", str(folder / "report"), "--evaluation.bootstrap", "20", *arguments])
+    return main(
+        [
+            *command,
+            "--output",
+            str(folder / "report"),
+            "--evaluation.bootstrap",
+            "20",
+            "--overwrite",
+            "true",
+            *arguments,
+        ]
+    )
 
 
 def document(folder: Path) -> dict[str, Any]:
