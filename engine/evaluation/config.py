@@ -75,6 +75,19 @@ class EvaluateConfig:
     probe: str | None = None
     """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
     ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
+    compare: dict[str, str] = field(default_factory=dict)
+    """name → another method for the same report: folder of a run or model, table of probabilities (.csv), or adapter
+    (.py); it gets the differences of the method under evaluation from each, with paired intervals"""
+    calibration: str | None = None
+    """validation manifest, which neither trained nor tests the model: calibration and thresholds fitted on its images
+    are shown on these; null: none. `pspg-engine calibrate` keeps such a fit with a model"""
+    point: Literal["f1", "sensitivity", "specificity"] = "f1"
+    """with calibration, what a class's threshold is chosen for: the best F1, or at least `target` of the other two"""
+    target: ClosedUnitInterval = 0.9
+    """sensitivity or specificity to reach"""
+    gallery: NonNegativeInt = 0
+    """images to show of each kind: hits, misses, false alarms and the most uncertain, with maps where the method is a
+    prompt head; they are pictures of patients and show their ids. 0: none"""
     pictures: dict[str, str] = field(default_factory=dict)
     """caption → image file to show in the report; pictures of patients enter it only this way"""
     notes: list[str] = field(default_factory=list)
@@ -136,3 +149,8 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_output(config.output)
     check_unused(*(Path(config.output) / name for name in REPORT), overwrite=config.overwrite)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)
+    check_input(calibration=config.calibration)
+    for name, place in config.compare.items():
+        if not name.strip() or not Path(place).exists():
+            what = "no such file or folder; name a run, a model folder, a .csv or a .py" if name.strip() else "no name"
+            raise UserError(f"compare: {name}: {place}: {what}")

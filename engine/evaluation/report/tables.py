@@ -15,7 +15,9 @@ import numpy as np
 from ...utils.tables import write_csv
 from ..bootstrap import Interval, Intervals
 from ..metrics import Metrics
+from .differences import class_differences, differences
 from .evaluation import Evaluation
+from .operating import operating
 
 PER_CLASS = ("auc", "ap", "ap_trapezoid", "f1", "mcc")
 WITH_INTERVAL = ("auc", "ap", "ap_trapezoid")
@@ -34,6 +36,21 @@ def metrics_json(evaluation: Evaluation) -> str:
             }
             for method in evaluation.methods
         },
+        "differences": {
+            other.name: {
+                "groups": {
+                    group: {key: asdict(one) for key, one in differences(evaluation, other, group).items()}
+                    for group in evaluation.method.metrics
+                },
+                "classes": {
+                    name: {key: asdict(one) for key, one in found.items()}
+                    for name, found in class_differences(evaluation, other).items()
+                },
+            }
+            for other in evaluation.methods[1:]
+        },
+        "operating": asdict(operating(evaluation)),
+        "fitted": None if evaluation.fitted is None else asdict(evaluation.fitted),
     }
     return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
 
