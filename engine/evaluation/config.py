@@ -121,3 +121,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
         )
     check_output(config.output)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)
+    for name, file in (config.class_lists or {}).items():
+        if not Path(file).is_file():
+            raise UserError(f"class_lists: {name}: {file}: no such file; a list is a text file, one class a line")
+    check_input(label_names=config.label_names)
