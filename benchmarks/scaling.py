@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pspg.engine.checkpoints.run import read_json
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
 

@@ -20,27 +20,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import DAMAGED, UserError
 from .utils.help import SettingsHelp
-from .utils.logging import Heard, show_messages
+from .utils.logging import Heard, is_first, show_messages
 from .utils.packaged import CONFIGS, find_file, near_names
 from .utils.parser_messages import parser_message
+from .utils.settings import YAML, plain_numbers, refuse_null
 from .utils.workers import loader_deaths
-from .utils.yaml_text import bounded, read_yaml
-from .utils.yaml_words import as_written
+from .utils.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
-
-YAML = as_written(get_loader("yaml"))
-set_loader("yaml", bounded(YAML), exceptions=(yaml.YAMLError,))
-set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,13 @@ COMMANDS = {
         "score images, DICOM files included",
         "commands.settings:check_predict",
         example="--checkpoint runs/a --input new_images --output predictions.csv",
+    ),
+    "calibrate": Command(
+        "commands.settings:CalibrateConfig",
+        "commands.calibrate:calibrate",
+        "fit probabilities and thresholds, kept with the model",
+        "commands.settings:check_calibrate",
+        example="--checkpoint runs/a --manifest data/own/val.jsonl",
     ),
     "phantom": Command(
         "commands.phantom:DrawConfig",
@@ -207,7 +209,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
     root, parsers = make_parser(tuple(COMMANDS.items()))
-    arguments = _with_config(list(arguments))
+    arguments = _with_config(_with_values(arguments))
     try:
         arguments = _find_configs(arguments)
         for file in map(Path, _configs(arguments)):
@@ -224,7 +226,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         for field in dataclasses.fields(settings):
             if dataclasses.is_dataclass(field.default_factory) and not hasattr(values[field.name], "keys"):
                 raise UserError(f"{field.name}: is a group of settings, got {values[field.name]!r}")
-        _refuse_null(settings, values)
+        refuse_null(settings, values)
         found = plain_numbers(settings(**vars(parsers[name].instantiate(values))))
         if hasattr(found, "find_files"):
             found.find_files([Path(file).parent for file in reversed(_configs(arguments))])
@@ -242,6 +244,12 @@ def _command_of(arguments: Sequence[str]) -> str:
     """The command or group that the arguments begin with; empty: none."""
     words = {" ".join(arguments[:count]) for count in (1, 2)}
     return max(words & (COMMANDS.keys() | GROUPS.keys()), key=len, default="")
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the value of a --dry_run that stands alone."""
+    pairs = pairwise([*arguments, "--"])
+    return [f"{word}=true" if word == "--dry_run" and after.startswith("--") else word for word, after in pairs]
 
 
 def _with_config(arguments: list[str]) -> list[str]:
@@ -285,32 +293,10 @@ def _find_configs(arguments: list[str]) -> list[str]:
         file = find_file(name)
         if file is None:
             raise UserError(f"config: {name}: no such file{near_names(name)}")
-        if file != name and os.environ.get("RANK", "0") == "0":
+        if file != name:
             log.info("config: %s: taken from those that come with the engine, %s", name, file)
         found[number] = option + file
     return found
-
-
-def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
-    """The parser lets null pass for every type."""
-    for field in dataclasses.fields(settings):
-        value = values[field.name]
-        if dataclasses.is_dataclass(field.default_factory):
-            _refuse_null(field.default_factory, value, f"{prefix}{field.name}.")
-        elif value is None and "None" not in str(field.type):
-            raise UserError(f"{prefix}{field.name}: must not be null")
-
-
-def plain_numbers(settings: Any) -> Any:
-    """The settings with int and float in place of the parser's numbers of a limited range, which YAML cannot write."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            plain_numbers(value)
-        for kind in (int, float):
-            if isinstance(value, kind) and type(value) not in (int, float, bool):
-                setattr(settings, field.name, kind(value))
-    return settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -336,9 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             function(config)
         return DAMAGED if damage.warned else 0
     except UserError as error:
-        rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        if error.local or rank == "0":
-            where = f"rank {rank}: " if error.local and ranks != "1" else ""
+        if error.local or is_first():
+            several = error.local and os.environ.get("WORLD_SIZE", "1") != "1"
+            where = f"rank {os.environ.get('RANK', '0')}: " if several else ""
             log.error("%s: error: %s%s", program, where, error)
         return 2
     except OSError as error:

@@ -47,8 +47,9 @@ class ModelConfig:
     backbone: str = "RN50"
     """open_clip model name, or the path of a JSON file in open_clip's model-config format"""
     pretrained: str | None = None
-    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; random: random weights, which in
-    phase 1 null means, too"""
+    """open_clip tag (such as openai), a weights file, the folder of a phase-1 run, or a CLIP in the Hugging Face Hub's
+    layout: a local folder, or hf-hub:OWNER/NAME; a folder brings its own architecture. random: random weights, which
+    in phase 1 null means, too"""
     pretrained_head: str | None = None
     """phase 2: folder of a phase-2 run or an exported model whose trained prompt head to start from, whatever classes
     it was trained on (the paper's cross-dataset training); null: a fresh one"""
@@ -129,7 +130,8 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""

@@ -33,7 +33,7 @@ from pspg.engine.models.decoders._base import PromptLearner
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.kernels.launch import Launch, record, tensor_of
 from pspg.kernels.spcl.chunked_loss import chunked_loss, sum_of_chunks
 from pspg.kernels.text_tower import TextTower, default_memory

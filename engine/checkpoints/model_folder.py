@@ -6,6 +6,7 @@ A run folder is one (its weights are those of its best checkpoint), and so is wh
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,14 +23,18 @@ from ..data.pixels import Pixels
 from ..models.blend import make_blend
 from ..models.class_set import ClassSet
 from ..models.clip import ImageFeatures, build_clip, check_config, clip_config, with_unit_token
+from ..models.hub import local_folder
 from ..models.pspg import PsPG, check_head
 from ..models.weights import load_strictly
 from ..utils.documents import as_schema
 from ..utils.errors import UserError
 from ..utils.names import base_name
+from .calibration import FILE, REPEAT, Calibration, read_calibration
 from .integrity import check_files, sha256_of
 from .published import class_encoder
 from .run import best_checkpoint, load_tensors, read_json, write_json, write_tensors
+
+log = logging.getLogger(__name__)
 
 FORMAT = "pspg-engine/1"
 RESIDUAL = "residual.offsets"
@@ -67,6 +72,8 @@ class LoadedModel:
     source: Path
     weights: Path
     training: str | None
+    calibration: Calibration | None = None
+    """whatever its classes and blend are, but of these weights"""
 
     def set_classes(self, names: str | list[str] | None) -> None:
         """Score these classes from now on: a list, or a text file, one a line; None: those of now.
@@ -144,7 +151,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         UserError: not a model folder, or of a format this version does not know.
     """
     if is_classifier(folder):
-        raise UserError(f"{folder}: holds a frozen classifier, which predict reads; give the run or model folder")
+        raise UserError(
+            f"{folder}: holds a frozen classifier, which evaluate and predict read; give the run or model folder"
+        )
     if not (folder / "model.json").is_file():
         raise UserError(f"{folder}: not a run or model folder (it has no model.json)")
     file = folder / "model.json"
@@ -250,7 +259,7 @@ def load_model(folder: str | Path) -> LoadedModel:
     Raises:
         UserError: missing, damaged or mismatching files, or a folder of phase 1.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "checkpoint")
     description = read_description(folder)
     if description["kind"] != "pspg":
         raise UserError(f"{folder}: holds a CLIP of phase 1; give the folder of a phase-2 run")
@@ -272,7 +281,21 @@ def load_model(folder: str | Path) -> LoadedModel:
         source=folder,
         weights=weights,
         training=training_data(description),
+        calibration=calibration_of(folder, weights),
     )
+
+
+def calibration_of(folder: Path, weights: Path) -> Calibration | None:
+    """Calibration of a folder's weights; None if there is none, or one of other weights, which is said.
+
+    Raises:
+        UserError: damaged.
+    """
+    found = read_calibration(folder)
+    if found is not None and found.weights != sha256_of(weights):
+        log.info(f"{folder / FILE}: is of other weights than {weights}, so it is not used; {REPEAT}")
+        return None
+    return found
 
 
 def load_head(model: PsPG, folder: Path, *, other_classes: bool = False) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoints.calibration import write_calibration
 from ..checkpoints.classifier import write_classifier
 from ..checkpoints.integrity import sha256_of
 from ..checkpoints.model_folder import (
@@ -111,6 +112,8 @@ def export_checkpoint(config: ExportConfig) -> None:
             tensors = {"clip": dict(loaded.model.clip.state_dict()), "model": dict(loaded.model.head.state_dict())}
             with new_folder(config.output) as partial:
                 write_model(partial, description, {**tensors, **_beside(source, "bank", "class_text")})
+                if loaded.calibration is not None:
+                    write_calibration(partial, loaded.calibration, partial / "model.safetensors")
     log.info(f"exported {source}: {config.output}")
 
 

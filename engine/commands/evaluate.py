@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from ..data.bad_image import report_bad
 from ..data.labels import label_matrix, select_classes
 from ..data.loaders.choose import pick_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
+from ..distributed.launcher import run_marks
 from ..distributed.watch import watch
 from ..distributed.world import World, start
 from ..evaluation.choose import check_source, open_source
@@ -29,18 +30,28 @@ from ..evaluation.report.summary import show_summary
 from ..evaluation.report.write import write_report
 from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
+from ..models.hub import local_folder
 from ..models.templates import PAIRED
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.lock import one_writer
 from ..utils.names import data_name, named
 from ..utils.numerics import numerics
+from ..utils.settings import as_settings
 
 log = logging.getLogger(__name__)
 
 PROBE = "ridge probe (ceiling)"
 TEXT_PROBE = "text-informed probe"
 """the templates, corrected on the training classes alone"""
+
+
+def evaluate(config: EvaluateConfig | Mapping[str, Any] | str | Path | None = None, **more: Any) -> Evaluation | None:
+    """`evaluate_model` with settings as `utils.settings.as_settings` takes them.
+
+    `data_tables` makes tables of what it returns.
+    """
+    return evaluate_model(as_settings(EvaluateConfig, config, **more))
 
 
 def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
@@ -54,8 +65,11 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
         UserError: wrong settings, unusable source or data.
     """
     check_evaluate(config)
+    if config.checkpoint:
+        config = replace(config, checkpoint=str(local_folder(config.checkpoint, "checkpoint")))
     source = check_source(config)
-    world = start(config.device, config.timeout_s, hosts_only=True)
+    run = run_marks(f"evaluate {config.output}", config)
+    world = start(config.device, config.timeout_s, hosts_only=True, run=run)
     with ExitStack() as alone, ExitStack() as together:
         if world.size == 1:
             alone.enter_context(one_writer(config.output))

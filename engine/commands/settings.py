@@ -10,7 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 
 from ..config import BitDepth, BlendName, check_values, require
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_names, check_new_folder, check_output
+from ..utils.files import check_input, check_names, check_new_folder, check_output, check_unused
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,8 @@ class PredictConfig:
     """an image, a folder of images, or a manifest (.jsonl)"""
     output: str = "predictions.csv"
     """CSV file: one image a line, one class a column"""
+    overwrite: bool = False
+    """replace an output that is there; false: refuse. A folder of maps is always a new one"""
     class_names: str | list[str] | None = None
     """classes to score, trained on or not: a list or a text file; null: those of the training. A classifier has its
     frozen ones, or some of them"""
@@ -37,6 +39,9 @@ class PredictConfig:
     classifier has the blend that it was frozen with"""
     blend_weight: NonNegativeFloat | None = None
     """weight of the templates; null: 4 for novelty, 1 for fixed"""
+    calibrated: bool = True
+    """use the model's calibration where it has one for these classes and this blend, and add a column of the classes
+    above their thresholds; false: the model's own probabilities alone"""
     maps: str | None = None
     """new folder for pictures of where: a PNG an image, with a panel a class that shows at which places the image is
     more like the class's positive prompt than its negative one; null: none"""
@@ -52,10 +57,66 @@ class PredictConfig:
     """dali decodes, resizes and augments on the GPU (on a CPU it works, too, but slower than torch); auto: dali on a
     GPU if it is installed, else torch"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""
+    workers: NonNegativeInt = 2
+    """loader processes; with dali also its decoding threads"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU"""
+
+
+@dataclass(kw_only=True)
+class CalibrateConfig:
+    """Fit a model's probabilities and the thresholds of its classes on validation images, and keep both with it.
+
+    Predict and exported classifiers then use them. The order of a class's scores, and so its AUC, does not change.
+    """
+
+    checkpoint: str = ""
+    """folder of a phase-2 run, of an exported or imported model, or of a classifier; calibration.json is written to
+    it"""
+    manifest: str = ""
+    """labelled validation images (JSONL), none of them trained or tested on"""
+    point: Literal["f1", "sensitivity", "specificity"] = "f1"
+    """what a class's threshold is chosen for: the best F1, or at least `target` of sensitivity or specificity"""
+    target: ClosedUnitInterval = 0.9
+    """sensitivity or specificity to reach"""
+    method: Literal["platt", "temperature"] = "platt"
+    """platt: probability = sigmoid(slope * log-odds + intercept); temperature: slope alone"""
+    groups: dict[str, str] | None = None
+    """name → text file of class names that share slope and intercept; null, and for classes in no file: one group a
+    class, and one for all classes with few positives"""
+    min_positives: PositiveInt = 10
+    """positives, and negatives, from which a class is fitted by itself"""
+    class_names: str | list[str] | None = None
+    """classes to score, trained on or not: a list or a text file; null: those of the training. Of a classifier its
+    frozen ones are calibrated"""
+    label_names: str | None = None
+    """text file with the names of the manifest's labels, in order; null: classes.txt beside the manifest"""
+    image_root: str | None = None
+    """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
+    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
+    """what a label of -1 becomes"""
+    blank: Literal["zeros", "ignore"] = "zeros"
+    """what a null label becomes"""
+    blend: BlendName | None = None
+    """as in predict, which uses a calibration only under the blend that it was fitted with; null: novelty"""
+    blend_weight: NonNegativeFloat | None = None
+    """weight of the templates; null: 4 for novelty, 1 for fixed"""
+    batch_size: PositiveInt = 64
+    """images a batch"""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """stop at an unreadable image, or leave it out, count it and list it"""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """dali decodes, resizes and augments on the GPU; auto: dali on a GPU if it is installed, else torch"""
+    max_megapixels: PositiveFloat = 100
+    """million pixels above which an image counts as unreadable; it guards the memory"""
+    bit_depth: BitDepth | None = None
+    """true depth of 16-bit PNGs, 8 to 16 bits; null: as in predict"""
     workers: NonNegativeInt = 2
     """loader processes; with dali also its decoding threads"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -119,8 +180,11 @@ class CheckConfig:
     folder"""
     output: str | None = None
     """also list the unusable images in this file, .csv or .jsonl"""
+    overwrite: bool = False
+    """replace an output that is there; false: refuse"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""
@@ -146,7 +210,8 @@ class CacheConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or keep it as unreadable; training then does what its own on_bad_image says"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""
@@ -163,6 +228,7 @@ def check_predict(config: PredictConfig) -> None:
     check_values(config)
     require(checkpoint=config.checkpoint, input=config.input, output=config.output)
     check_output(config.output, folder=False)
+    check_unused(config.output, overwrite=config.overwrite)
     check_input(checkpoint=config.checkpoint, input=config.input, image_root=config.image_root)
     check_names(class_names=config.class_names, map_classes=config.map_classes)
     if config.maps is not None:
@@ -170,6 +236,16 @@ def check_predict(config: PredictConfig) -> None:
     elif config.map_classes is not None or config.map_threshold is not None:
         key = "map_classes" if config.map_classes is not None else "map_threshold"
         raise UserError(f"{key}: needs maps, the folder to draw to; give --maps")
+
+
+def check_calibrate(config: CalibrateConfig) -> None:
+    """As `check_predict`."""
+    check_values(config)
+    require(checkpoint=config.checkpoint, manifest=config.manifest)
+    check_input(checkpoint=config.checkpoint, manifest=config.manifest, image_root=config.image_root)
+    for name, file in (config.groups or {}).items():
+        if not Path(file).is_file():
+            raise UserError(f"groups.{name}: {file}: no such file; name a text file of class names, one a line")
 
 
 def check_import(config: ImportConfig) -> None:
@@ -204,6 +280,7 @@ def check_images(config: CheckConfig) -> None:
         check_output(config.output, folder=False)
         if Path(config.output).suffix not in (".csv", ".jsonl"):
             raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+        check_unused(config.output, overwrite=config.overwrite)
 
 
 def check_cache(config: CacheConfig) -> None:

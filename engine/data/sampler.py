@@ -16,6 +16,17 @@ Keys = Sampler[list[Key]] | Sequence[list[Key]]
 """The batches of an epoch; iterated anew each time."""
 
 
+def share_of(batch_size: int, world_size: int) -> int:
+    """Images of a batch that each process takes.
+
+    Raises:
+        UserError: `batch_size` is not divisible by `world_size`.
+    """
+    if batch_size % world_size:
+        raise UserError(f"batch_size: {batch_size} images cannot be split over {world_size} processes")
+    return batch_size // world_size
+
+
 class EpochSampler(Sampler[list[Key]]):
     """Batches of (epoch, row) keys of one rank; set `epoch` and `start_batch`, then iterate.
 
@@ -44,15 +55,14 @@ class EpochSampler(Sampler[list[Key]]):
         accumulate: int = 1,
         seed: int = 0,
     ) -> None:
-        if batch_size % world_size:
-            raise UserError(f"batch_size: {batch_size} images cannot be split over {world_size} processes")
+        share = share_of(batch_size, world_size)
         if length < batch_size * accumulate:
             raise UserError(
                 f"data.train: {length} images are fewer than one optimizer step of batch_size {batch_size}"
                 f" × optim.accumulate {accumulate}"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.share = rank, batch_size // world_size
+        self.rank, self.share = rank, share
         self.batches_per_epoch = length // (batch_size * accumulate) * accumulate
         self.epoch = self.start_batch = 0
 

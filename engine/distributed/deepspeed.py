@@ -113,13 +113,14 @@ class Engine:
         """Accumulate the gradient of `loss`, averaged over the ranks and the accumulated batches."""
         self._engine.backward(loss)
 
-    def accumulate(self, gradients: Sequence[Tensor | None]) -> None:
+    def accumulate(self, gradients: Sequence[Tensor | None], *, reduced: bool = False) -> None:
         """Accumulate gradients that a recorded step has computed, as `backward` of its loss does; without ZeRO.
 
         Where every batch is a step they are taken as they are, and must last until `step`.
 
         Args:
             gradients: by the parameters that train, None for those without.
+            reduced: they are means over the ranks already.
         """
         parameters = [parameter for _, parameter in self._trained()]
         known = [(p, gradient) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
@@ -131,7 +132,7 @@ class Engine:
             torch._foreach_add_(*map(list, zip(*before, strict=True)))
         for (parameter, _), new in zip(known, fresh, strict=True):
             parameter.grad = new if parameter.grad is None else parameter.grad
-        if self._engine.enable_backward_allreduce:
+        if self._engine.enable_backward_allreduce and not reduced:
             self._engine.allreduce_gradients()
 
     def step(self, *, norm: bool = False) -> Tensor | None:

@@ -5,16 +5,27 @@ torch's `env://` rendezvous does the same but names neither the ranks that are m
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 from ..utils.errors import UserError
 
 ADVICE = "start the processes with torchrun, deepspeed or configs/launch/slurm.sh"
+OF_A_MACHINE = frozenset(["device", "timeout_s", "workers", "image_root", "cache"])
+"""settings in which the ranks of a run may differ"""
+GRACE = 1.0
+"""seconds after the timeout in which torch's own words for what went wrong may come"""
 
 
 @dataclass(frozen=True)
@@ -71,15 +82,59 @@ def _local_error(message: str) -> UserError:
     return error
 
 
-def rendezvous(info: RankInfo, timeout: float) -> dist.Store:
+def run_marks(what: str, settings: Any) -> list[str]:
+    """What tells two runs apart: `what`, and a digest of a dataclass of settings without those of a machine."""
+    flat = json.dumps(_of_all_ranks(asdict(settings)), sort_keys=True, default=str)
+    return [what, hashlib.sha256(flat.encode()).hexdigest()[:12]]
+
+
+def _of_all_ranks(settings: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {key: _of_all_ranks(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    return {key: value for key, value in nested.items() if key not in OF_A_MACHINE}
+
+
+def rendezvous(info: RankInfo, timeout: float, run: Sequence[str] = ()) -> dist.Store:
     """The store that all ranks share, once all are there. Each has set `beat/<rank>`.
 
     Args:
-        timeout: seconds to wait for the others.
+        timeout: seconds from now in which all ranks must have come.
+        run: kind of device, then `run_marks`: the same on all ranks of a run.
 
     Raises:
-        UserError: the port is taken, rank 0 does not answer, or ranks are missing.
+        UserError: the port is taken, rank 0 does not answer, ranks are missing, or another run is there.
     """
+    found: list[dist.Store | Exception] = []
+
+    def meet() -> None:
+        try:
+            found.append(_meet(info, time.monotonic() + timeout, timeout, [f"{info.world_size} ranks", *run]))
+        except Exception as error:
+            found.append(error)
+
+    # torch's client waits for ever on what takes its connection and does not answer; then its thread is left behind.
+    thread = threading.Thread(target=meet, name="rendezvous", daemon=True)
+    thread.start()
+    thread.join(timeout + GRACE)
+    if not found:
+        raise _local_error(f"MASTER_ADDR: {info.address}:{info.port} {_silence(info, timeout)}")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _silence(info: RankInfo, timeout: float) -> str:
+    """Why nothing came from rank 0."""
+    try:
+        socket.create_connection((info.address, info.port), GRACE).close()
+    except OSError as error:
+        return f"cannot be reached within {timeout:g} s (timeout_s): {error.strerror or error}"
+    return (
+        f"takes connections and does not answer within {timeout:g} s (timeout_s): another program listens there, or "
+        "rank 0 stands still; choose another MASTER_PORT"
+    )
+
+
+def _meet(info: RankInfo, deadline: float, timeout: float, run: Sequence[str]) -> dist.Store:
     where = f"{info.address}:{info.port}"
     # Under torchrun its agent serves the store, else rank 0.
     serves = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -100,18 +155,66 @@ def rendezvous(info: RankInfo, timeout: float) -> dist.Store:
         raise _local_error(f"MASTER_ADDR: {where} cannot be {'served' if serves else 'reached'} ({reason})") from None
     # A launcher that starts the ranks again may serve the same store again.
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+    try:
+        return _join(store, info, deadline, run)
+    except dist.DistError:
+        pass
+    try:
+        # Those who wait for rank 0 have come, too.
+        sign = "beat" if store.check(["run"]) else "came"
+        missing = [rank for rank in range(info.world_size) if not store.check([f"{sign}/{rank}"])]
+    except dist.DistError:
+        raise _local_error(f"MASTER_ADDR: rank 0 at {where} ended while the ranks met") from None
+    listing = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
+    late = UserError(f"rank {listing} of {info.world_size} did not come to {where} within {timeout:g} s (timeout_s)")
+    # The first of those that came speaks.
+    late.local = info.rank == min({*range(info.world_size)} - {*missing})
+    raise late
+
+
+def _left(deadline: float) -> timedelta:
+    return timedelta(seconds=max(deadline - time.monotonic(), 0.01))
+
+
+def _join(store: dist.Store, info: RankInfo, deadline: float, run: Sequence[str]) -> dist.Store:
+    """Take this rank's place in the run that the store belongs to, which is the one of its rank 0; wait for the others.
+
+    Raises:
+        UserError: it is another run, or the place is taken.
+        DistError: not all are there by the deadline.
+    """
+    own = [part or "-" for part in run]
+    store.set(f"came/{info.rank}", "")
+    if info.rank == 0:
+        _take_place(store, info)
+        store.set("run", "\n".join(own))
+    else:
+        store.wait(["run"], _left(deadline))
+        theirs = store.get("run").decode().split("\n")
+        if theirs != own:
+            raise _other_run(theirs, own, f"{info.address}:{info.port}")
+        _take_place(store, info)
     store.compare_set("verdict", "", "")
     store.set(f"beat/{info.rank}", "")
-    everyone = [f"beat/{rank}" for rank in range(info.world_size)]
-    try:
-        store.wait(everyone, timedelta(seconds=timeout))
-    except dist.DistError:
-        missing = [rank for rank, key in enumerate(everyone) if not store.check([key])]
-        listing = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
-        late = UserError(
-            f"rank {listing} of {info.world_size} did not come to {where} within {timeout:g} s (timeout_s)"
-        )
-        # The first of those that came speaks.
-        late.local = info.rank == min({*range(info.world_size)} - {*missing})
-        raise late from None
+    store.wait([f"beat/{rank}" for rank in range(info.world_size)], _left(deadline))
     return store
+
+
+def _other_run(theirs: Sequence[str], own: Sequence[str], where: str) -> UserError:
+    found, this = (", ".join(parts[:3]) for parts in (theirs, own))
+    what = f"{found}; this is {this}" if found != this else f"{found} with other settings"
+    return _local_error(
+        f"MASTER_PORT: {where} serves another run: {what}; start all ranks of a run alike, and each run with a port "
+        "of its own"
+    )
+
+
+def _take_place(store: dist.Store, info: RankInfo) -> None:
+    own = f"{socket.gethostname()}, process {os.getpid()}#{secrets.token_hex(8)}"
+    first = store.compare_set(f"place/{info.rank}", "", own).decode()
+    if first != own:
+        other = first.partition("#")[0]
+        raise _local_error(
+            f"RANK: there are two ranks {info.rank} at {info.address}:{info.port}, the other on {other}: two runs mix, "
+            "or a rank was started twice; start each run with a port of its own"
+        )

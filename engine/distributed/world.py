@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -37,21 +38,22 @@ _store: dist.Store | None = None
 """store of this process, once it has joined"""
 
 
-def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> World:
+def start(device: str, timeout: float = 600, *, hosts_only: bool = False, run: Sequence[str] = ()) -> World:
     """Join the process group that a launcher announced, or make a group of one.
 
     Args:
         device: auto, cpu or cuda.
         timeout: seconds that ranks wait for each other.
         hosts_only: what ranks tell each other never lies on a GPU.
+        run: from `run_marks`; ranks of another run are refused.
 
     Raises:
         UserError: what the launcher announced does not fit, no GPU for a rank that was asked to use one, the port is
-            taken, or ranks are missing.
+            taken, ranks are missing, or another run is there.
     """
     global _store
     info = launcher_environment()
-    torch_device = _pick_device(device, info)
+    torch_device = device_of(device, info)
     os.environ["DS_ACCELERATOR"] = torch_device.type
     fix_numerics(torch_device)
     if torch_device.type == "cuda":
@@ -59,12 +61,12 @@ def start(device: str, timeout: float = 600, *, hosts_only: bool = False) -> Wor
     if not dist.is_initialized():
         # Once a process: DeepSpeed keeps the group for good, so a second run in this process joins the same one.
         over_hosts = torch_device.type == "cpu" or (hosts_only and info is not None)
-        _store = _join_group("gloo" if over_hosts else "nccl", info, timeout)
+        _store = _join_group("gloo" if over_hosts else "nccl", info, timeout, [torch_device.type, *run])
     return World(dist.get_rank(), dist.get_world_size(), torch_device, info.local_rank if info else 0, _store)
 
 
-def _pick_device(device: str, info: RankInfo | None) -> torch.device:
-    """Like `pick_device`, but refused by all processes of a machine that has too few GPUs for them."""
+def device_of(device: str, info: RankInfo | None) -> torch.device:
+    """Device of this process: `pick_device`, but where a machine has too few GPUs all its processes are refused."""
     try:
         pick_device(device, info.local_world_size - 1 if info else 0)
     except UserError as error:
@@ -73,14 +75,14 @@ def _pick_device(device: str, info: RankInfo | None) -> torch.device:
     return pick_device(device, info.local_rank if info else 0)
 
 
-def _join_group(backend: str, info: RankInfo | None, timeout: float) -> dist.Store | None:
+def _join_group(backend: str, info: RankInfo | None, timeout: float, run: Sequence[str]) -> dist.Store | None:
     if info is None:
         # No launcher. A group of one needs no port, and with these set DeepSpeed does not look for MPI.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
         store = None
     else:
-        store = rendezvous(info, timeout)
+        store = rendezvous(info, timeout, run)
         # Later than the watch, which names the rank that is missing.
         limit = timedelta(seconds=timeout + 30)
         dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=limit)

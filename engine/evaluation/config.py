@@ -11,7 +11,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_output
+from ..utils.files import check_input, check_output, check_unused
 from ..utils.packaged import located
 
 
@@ -23,8 +23,8 @@ class EvaluateConfig:
     """
 
     checkpoint: str = ""
-    """source: folder of a run of either phase, or of an exported or imported model; a CLIP of phase 1 is scored with
-    the paper's fixed templates"""
+    """source: folder of a run of either phase, of an exported or imported model, or of a classifier, which scores the
+    classes that it was frozen with; a CLIP of phase 1 is scored with the paper's fixed templates"""
     clip: str | None = None
     """source: open_clip model name, or JSON file in open_clip's format with its preprocess_cfg, scored with the paper's
     fixed templates"""
@@ -43,6 +43,8 @@ class EvaluateConfig:
     """labelled images (JSONL)"""
     output: str = ""
     """folder for the report"""
+    overwrite: bool = False
+    """replace the files of a report that is there; false: refuse"""
     image_root: str | None = None
     """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
     label_names: str | None = None
@@ -62,6 +64,10 @@ class EvaluateConfig:
     """what a null label becomes"""
     baselines: bool = True
     """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
+    template_absences: Literal["turned", "literal"] = "turned"
+    """sentences of the fixed templates about classes that are an absence, such as No Finding and normal. turned: "No
+    evidence of abnormality." for it and "Findings suggesting abnormality." against it; literal: the name in the
+    templates as it is, as in the paper, which reads "No evidence of No Finding." """
     probe: str | None = None
     """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
     ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
@@ -75,7 +81,8 @@ class EvaluateConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""
@@ -99,6 +106,8 @@ class EvaluateConfig:
         self.adapter = located(self.adapter, folders, ".py")
 
 
+REPORT = ("metrics.json", "per_class.csv", "predictions.csv", "MODEL_CARD.md", "report.html")
+"""files of a report"""
 SOURCES = ("checkpoint", "clip", "predictions", "adapter")
 
 
@@ -120,6 +129,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
             f"tail_below: {config.tail_below} is above head_above {config.head_above}; a class has one group"
         )
     check_output(config.output)
+    check_unused(*(Path(config.output) / name for name in REPORT), overwrite=config.overwrite)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)
     for name, file in (config.class_lists or {}).items():
         if not Path(file).is_file():

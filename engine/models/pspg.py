@@ -59,12 +59,19 @@ class PsPGOutput:
     """(C,D), unit norm; zeros where there are positive prompts only"""
 
 
-def probabilities(logits: Tensor) -> Tensor:
+def probabilities(logits: Tensor, lines: Tensor | None = None) -> Tensor:
     """(B,C) probabilities of logits (B,2,C): softmax over positive and negative (paper eq. 2).
 
     With positive prompts only this is the sigmoid of the positive logit.
+
+    Args:
+        logits: (B,2,C).
+        lines: (2,C) slopes and intercepts of a calibration, which the log-odds go through; None: as they are.
     """
-    return torch.softmax(logits, dim=1)[:, 0]
+    if lines is None:
+        return torch.softmax(logits, dim=1)[:, 0]
+    slope, intercept = lines.to(logits)
+    return torch.sigmoid(slope * (logits[:, 0] - logits[:, 1]) + intercept)
 
 
 def method_name(config: ModelConfig) -> str:

@@ -97,6 +97,10 @@ class TrainConfig:
     phase 1"""
     resume: Literal["latest"] | None = None
     """latest: continue this run from its newest checkpoint, or start it if it has none"""
+    fork: str | None = None
+    """run folder: start this run from that one's newest good checkpoint, steps and epochs counted on. What resume may
+    change may differ, and seed, data.augment, data.augment_bicubic, data.flip, loss.*, and optim.* but name, accumulate
+    and ema_decay"""
     timeout_s: PositiveInt = 600
     """seconds that a batch may take to load, after which the loader counts as standing still and the run ends. Several
     processes: also seconds without a sign of life, or without a batch while the others wait, after which a rank counts
@@ -123,19 +127,20 @@ class TrainConfig:
     text_memory: PositiveInt | None = None
     """phase 2: MiB of the text tower's activations to hold at a time; null: 512 on a CPU, 1024 on a GPU"""
     seed: Seed = 0
+    dry_run: bool = False
+    """print what each rank would do (place, device, images of a batch; parameters and bytes) and start nothing"""
 
     def find_files(self, folders: Sequence[Path]) -> None:
         """Set model.backbone to where its JSON file is: as given, in one of `folders`, or packaged."""
         self.model.backbone = located(self.model.backbone, folders, ".json") or self.model.backbone
 
 
-def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
-    """The first thing that so many processes lack for the step to be a CUDA graph; None: nothing, given a GPU."""
+def graph_needs(config: TrainConfig) -> str | None:
+    """The first thing that a run lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
     needs = {
         "zero_stage 0": config.zero_stage == 0,
         "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
         "a GPU, device is cpu": config.device != "cpu",
-        "one process or scope local, collectives are not recorded": processes == 1 or config.scope == "local",
     }
     return next((need for need, met in needs.items() if not met), None)
 
@@ -215,6 +220,14 @@ def check_run(config: TrainConfig) -> None:
     check_train(config)
     data = config.data
     check_output(config.output)
+    check_input(fork=config.fork)
+    if config.fork is not None and not (Path(config.fork) / "checkpoints").is_dir():
+        raise UserError(
+            f"fork: {config.fork} is not the folder of a run, it has no checkpoints; model.pretrained_head starts from "
+            "the weights of any model"
+        )
+    if config.fork is not None and Path(config.fork).resolve() == Path(config.output).resolve():
+        raise UserError(f"fork: {config.fork} is the output itself; choose another output, or use --resume latest")
     files = {"train": data.train, "val": data.val, "label_names": data.label_names}
     folders = {"image_root": data.image_root, "cache": data.cache}
     check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
+from ..config import LossConfig
 from ..data.loaders.choose import pixel_source
 from ..data.manifest import Manifest
 from ..utils.names import base_name
-from .config import TrainConfig
+from .config import OptimConfig, TrainConfig
 
 MUTABLE = {
     "output",
     "resume",
+    "fork",
+    "dry_run",
     "timeout_s",
     "device",
     "zero_stage",
@@ -45,6 +48,19 @@ MUTABLE = {
     "evaluation.threshold",
 }
 """settings that a run may change when it is resumed: where and how fast, not what is computed"""
+
+
+FORKABLE = {
+    "seed",
+    "data.augment",
+    "data.augment_bicubic",
+    "data.flip",
+    *(f"loss.{field.name}" for field in fields(LossConfig)),
+    *(f"optim.{field.name}" for field in fields(OptimConfig) if field.name not in ("name", "accumulate", "ema_decay")),
+}
+"""settings that a fork may change besides: how the same parameters are trained on the same data"""
+FORK_CHANGES = "seed, data.augment, data.augment_bicubic, data.flip, loss.*, optim.* but name, accumulate and ema_decay"
+"""the same for messages"""
 
 
 def resume_fingerprint(config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:

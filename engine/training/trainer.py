@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +24,12 @@ from ..models.weights import check_fit
 from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from ..utils.numerics import numerics
-from .config import OptimConfig, TrainConfig, graph_needs, loggers_of
-from .cuda_graph import StepGraph
-from .fingerprint import flat_settings
+from .config import TrainConfig, graph_needs, loggers_of
+from .cuda_graph import Recorder, StepGraph
+from .fingerprint import FORK_CHANGES, FORKABLE, flat_settings
+from .fork import check_same_parent, parent_checkpoint, read_fork, write_fork
 from .images_ahead import ImagesAhead, with_next
+from .optimizer import learning_rate, make_optimizer
 from .profile import StepProfiler
 from .remarks import Remarks
 from .tasks import PromptTask
@@ -69,52 +71,6 @@ class Task(Protocol):
 
     # Two more that a task may have. `scalars()`: detached scalars of its weights to log, read at log points only;
     # `picture()`: after a validation, a picture (h,w,3) of it for the loggers, or None.
-
-
-def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without.
-
-    A residual has a learning rate and a decay of its own.
-    """
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    parameters = [parameter for name, parameter in named if not name.startswith("residual.")]
-    lr, decay = config.lr, config.weight_decay
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
-        {
-            "params": [p for name, p in named if name.startswith("residual.")],
-            "lr": lr if config.residual_lr is None else config.residual_lr,
-            "weight_decay": decay if config.residual_decay is None else config.residual_decay,
-        },
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW over `parameter_groups`."""
-    groups = parameter_groups(module, config)
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
-    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant.
-
-    The cosine counts from the end of the warm-up or, with `cosine_from: start`, from step 0, and is entered late.
-    """
-    epochs = min(5, config.epochs / 2) if config.warmup_epochs is None else config.warmup_epochs
-    warmup = round(epochs * steps_per_epoch)
-    if step < warmup:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
-    if config.schedule == "constant":
-        return config.lr
-    start = warmup if config.cosine_from == "warmup" else 0
-    progress = (step - start) / max(config.epochs * steps_per_epoch - start, 1)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def step_seed(seed: int, batch: int, rank: int) -> int:
@@ -178,13 +134,11 @@ class Trainer:
             zero_stage=config.zero_stage,
             autocast=autocast_dtype(config.precision, world.device),
         )
-        recordable = (
-            config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config, world.size) is None
-        )
-        self.graph = StepGraph(task, world.device) if recordable else None  # type: ignore[arg-type]
+        recordable = config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config) is None
+        self.graph: StepGraph | None = None
         self.ahead: ImagesAhead | None = None
-        if recordable and config.images_ahead and isinstance(task, PromptTask) and not config.data.cache_features:
-            self.graph, self.ahead = None, ImagesAhead(task, world.device)
+        if recordable:
+            self.record()
         self.average: AveragedModel | None = None
         if config.optim.ema_decay:
             self.average = AveragedModel(
@@ -214,6 +168,23 @@ class Trainer:
         cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
         self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
 
+    def record(self, recorder: Recorder | None = None) -> None:
+        """Record steps from now on.
+
+        Ranks that share a batch average gradients within the recording where every batch is a step; else the engine
+        does so, once a step.
+
+        Args:
+            recorder: as of `StepGraph`.
+        """
+        task: Any = self.task
+        together = self.config.scope == "global" and self.world.size > 1
+        ranks = {"together": together, "reduce": together and self.config.optim.accumulate == 1}
+        if self.config.images_ahead and isinstance(task, PromptTask) and not self.config.data.cache_features:
+            self.ahead = ImagesAhead(task, self.world.device, recorder, **ranks)
+        else:
+            self.graph = StepGraph(task, self.world.device, recorder, **ranks)
+
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch.
 
@@ -235,12 +206,20 @@ class Trainer:
         finally:
             self.profiler.stop()
             self.telemetry.close(failed=failed)
+            if self.graph is not None:
+                self.graph.close()
+            if self.ahead is not None:
+                self.ahead.graph.close()
         return {"step": self.step, **self.best, **metrics}
 
     def _waited_long(self) -> bool:
         """As many epochs have passed without a better one as the settings allow."""
         patience, best = self.config.optim.patience, self.best["best_step"]
-        if not patience or best is None or self.epoch - best // self.steps_per_epoch < patience:
+        if not patience or best is None:
+            return False
+        fork = read_fork(self.run)
+        since = max(best, 0 if fork is None else fork.step)  # what the parent waited for does not count
+        if self.epoch - since // self.steps_per_epoch < patience:
             return False
         if self.world.is_main:
             log.info(f"no better epoch for {patience}: training ends after epoch {self.epoch} (optim.patience)")
@@ -279,16 +258,18 @@ class Trainer:
         for number, (batch, following) in enumerate(pairs, start + 1):
             advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
-            replayed = None if self.graph is None else self.graph(batch)
+            replayed, graph = None, self.graph
             if self.ahead is not None:
-                replayed = self.ahead(batch, following)
+                replayed, graph = self.ahead(batch, following), self.ahead.graph
+            elif graph is not None:
+                replayed = graph(batch)
             if replayed is None:
                 loss, parts = self.task.loss(self.engine(*self.task.inputs(batch)), batch)
                 self.engine.backward(loss)
                 loss = loss.detach()  # nothing of this step's graph may live while another is recorded
             else:
                 loss, parts, gradients = replayed
-                self.engine.accumulate(gradients)
+                self.engine.accumulate(gradients, reduced=graph is not None and graph.reduce)
             # What a row needs of this step is computed only where a row is written.
             whole, upcoming = number % accumulate == 0, self.step + 1
             save = whole and self.config.save_every and upcoming % self.config.save_every == 0 and number < last
@@ -380,17 +361,32 @@ class Trainer:
 
     def _resume_from(self) -> tuple[Path, State] | None:
         check_fresh(self.config)
-        if self.config.resume is None:
-            return None
-        found = good_checkpoint(self.run)
-        if self.world.is_main:
+        found = None if self.config.resume is None else good_checkpoint(self.run)
+        if found is None and self.config.fork is not None:
+            return self._fork()
+        if self.world.is_main and self.config.resume is not None:
             log.info(f"resuming from {found[0]}" if found else f"{self.run} holds no checkpoint yet: starting fresh")
         if found:
+            check_same_parent(self.config)
             self._check_state(*found)
         return found
 
-    def _check_state(self, checkpoint: Path, state: State) -> None:
-        """Refuse a state that this run cannot have written.
+    def _fork(self) -> tuple[Path, State]:
+        """Begin the run as a fork, once everything about it is checked; its first checkpoint."""
+        checkpoint, state = parent_checkpoint(self.config)
+        self._check_state(checkpoint, state, FORKABLE)
+        if self.world.is_main:
+            write_fork(self.config, checkpoint, state, self.fingerprint)
+        barrier()
+        return self.run / "checkpoints" / checkpoint.name, state
+
+    def _how_to_change(self, key: str) -> str:
+        if key in FORKABLE:
+            return f"--fork {self.run} starts a run from it in which this may change, or resume with the same settings"
+        return "resume with the same settings or start another run"
+
+    def _check_state(self, checkpoint: Path, state: State, may_differ: Collection[str] = ()) -> None:
+        """Refuse a state that this run cannot have written, or that it may not fork.
 
         Raises:
             UserError: impossible numbers, or other settings.
@@ -399,11 +395,10 @@ class Trainer:
         if state.epoch is None or state.contract is None:
             raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
         for key, value in self.fingerprint.items():
-            if state.contract.get(key) != value:
-                raise UserError(
-                    f"{key}: {checkpoint} was made with {state.contract.get(key)!r}, this run asks for {value!r}; "
-                    "resume with the same settings or start another run"
-                )
+            if state.contract.get(key) != value and key not in may_differ:
+                advice = f"a fork may change {FORK_CHANGES}" if may_differ else self._how_to_change(key)
+                theirs = state.contract.get(key)
+                raise UserError(f"{key}: {checkpoint} was made with {theirs!r}, this run asks for {value!r}; {advice}")
         if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps or state.epoch > self.config.optim.epochs:
             raise UserError(
                 f"{checkpoint / 'state.json'}: step {state.step} after {state.epoch} epochs, and an epoch has {steps}; "

@@ -56,7 +56,7 @@ class Prompted(ImageMethod):
         self.training_data = loaded.training
         self.training_classes = loaded.class_names
         self._device, self._autocast = device, autocast
-        self._evaluation = config.evaluation
+        self._evaluation, self._absences = config.evaluation, config.template_absences
         self._loaded = loaded
         self._model = loaded.model.to(device).freeze(autocast)
         self._bank = loaded.bank.to(device) if config.evaluation.context == "bank" and loaded.bank is not None else None
@@ -81,5 +81,6 @@ class Prompted(ImageMethod):
         width = scores.features.shape[1] // 2
         features = torch.from_numpy(scores.features[:, :width])
         clip = self._model.clip
-        found = template_probabilities(clip, features, template_texts(clip, names, self._device))
+        texts = template_texts(clip, names, self._device, absences=self._absences)
+        found = template_probabilities(clip, features, texts)
         return {f"template, {name}": values for name, values in found.items()}

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pspg.engine.cli import main
 from pspg.engine.distributed import world
-from pspg.engine.distributed.launcher import RankInfo, launcher_environment, rendezvous
+from pspg.engine.distributed.launcher import RankInfo, launcher_environment, rendezvous, run_marks
+from pspg.engine.training.config import TrainConfig
 from pspg.engine.utils import device
 from pspg.engine.utils.errors import UserError
 
@@ -81,13 +88,73 @@ def test_rank_0_that_does_not_come_is_refused(free_port: int) -> None:
         rendezvous(RankInfo(1, 2, 1, 2, "127.0.0.1", free_port), timeout=1)
 
 
+@pytest.fixture
+def mute() -> Iterator[Callable[[bytes], int]]:
+    """Start a listener that takes connections, says what it is given and nothing else; returns its port."""
+    with ExitStack() as stack:
+
+        def listen(words: bytes) -> int:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def answer() -> None:
+                with suppress(OSError):
+                    while True:
+                        client = stack.enter_context(server.accept()[0])
+                        client.sendall(words)
+
+            threading.Thread(target=answer, daemon=True).start()
+            return server.getsockname()[1]
+
+        yield listen
+
+
+@pytest.mark.parametrize("words", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_listener_that_is_no_store_is_told_in_time(mute: Callable[[bytes], int], words: bytes) -> None:
+    port, since = mute(words), time.monotonic()
+    with pytest.raises(UserError, match=f"^MASTER_ADDR: 127.0.0.1:{port} ") as caught:
+        rendezvous(RankInfo(1, 2, 1, 2, "127.0.0.1", port), timeout=1)
+    assert caught.value.local
+    assert time.monotonic() - since < 4
+
+
+A, B = ["cpu", "train runs/a", "1"], ["cpu", "train runs/b", "1"]
+
+
+def test_ranks_of_another_run_are_refused_and_disturb_nobody(free_port: int) -> None:
+    def rank(number: int, size: int = 2, run: Sequence[str] = A) -> Any:
+        return rendezvous(RankInfo(number, size, number, size, "127.0.0.1", free_port), timeout=20, run=run)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(rank, 0)
+        where = f"^MASTER_PORT: 127.0.0.1:{free_port} serves another run: "
+        with pytest.raises(UserError, match=f"{where}2 ranks, cpu, train runs/a; this is 2 ranks, cpu, train runs/b;"):
+            rank(1, run=B)
+        with pytest.raises(UserError, match=f"{where}2 ranks, cpu, train runs/a; this is 3 ranks, cpu, train runs/a;"):
+            rank(1, size=3)
+        with pytest.raises(UserError, match=f"{where}2 ranks, cpu, train runs/a with other settings; start all"):
+            rank(1, run=[*A[:2], "2"])
+        assert not first.done()
+        second = rank(1)
+        assert first.result().check(["beat/0", "beat/1"])
+        with pytest.raises(UserError, match=f"^RANK: there are two ranks 1 at 127.0.0.1:{free_port}, the other on "):
+            rank(1)
+        del second
+
+
+def test_marks_of_a_run_leave_out_what_a_machine_may_have_its_own() -> None:
+    config = TrainConfig(output="runs/a")
+    same = replace(config, device="cpu", data=replace(config.data, workers=7))
+    assert run_marks("train", config) == run_marks("train", same)
+    assert run_marks("train", config) != run_marks("train", replace(config, seed=1))
+
+
 @pytest.mark.parametrize("local_rank", [0, 1])
 def test_more_ranks_than_gpus_are_refused_by_all_of_them(monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 1)
     info = RankInfo(8 + local_rank, 16, local_rank, 2, "node-a", 29500)
     with pytest.raises(UserError, match=r"^device: .*has no GPU, torch sees 1; start fewer processes") as caught:
-        world._pick_device("auto", info)
+        world.device_of("auto", info)
     assert caught.value.local == (local_rank == 0)  # one line a machine
 
 

@@ -62,7 +62,18 @@ def evaluate(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(*arguments: object, name: str = "report") -> int:
         paths = ["--manifest", phantoms / "test.jsonl", "--output", tmp_path / name]
-        more = ["--workers", 0, "--device", "cpu", "--evaluation.bootstrap", 0, "--evaluation.batch_size", 16]
+        more = [
+            "--overwrite",
+            "true",
+            "--workers",
+            0,
+            "--device",
+            "cpu",
+            "--evaluation.bootstrap",
+            0,
+            "--evaluation.batch_size",
+            16,
+        ]
         return main(["evaluate", *map(str, [*paths, *more, *arguments])])
 
     return run
