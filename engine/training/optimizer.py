@@ -1,4 +1,4 @@
-"""Optimizer and schedule of a run."""
+"""Optimizer of a run: groups of parameters, and the learning rate by step."""
 
 from __future__ import annotations
 
