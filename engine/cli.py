@@ -150,6 +150,8 @@ COMMANDS = {
         example="--manifest data/own/train.jsonl --output data/own/cache",
     ),
 }
+RENAMED = {"phantom": {"size": "image_size"}, "prepare cache": {"size": "image_size"}}
+"""command → earlier names of its settings → their names"""
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
 GROUPS = {
     "prepare": "Get a data set ready for training.",
@@ -243,7 +245,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     except ArgumentError as error:
         command = _command_of(arguments)
         keys = [action.dest for action in parsers[command]._actions] if command in parsers else []
-        raise UserError(parser_message(error, COMMANDS, keys, next(reversed(_configs(arguments)), None))) from None
+        last = next(reversed(_configs(arguments)), None)
+        raise UserError(parser_message(error, COMMANDS, keys, last, RENAMED.get(command))) from None
     except UnicodeDecodeError:
         raise UserError("config: is not a UTF-8 text file") from None
 
@@ -273,8 +276,12 @@ def _with_config(arguments: list[str]) -> list[str]:
     if command.needs_file and len(arguments) == words:
         raise UserError("give FILE, a YAML file with its settings")
     bare = arguments[words] if len(arguments) > words else "-"
+    if bare.startswith("-"):
+        return arguments
+    if not Path(bare).exists() and find_file(f"{bare}.yaml") is not None:
+        bare = f"{bare}.yaml"
     is_file = command.needs_file or Path(bare).suffix in (".yaml", ".yml")
-    return [*arguments[:words], "--config", *arguments[words:]] if is_file and not bare.startswith("-") else arguments
+    return [*arguments[:words], "--config", bare, *arguments[words + 1 :]] if is_file else arguments
 
 
 def _configs(arguments: Sequence[str]) -> list[str]:

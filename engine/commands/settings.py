@@ -10,7 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 
 from ..config import BitDepth, BlendName, check_values, require
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_new_folder, check_output, check_unused
+from ..utils.files import check_input, check_names, check_new_folder, check_output, check_unused
 from ..utils.plugins import load_plugins
 
 
@@ -210,8 +210,8 @@ class CacheConfig:
     image_root: str | None = None
     """folder that `filepath` is relative to; null: where `prepare` found the images, else each manifest's own
     folder"""
-    size: PositiveInt = 224
-    """side of the square, pixels: data.image_size of the training"""
+    image_size: PositiveInt = 224
+    """side of the square, pixels, as data.image_size of the training"""
     resize: Literal["stretch", "pad"] = "stretch"
     """stretch to the square (the paper), or keep the aspect ratio and pad with black"""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -238,6 +238,7 @@ def check_predict(config: PredictConfig) -> None:
     check_output(config.output, folder=False)
     check_unused(config.output, overwrite=config.overwrite)
     check_input(checkpoint=config.checkpoint, input=config.input, image_root=config.image_root)
+    check_names(class_names=config.class_names, map_classes=config.map_classes)
     if config.maps is not None:
         check_new_folder(config.maps, key="maps")
     elif config.map_classes is not None or config.map_threshold is not None:
@@ -263,6 +264,7 @@ def check_import(config: ImportConfig) -> None:
         raise UserError("class_names: give the classes the checkpoint was trained on, in order (a list or a text file)")
     check_new_folder(config.output)
     check_input(source=config.source)
+    check_names(class_names=config.class_names)
 
 
 def check_export(config: ExportConfig) -> None:
@@ -277,6 +279,7 @@ def check_export(config: ExportConfig) -> None:
         raise UserError(f"{key}: only layout classifier freezes a blend; evaluate and predict have it as a setting")
     check_new_folder(config.output)
     check_input(checkpoint=config.checkpoint)
+    check_names(class_names=config.class_names)
 
 
 def check_images(config: CheckConfig) -> None:

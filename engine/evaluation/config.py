@@ -154,3 +154,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
         if not name.strip() or not Path(place).exists():
             what = "no such file or folder; name a run, a model folder, a .csv or a .py" if name.strip() else "no name"
             raise UserError(f"compare: {name}: {place}: {what}")
+    for name, file in (config.class_lists or {}).items():
+        if not Path(file).is_file():
+            raise UserError(f"class_lists: {name}: {file}: no such file; a list is a text file, one class a line")
+    check_input(label_names=config.label_names)

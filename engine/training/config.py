@@ -21,7 +21,7 @@ from ..config import (
     check_values,
 )
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_output
+from ..utils.files import check_input, check_names, check_output
 from ..utils.packaged import located
 from ..utils.plugins import load_plugins
 from .loggers import LOGGERS
@@ -236,3 +236,4 @@ def check_run(config: TrainConfig) -> None:
     files = {"train": data.train, "val": data.val, "label_names": data.label_names}
     folders = {"image_root": data.image_root, "cache": data.cache}
     check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})
+    check_names(**{"data.class_names": data.class_names})

@@ -82,6 +82,19 @@ def check_input(**paths: str | Path | None) -> None:
             raise UserError(f"{key}: {path}: no such file or folder")
 
 
+def check_names(**names: str | list[str] | None) -> None:
+    """Refuse a text file of names that is not there, most often a name itself; key → file, or a list of names.
+
+    Raises:
+        UserError: naming key and file, and how a list is given.
+    """
+    for key, value in names.items():
+        if isinstance(value, str) and value and not Path(value).is_file():
+            raise UserError(
+                f"{key}: {value}: no such file of names, one a line; names themselves go in a list, --{key} '[{value}]'"
+            )
+
+
 def check_output(path: str | Path, *, folder: bool = True, key: str = "output") -> None:
     """Refuse, before any work is done, an output that could not be written; `key` is the setting that names it.
 

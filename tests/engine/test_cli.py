@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.optimizer import learning_rate
 from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.help import plain_type
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -102,6 +104,13 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
         ("train --resume foo", "resume: 'foo' is not one of latest, null"),
         ("train --loss.pair_reduction max", "loss.pair_reduction: 'max' is not one of sum, mean, null"),
         ("evaluate --class_lists x", "class_lists: must be names and values, {NAME: VALUE}, got x"),
+        ("phantom --size 3", "there is no setting --size; its name is --image_size now"),
+        ("prepare cache --size=3", "there is no setting --size; its name is --image_size now"),
+        ("train --output a b.yaml", "b.yaml: a file of settings stands first, or behind --config"),
+        ("evaluate --notes a", "notes: must be a list, [A, B], got a"),
+        ("evaluate --pictures {a:{b:c}}", "pictures: must be names and values, {NAME: VALUE}, got {a:{b:c}}"),
+        ("prepare table --label_columns Edema", "label_columns: must be a list, [A, B], got Edema"),
+        ("train --model.dropout null", "model.dropout: must be a number, got null"),
         ("study", "study: error: give FILE, a YAML file with its settings"),
         ("study none.yaml", "config: none.yaml: no such file"),
         ("train none.yaml", "config: none.yaml: no such file"),
@@ -261,6 +270,7 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
     for field in dataclasses.fields(settings):
         assert f"--{field.name}" in text
     assert "(type:" in text
+    assert not re.search(r"Union\[|Optional\[|Literal\[|typing|<class", text)
     assert not re.search(r"default:\s*\)", text)
 
 
@@ -279,6 +289,79 @@ def test_shells_complete_commands_and_settings(capsys: pytest.CaptureFixture[str
     script = capsys.readouterr().out
     assert "--optim.lr" in script
     assert "import-checkpoint" in script
+
+
+def every_type() -> list[tuple[str, str]]:
+    """A setting of each type: command and dotted key."""
+    found: dict[str, tuple[str, str]] = {}
+
+    def walk(settings: Any, command: str, prefix: str = "") -> None:
+        for field in dataclasses.fields(settings):
+            if dataclasses.is_dataclass(field.default_factory):
+                walk(field.default_factory, command, f"{prefix}{field.name}.")
+            else:
+                found.setdefault(str(field.type), (command, prefix + field.name))
+
+    for name, command in COMMANDS.items():
+        walk(command.load(command.settings), name)
+    return list(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "key"), every_type())
+def test_no_value_of_a_wrong_type_shows_the_parser_s_own_words(command: str, key: str) -> None:
+    for value in ("x", "3", "-1", "1.5", "[a, b]", "{a: b}", "null", "true", "[1, [2]]", "[{a: b}]", "{a: {b: c}}", ""):
+        said = ""
+        try:
+            parse([*command.split(), f"--{key}={value}"])
+        except UserError as error:
+            said = str(error)
+        assert not said or key in said
+        assert not re.search(r"[Pp]arser key|Union|ubtype|<class|typing|Expected|NoneType|restriction", said)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Optional[Literal['a', 'b']]", "{a, b} | null"),
+        ("Union[str, list[str], null]", "str | list[str] | null"),
+        ("Union[Literal['a', 'b'], list[Literal['a', 'b']]]", "{a, b} | list[{a, b}]"),
+        ("dict[str, int | null]", "dict[str, int | null]"),
+        ("PositiveInt | null", "PositiveInt | null"),
+    ],
+)
+def test_types_are_shown_as_alternatives(text: str, shown: str) -> None:
+    assert plain_type(text) == shown
+
+
+def test_a_configuration_is_found_without_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, config = parse(["train", "chexpert_phase2", "--output", "a"])
+    assert (config.output, config.task) == ("a", "prompt")
+    Path("own.yaml").write_text("batch_size: 3\n")
+    assert parse(["train", "own"])[1].batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --data.train {file} --data.class_names Edema", "data.class_names: Edema: no such file of names"),
+        ("predict --checkpoint {file} --input {file} --class_names Edema", "names themselves go in a list, --class"),
+        ("predict --checkpoint {file} --input {file} --maps m --map_classes A", "map_classes: A: no such file of"),
+        ("export-checkpoint --checkpoint {file} --output o --layout classifier --class_names A", "A: no such file of"),
+        ("import-checkpoint --source {file} --output o --class_names A", "class_names: A: no such file of names"),
+        ("evaluate --clip RN50 --manifest {file} --output o --class_lists {lists}", "class_lists: a: Mass: no such"),
+        ("evaluate --clip RN50 --manifest {file} --output o --label_names Mass", "label_names: Mass: no such file"),
+    ],
+)
+def test_a_class_name_where_a_file_is_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    words = shlex.split(arguments.replace("{lists}", "'{a: Mass}'").replace("{file}", str(file)))
+    assert main([*words, *(["--model.pretrained", "random"] if words[0] == "train" else [])]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,7 +165,7 @@ def test_batches_of_the_torch_loader(samples, settings):
 
 
 def test_phantom_films_agree(tmp_path):
-    write_phantoms(PhantomConfig(train=12, val=0, test=0, size=256, classes=20), tmp_path / "phantoms", workers=1)
+    write_phantoms(PhantomConfig(train=12, val=0, test=0, image_size=256, classes=20), tmp_path / "phantoms", workers=1)
     files = sorted((tmp_path / "phantoms" / "images").rglob("*.png"))
     made = [Sample(id=path.stem, path=path, text="report 1") for path in files]
     assert len(made) == 12
