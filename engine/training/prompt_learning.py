@@ -71,7 +71,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         return make_eval_loader(dataset, batch_size=size, workers=data.workers, load=load, **share)
 
     def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
-        return cache_features(model, in_order(dataset), world.device, autocast, title=title)
+        return cache_features(model, in_order(dataset, **own), world.device, autocast, title=title)
 
     dataset = make_dataset(config, manifest, pixels, labels=labels, augment=True)
     resumed = last_checkpoint(run) is not None
