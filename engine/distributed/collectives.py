@@ -95,6 +95,11 @@ def all_gather_host(values: Tensor) -> list[Tensor]:
     return found
 
 
+def broadcast_host(values: Tensor, source: int) -> None:
+    """Overwrite contiguous `values`, on the CPU, with those of rank `source`."""
+    dist.broadcast(values, source, group=_host_group())
+
+
 def all_gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all ranks, one rank after the other; gradients flow back to the rows' own ranks and are summed there.
 

@@ -20,6 +20,8 @@ from ..distributed.world import World
 from ..models.clip import ImageFeatures
 from ..models.pspg import PsPGOutput
 from ..utils.device import pin
+from .cuda_graph import Outcome
+from .early_mean import Cut, mean_gradients
 from .losses import GlobalBatch, contrastive_loss
 from .tasks import (
     ContrastiveTask,
@@ -241,6 +243,35 @@ class GlobalPromptTask(PromptTask):
 
     def step(self, batch: SharedBatch, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         batch, own = self._recorded(batch, tensors)
-        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+        with self._precision():
             output = self.module.forward(*self.inputs(batch))
         return self._shared_loss(output, batch, tensors["labels"], sample_of(tensors), **own)
+
+    def outcome(self, batch: SharedBatch, tensors: dict[str, Tensor], *, reduce: bool) -> Outcome:
+        if not reduce:
+            return super().outcome(batch, tensors, reduce=False)
+        batch, own = self._recorded(batch, tensors)
+        cut, ranks = Cut(self._encode), self._world.size
+        with self._precision():
+            features, class_set, tower, context, _ = self.inputs(batch)
+            output = self.module.forward(features, class_set, tower, context, cut)
+            output, mine, share = self._share(output, batch, tensors["labels"], **own)
+            loss, parts = self._loss.classification(output, mine, share, impl=self.module.impl)
+        pair: Tensor | None = None
+
+        def pairs() -> Tensor | None:
+            nonlocal pair
+            with self._precision():
+                sample = sample_of(tensors)
+                options: dict[str, Any] = {"memory": self.module.text_memory, "impl": self.module.impl}
+                pair, part = self._loss.pairs(output, mine, self._model.tower, sample, share, **options)
+            parts.update(part)
+            return None if pair is None else pair * ranks
+
+        if self._loss.needs_pairs:
+            gradients = mean_gradients(self.module, cut, loss * ranks, pairs)
+        else:  # such a pair loss reaches all prompts
+            second = pairs()
+            gradients = mean_gradients(self.module, cut, loss * ranks if second is None else loss * ranks + second)
+        total = (loss if pair is None else loss + pair).detach() * ranks
+        return total, {name: part * ranks for name, part in parts.items()}, gradients

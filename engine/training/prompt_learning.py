@@ -73,7 +73,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         return make_eval_loader(dataset, batch_size=size, workers=data.workers, load=load, **share)
 
     def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
-        return cache_features(model, in_order(dataset), world.device, autocast, title=title)
+        return cache_features(model, in_order(dataset, **own), world.device, autocast, title=title)
 
     dataset = make_dataset(config, manifest, pixels, labels=labels, augment=True)
     features = _bank(config, manifest, pixels, features_of) if begun is None else None

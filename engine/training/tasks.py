@@ -248,7 +248,7 @@ class PromptTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         labels, model = labels.to(self._world.device, non_blocking=True), self._model
         # DeepSpeed's autocast ends with the forward, but the pair prompts are encoded here.
-        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+        with self._precision():
             return self._loss(
                 output,
                 labels,
@@ -268,13 +268,16 @@ class PromptTask:
 
     def step(self, batch: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and loss, without the hooks that DeepSpeed has put on the module."""
-        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+        with self._precision():
             output = self.module.forward(*self.inputs(with_tensors(batch, tensors)))
         return self._prompt_loss(output, tensors["labels"], sample_of(tensors))
 
     def outcome(self, batch: Any, tensors: dict[str, Tensor], *, reduce: bool) -> Outcome:
         loss, parts, gradients = outcome_of(*self.step(batch, tensors), self.module)
         return loss, parts, all_reduce_mean(gradients) if reduce else gradients
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None)
 
     def bad(self) -> dict[str, str]:
         return bad_images(self._validation)

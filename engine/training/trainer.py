@@ -304,7 +304,13 @@ class Trainer:
         clock = time.perf_counter()
         own = values.tolist()
         device_wait = time.perf_counter() - clock
-        means = torch.tensor(all_gather_object(own), dtype=torch.float64).mean(0).tolist()
+        of_ranks = all_gather_object((own, self._fingers()))
+        if len({fingers for _, fingers in of_ranks}) > 1:
+            raise UserError(
+                f"the ranks' weights differ after step {self.step}, which they cannot on GPUs of one kind; "
+                "set cuda_graphs to off"
+            )
+        means = torch.tensor([values for values, _ in of_ranks], dtype=torch.float64).mean(0).tolist()
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": lr}
         row.update(zip(read, means, strict=True))
         row["images_per_s"] = self.telemetry.images_per_second()
@@ -313,6 +319,17 @@ class Trainer:
         if not math.isfinite(row["loss"]):
             raise UserError(f"training diverged: the loss is {row['loss']} at step {self.step}; {self._advice()}")
         self.remarks.logged(row, batches)
+
+    def _fingers(self) -> int:
+        """Sum of the bits of the weights, where ranks compute the same gradients on their own; else 0.
+
+        Summed as integers, in whatever order, it is the same for the same weights.
+        """
+        graph = self.graph if self.ahead is None else self.ahead.graph
+        if graph is None or not graph.reduce:
+            return 0
+        weights = [weight.detach() for weight in self.task.module.parameters() if weight.dtype == torch.float32]
+        return int(torch.stack([weight.view(torch.int32).sum() for weight in weights]).sum())
 
     def _advice(self) -> str:
         last = last_checkpoint(self.run)

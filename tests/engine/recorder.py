@@ -31,18 +31,28 @@ class HostReads(TorchDispatchMode):
 
     Attributes:
         seen: the names.
-        collectives: of each collective its name, and the shapes and dtypes of what it sends and gets.
+        collectives: of each collective its name, and by argument the shapes and dtypes of what it sends and gets.
     """
+
+    active: HostReads | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
         self.collectives: list[tuple[Any, ...]] = []
 
+    def __enter__(self) -> Any:
+        HostReads.active = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        HostReads.active = None
+        super().__exit__(*error)
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
         if function.namespace == "c10d":
-            self.collectives.append((name, *_shapes(args)))
+            self.collectives.append((name, *filter(None, map(_shapes, args))))
         result = function(*args, **(kwargs or {}))
         if name in READS or (name in {"index", "index_put", "index_put_"} and _by_mask(args[1])):
             self.seen.append(name)
