@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
+from .loss_scale import LossScale
 from .world import World
 
 SHARDED = {
@@ -99,6 +101,14 @@ class Engine:
             # One rank's gradients are the average; reducing them copies all of them out of a flat buffer and back.
             self._engine.enable_backward_allreduce = False
         self._optimizer = self._engine.optimizer.optimizer if self._partitioned else self._engine.optimizer
+        self._scheduler = scheduler
+        self._loss_scale = LossScale() if self._partitioned and autocast == torch.float16 else None
+        if self._partitioned:
+            # In the stead of the loss scale; also left by an engine in fp16 that this process had before.
+            self._engine.optimizer.torch_autocast_gradscaler = None
+        if self._loss_scale is not None:
+            self._engine.optimizer.check_grad_overflow = True
+            self._engine.optimizer.override_loss_scale(self._loss_scale.scale)
         if self._partitioned:
             self._link_state()
 
@@ -138,14 +148,28 @@ class Engine:
     def step(self, *, norm: bool = False) -> Tensor | None:
         """Update the weights and the schedule if this batch completes the accumulation.
 
+        Where a gradient of fp16 overflows, on any rank, no rank updates a weight; the schedule goes on.
+
         Args:
             norm: also return the norm of the gradient before clipping, a scalar that nothing has waited for.
         """
         found = self._gradient_norm() if norm and not self._partitioned else None
+        completes = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
         if norm and self._partitioned:  # it sums over shards while it steps
             found = torch.as_tensor(self._engine.get_global_grad_norm())
+        if self._loss_scale is not None and completes:
+            self._follow_overflow(self._loss_scale)
         return found
+
+    def _follow_overflow(self, loss_scale: LossScale) -> None:
+        overflow = bool(self._engine.optimizer.overflow)
+        if overflow:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the first step may be one that is left out
+                self._scheduler.step()  # DeepSpeed leaves it out under ZeRO alone
+        loss_scale.update(overflow)
+        self._engine.optimizer.override_loss_scale(loss_scale.scale)
 
     def _gradient_norm(self) -> Tensor:
         gradients = [parameter.grad for _, parameter in self._trained() if parameter.grad is not None]
@@ -265,11 +289,11 @@ class Engine:
         scaler = self._scaler()
         if scaler is not None and state is not None:
             scaler.load_state_dict(state)
+        if self._loss_scale is not None:
+            self._engine.optimizer.override_loss_scale(self._loss_scale.scale)
 
     def _scaler(self) -> Any:
-        if self._partitioned:
-            return getattr(self._engine.optimizer, "torch_autocast_gradscaler", None)
-        return self._engine.torch_autocast_z0_gradscaler
+        return self._loss_scale if self._partitioned else self._engine.torch_autocast_z0_gradscaler
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
