@@ -83,6 +83,8 @@ class CalibrateConfig:
     checkpoint: str = ""
     """folder of a phase-2 run, of an exported or imported model, or of a classifier; calibration.json is written to
     it"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register what a model needs; one or a list"""
     manifest: str = ""
     """labelled validation images (JSONL), none of them trained or tested on"""
     point: Literal["f1", "sensitivity", "specificity"] = "f1"
@@ -248,6 +250,7 @@ def check_predict(config: PredictConfig) -> None:
 
 def check_calibrate(config: CalibrateConfig) -> None:
     """As `check_predict`."""
+    load_plugins(config.plugins)
     check_values(config)
     require(checkpoint=config.checkpoint, manifest=config.manifest)
     check_input(checkpoint=config.checkpoint, manifest=config.manifest, image_root=config.image_root)

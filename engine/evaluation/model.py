@@ -36,6 +36,8 @@ class Scored(NamedTuple):
     probabilities: NDArray[np.float64]
     """(N,C) in [0, 1]: their sigmoid, after the calibration of the folder where it has one that fits"""
     class_names: list[str]
+    thresholds: NDArray[np.float64] | None
+    """(C,) probabilities above which a class counts as found, NaN where that is not known; None: not calibrated"""
 
 
 class Model:
@@ -59,15 +61,19 @@ class Model:
         bank: bool,
         blend: BlendName | None,
         blend_weight: float | None,
+        calibrated: bool,
     ) -> None:
+        self._calibrated = calibrated
         self.folder, self.device, self._autocast = folder, device, autocast
         self._options: dict[str, Any] = {"bank": bank, "blend": blend, "blend_weight": blend_weight}
         self.loaded: LoadedModel | None = None
         self._scorer: Scorer
         if is_classifier(folder):
-            self._scorer = open_scorer(folder, None, device, autocast, **self._options)
+            self._scorer = open_scorer(folder, None, device, autocast, calibrated=calibrated, **self._options)
         else:
             self.loaded = load_folder(folder)
+            if not calibrated:
+                self.loaded.calibration = None
             self._scorer = scorer_of(self.loaded, device, autocast, **self._options)
 
     @property
@@ -99,7 +105,8 @@ class Model:
         """
         chosen = names if isinstance(names, str) else list(names)
         if self.loaded is None:
-            self._scorer = open_scorer(self.folder, chosen, self.device, self._autocast, **self._options)
+            how = {**self._options, "calibrated": self._calibrated}
+            self._scorer = open_scorer(self.folder, chosen, self.device, self._autocast, **how)
         else:
             self.loaded.set_classes(chosen)
             self._scorer = scorer_of(self.loaded, self.device, self._autocast, **self._options)
@@ -135,7 +142,8 @@ class Model:
         odds = (found[:, 0] - found[:, 1]).numpy()
         calibration = self._scorer.calibration
         lines = None if calibration is None else calibration.lines()
-        return Scored(odds, probabilities(found, lines).numpy(), self.class_names)
+        thresholds = None if calibration is None else calibration.thresholds()
+        return Scored(odds, probabilities(found, lines).numpy(), self.class_names, thresholds)
 
     def probabilities(self, images: Any, *, batch_size: int = 64) -> NDArray[np.float64]:
         """Probabilities (N,C) alone, columns as `class_names`; arguments and errors as `score`."""
@@ -213,6 +221,7 @@ def load_model(
     context: Literal["bank", "batch"] = "bank",
     blend: BlendName | None = None,
     blend_weight: float | None = None,
+    calibrated: bool = True,
 ) -> Model:
     """Model of a run, an exported or imported folder, a classifier, or hf-hub:OWNER/NAME, with its best weights.
 
@@ -221,6 +230,7 @@ def load_model(
         device, precision: as the settings of `predict`.
         context: what the prompts attend to: the model's context bank, or the images of each batch.
         blend, blend_weight: templates blended into classes never trained on, as the settings of `predict`.
+        calibrated: with the calibration of the folder, where it has one of the classes.
 
     Raises:
         UserError: missing, damaged or mismatching files, or a context or blend that it does not have.
@@ -234,6 +244,7 @@ def load_model(
         bank=context == "bank",
         blend=blend,
         blend_weight=blend_weight,
+        calibrated=calibrated,
     )
 
 

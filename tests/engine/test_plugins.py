@@ -17,6 +17,11 @@ from PIL import Image
 
 from pspg.engine.checkpoints.model_folder import load_model
 from pspg.engine.cli import main, parse
+from pspg.engine.data.datasets import register_dataset
+from pspg.engine.data.preparation.dataset import DataSet, PrepareConfig
+from pspg.engine.evaluation import metrics
+from pspg.engine.evaluation.report import evaluation
+from pspg.engine.evaluation.report.evaluation import register_metric
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.plugins import load_plugins
 
@@ -161,3 +166,35 @@ def test_mistakes_in_plugins_are_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_a_metric_of_ones_own_is_a_metric_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "OWN", {})
+    monkeypatch.setattr(evaluation, "OWN", metrics.OWN)
+    monkeypatch.setattr(evaluation, "SUMMARY", dict(evaluation.SUMMARY))
+    labels, scores = np.array([[1, 0], [0, -1]]), np.array([[0.9, 0.2], [0.4, 0.7]])
+    assert not metrics.evaluate(labels, scores, ["a", "b"]).own
+
+    @register_metric("masked", "Masked")
+    def masked(labels: np.ndarray, probabilities: np.ndarray) -> float:
+        probabilities[:] = 0  # what it does to its arrays stays with it
+        return (labels < 0).mean()
+
+    found = metrics.evaluate(labels, scores, ["a", "b"])
+    assert found.masked == 0.25
+    assert found.macro_auc == 1
+    assert evaluation.SUMMARY["masked"] == "Masked"
+    with pytest.raises(AttributeError):
+        found.unmasked  # noqa: B018
+    register_metric("wrong")(lambda labels, probabilities: labels[7])
+    with pytest.raises(UserError, match=r"^metric wrong: tests\..*: IndexError: index 7 is out of bounds[^\n]*$"):
+        metrics.evaluate(labels, scores, ["a", "b"])
+    for name in ("macro_auc", "per class"):
+        with pytest.raises(ValueError, match="choose another name"):
+            register_metric(name)
+
+
+@pytest.mark.parametrize("name", ["folder", "mimic-cxr", "check"])
+def test_a_data_set_of_ones_own_takes_no_word_of_the_engine(name: str) -> None:
+    with pytest.raises(ValueError, match=f"there is '{name}' already"):
+        register_dataset(DataSet(name, "mine", PrepareConfig, lambda config, journal: ([], [])))

@@ -16,8 +16,8 @@ def register_dataset(dataset: DataSet) -> DataSet:
     Raises:
         ValueError: the engine has one of that name.
     """
-    if dataset.name in {module.name.replace("_", "-") for module in iter_modules(__path__)}:
-        raise ValueError(f"prepare: there is a data set {dataset.name!r} already; choose another name")
+    if dataset.name in {"check", "cache", *(module.name.replace("_", "-") for module in iter_modules(__path__))}:
+        raise ValueError(f"prepare: there is {dataset.name!r} already; choose another name")
     _own[dataset.name] = dataset
     return dataset
 

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
+import pspg.engine as pspg
 from pspg.engine.checkpoints.calibration import read_calibration
 from pspg.engine.checkpoints.classifier import load_classifier
 from pspg.engine.checkpoints.run import load_tensors, write_tensors
@@ -88,6 +89,12 @@ def test_model_classifier_and_python_give_the_calibrated_scores(
     assert [row.group for row in kept.classes] == [*names[:-1], None]
     found = predict(model, image_folder, tmp_path / "found.csv")
     assert "calibrated on val.jsonl" in capsys.readouterr().err
+    for calibrated, table in ((True, found), (False, raw)):
+        loaded = pspg.load_model(model, device="cpu", calibrated=calibrated)
+        scored = loaded.score([image_folder / row["id"] for row in table])
+        expected = [[float(row[name]) for name in names] for row in table]
+        np.testing.assert_allclose(scored.probabilities, expected, rtol=0, atol=1e-6)
+        np.testing.assert_equal(scored.thresholds, kept.thresholds() if calibrated else None)
     for before, after in zip(raw, found, strict=True):
         for row in kept.classes:
             expected = expit(row.slope * logit(float(before[row.name])) + row.intercept)

@@ -138,6 +138,15 @@ def test_what_cannot_be_forked_is_one_line_and_writes_nothing(
     assert not output.exists()
 
 
+def test_a_dry_run_forks_nothing(
+    arguments: Arguments, parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(tmp_path / "b", "--optim.epochs", 3, "--fork", parent, "--dry_run", "true")
+    assert main(words) == 0
+    assert "dry run: nothing was started" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
 def test_damage_of_the_parent_is_told_and_its_newest_good_checkpoint_taken(
     arguments: Arguments, parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
