@@ -22,16 +22,30 @@ if TYPE_CHECKING:
     from .commands.settings import PredictConfig
     from .commands.train import train
     from .config import DataConfig, EvaluationConfig, LossConfig, ModelConfig
+    from .data.datasets import register_dataset
+    from .data.preparation.dataset import DataSet
     from .evaluation.config import EvaluateConfig
     from .evaluation.model import Model, load_model
+    from .evaluation.report.evaluation import register_metric
     from .evaluation.report.tables import data_tables
     from .models.decoders import DECODERS
+    from .models.encoders import ENCODERS
     from .models.fusions import FUSIONS
     from .models.pspg import PsPG
     from .training.config import OptimConfig, TrainConfig
+    from .training.losses.classification import CLASSIFICATION_LOSSES
+    from .training.losses.pair import PAIR_LOSSES
     from .utils.errors import UserError
+    from .utils.plugins import load_plugins
 
 _HOME = {
+    "register_metric": "evaluation.report.evaluation",
+    "ENCODERS": "models.encoders",
+    "load_plugins": "utils.plugins",
+    "PAIR_LOSSES": "training.losses.pair",
+    "CLASSIFICATION_LOSSES": "training.losses.classification",
+    "DataSet": "data.preparation.dataset",
+    "register_dataset": "data.datasets",
     "Classifier": "checkpoints.classifier",
     "load_classifier": "checkpoints.classifier",
     "import_published": "checkpoints.published",
@@ -57,10 +71,14 @@ _HOME = {
 """name → module; imported when it is asked for, so that settings can be read without torch"""
 
 __all__ = [
+    "CLASSIFICATION_LOSSES",
     "DECODERS",
+    "ENCODERS",
     "FUSIONS",
+    "PAIR_LOSSES",
     "Classifier",
     "DataConfig",
+    "DataSet",
     "EvaluateConfig",
     "EvaluationConfig",
     "LossConfig",
@@ -76,7 +94,10 @@ __all__ = [
     "import_published",
     "load_classifier",
     "load_model",
+    "load_plugins",
     "predict",
+    "register_dataset",
+    "register_metric",
     "train",
 ]
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from .config import choice_values
 from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import DAMAGED, UserError
@@ -29,13 +30,17 @@ from .utils.help import SettingsHelp
 from .utils.logging import Heard, is_first, show_messages
 from .utils.packaged import CONFIGS, find_file, near_names
 from .utils.parser_messages import parser_message
+from .utils.plugins import load_plugins
 from .utils.settings import YAML, plain_numbers, refuse_null
 from .utils.workers import loader_deaths
 from .utils.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
+OUT_OF_MEMORY = (
+    r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory|can't start new thread"
+    r"|Resource temporarily unavailable"
+)
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,10 @@ GROUPS = {
 
 
 @cache
-def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The whole parser, and those of the commands."""
+def make_parser(
+    commands: tuple[tuple[str, Command], ...], choices: object = ()
+) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The whole parser, and those of the commands; `choices` are those of settings that were registered by now."""
     root = ArgumentParser(
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
@@ -208,13 +215,17 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     Raises:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
-    root, parsers = make_parser(tuple(COMMANDS.items()))
-    arguments = _with_config(_with_values(arguments))
+    load_plugins([name for given in _values_of("--plugins", arguments) for name in _names_in(given)])
+    _add_datasets()
+    arguments = _find_configs(_with_config(_with_values(arguments)))
+    for file in map(Path, _configs(arguments)):
+        values = read_yaml(file, YAML, "config") if file.is_file() else None  # its errors name the file
+        if isinstance(values, dict) and (names := values.get("plugins")):
+            load_plugins(names if isinstance(names, list) else str(names))
+    _add_datasets()
+    # Choices are part of the parser.
+    root, parsers = make_parser(tuple(COMMANDS.items()), tuple(choice_values().values()))
     try:
-        arguments = _find_configs(arguments)
-        for file in map(Path, _configs(arguments)):
-            if file.is_file():
-                read_yaml(file, YAML, "config")  # its errors name the file
         values = root.parse_args(arguments)
         name = values.command
         values = values[name]
@@ -275,8 +286,25 @@ def _with_config(arguments: list[str]) -> list[str]:
 
 def _configs(arguments: Sequence[str]) -> list[str]:
     """The values of --config."""
-    given = [b for a, b in pairwise(arguments) if a == "--config"]
-    return given + [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+    return _values_of("--config", arguments)
+
+
+def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """What is given to an option, before anything is parsed."""
+    given = [b for a, b in pairwise(arguments) if a == option]
+    return given + [word.removeprefix(f"{option}=") for word in arguments if word.startswith(f"{option}=")]
+
+
+def _names_in(given: str) -> list[str]:
+    """The names of a word of the command line: one, or a list [a, b]."""
+    words = given[1:-1].split(",") if re.fullmatch(r"\[.*\]", given) else [given]
+    return [name.strip(" '\"") for name in words if name.strip()]
+
+
+def _add_datasets() -> None:
+    """Make commands of the data sets that plugins have registered."""
+    for name, command in prepare_commands().items():
+        COMMANDS.setdefault(name, command)
 
 
 def _find_configs(arguments: list[str]) -> list[str]:
@@ -332,15 +360,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s: error: %s: %s", program, _file_of(error), error.strerror or error)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
+        found = _want_of_memory(error)
+        if found is None:
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(found).splitlines() or [""])[0][:200]
         advice = "lower batch_size, data.workers or max_megapixels, or take a machine with more"
         log.error("%s: error: out of memory%s; %s", program, f" ({reason})" if reason else "", advice)
         return 2
     except KeyboardInterrupt:
         log.error("%s: interrupted", program)
         return 130
+
+
+def _want_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that it came of, that says that memory or threads are lacking."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))):
+            return error
+        error = error.__context__
+    return None
 
 
 def _file_of(error: OSError) -> str:

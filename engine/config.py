@@ -17,7 +17,7 @@ from jsonargparse.typing import (
 
 from .utils.errors import UserError
 from .utils.parser_messages import plain_range
-from .utils.registry import choices
+from .utils.registry import choices, on_register, registered
 
 FractionBelowOne: TypeAlias = float
 BitDepth: TypeAlias = int
@@ -27,17 +27,35 @@ FusionName: TypeAlias = str
 ClassificationLossName: TypeAlias = str
 PairLossName: TypeAlias = str
 LoggerName: TypeAlias = str
+CHOICES = {
+    "DecoderName": ("model.decoder", "models/decoders"),
+    "FusionName": ("model.fusion", "models/fusions"),
+    "ClassificationLossName": ("loss.classification", "training/losses/classification"),
+    "PairLossName": ("loss.pair", "training/losses/pair"),
+    "LoggerName": ("logger", "training/loggers"),
+}
+"""type → its setting, and the folder whose files are its values"""
+
+
+def choice_values() -> dict[str, tuple[str, ...]]:
+    """Type → its values: the files of a folder, so that whoever adds one edits no list, and what is registered from
+    elsewhere. Nothing is imported."""
+    root = Path(__file__).parent
+    found = {name: {*choices(root / folder), *registered(setting)} for name, (setting, folder) in CHOICES.items()}
+    return {name: tuple(sorted(values)) for name, values in found.items()}
+
+
+def set_choices() -> None:
+    """Set the types of `CHOICES`, which the parser and `check_values` find by their names."""
+    globals().update({name: Literal[values] for name, values in choice_values().items()})
+
+
 if not TYPE_CHECKING:
     FractionBelowOne = restricted_number_type("FractionBelowOne", float, [(">=", 0), ("<", 1)])
     BitDepth = restricted_number_type("BitDepth", int, [(">=", 8), ("<=", 16)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
-    # A setting's values are the files of a folder, so that whoever adds one edits no list. Nothing is imported.
-    _ENGINE = Path(__file__).parent
-    DecoderName = Literal[choices(_ENGINE / "models/decoders")]
-    FusionName = Literal[choices(_ENGINE / "models/fusions")]
-    ClassificationLossName = Literal[choices(_ENGINE / "training/losses/classification")]
-    PairLossName = Literal[choices(_ENGINE / "training/losses/pair")]
-    LoggerName = Literal[choices(_ENGINE / "training/loggers")]
+    set_choices()
+    on_register(set_choices)
 
 
 @dataclass(kw_only=True)

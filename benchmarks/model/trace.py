@@ -34,7 +34,7 @@ from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.optimizer import make_optimizer
-from pspg.kernels.launch import Launch, record, tensor_of
+from pspg.kernels.launch import Launch, record, tensor_of, tensors_of
 from pspg.kernels.spcl.chunked_loss import chunked_loss, sum_of_chunks
 from pspg.kernels.text_tower import TextTower, default_memory
 from pspg.kernels.text_tower.folding import folded_layer
@@ -230,11 +230,10 @@ class _Log(TorchDispatchMode):
     def launched(self, launch: Launch) -> None:
         """List a launch of a Triton kernel."""
         name = launch.kernel.fn.__name__
-        given = {key: tensor_of(value) for key, value in launch.arguments.items()}
-        tensors = list({id(tensor): tensor for tensor in given.values() if tensor is not None}.values())
+        given = [tensors_of(key, value) for key, value in launch.arguments.items()]
+        tensors = list({id(tensor): tensor for found in given for tensor in found.values()}.values())
         flops, trips = (counts[name](launch.arguments) if name in counts else 0.0 for counts in self._counts)
-        shapes = {key: tensor.shape for key, tensor in given.items() if tensor is not None}
-        arguments = {key: shapes.get(key, value) for key, value in launch.arguments.items()}
+        arguments = {key: _without_tensors(value) for key, value in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
         dtype = tensors[-1].dtype
         self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, trips=trips, launch=launch)
@@ -314,6 +313,14 @@ def _on_fake_cpu(setup: Setup) -> Setup:
     tower = setup.tower
     values = {name: tree_map_only(Tensor, fake, getattr(tower, name)) for name in TextTower.__dataclass_fields__}
     return replace(setup, tower=TextTower(**values), images=fake(setup.images), labels=fake(setup.labels))
+
+
+def _without_tensors(argument: Any) -> Any:
+    """An argument of a launch, shapes in place of tensors."""
+    if isinstance(argument, tuple):
+        return type(argument)(*map(_without_tensors, argument))
+    tensor = tensor_of(argument)
+    return argument if tensor is None else tensor.shape
 
 
 def _tensors(setup: Setup) -> list[Tensor]:

@@ -35,11 +35,12 @@ from ..models.pspg import probabilities
 from ..models.weights import check_fit, load_strictly
 from ..utils.documents import as_schema
 from ..utils.errors import UserError
-from ..utils.files import new_folder
+from ..utils.files import new_folder, write_text
 from .calibration import FILE as CALIBRATION
 from .calibration import REPEAT, Calibration, write_calibration
+from .card import export_card
 from .integrity import check_files, sha256_of
-from .model_folder import CLASSIFIER_JSON, LoadedModel, calibration_of, check_names, require_true
+from .model_folder import CLASSIFIER_JSON, LoadedModel, advice, calibration_of, check_names, plugins_of, require_true
 from .run import load_tensors, read_json, write_json, write_tensors
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,16 @@ def write_classifier(
         files = {name: sha256_of(partial / name) for name in (TOWERS, CLASSIFIER)}
         if classifier.calibration is not None:
             write_calibration(partial, classifier.calibration, partial / CLASSIFIER)
-        write_json(partial / CLASSIFIER_JSON, {**_describe(classifier, loaded), "blend": blend, "files": files})
+        description = _describe(classifier, loaded)
+        write_json(partial / CLASSIFIER_JSON, {**description, "blend": blend, "files": files})
+        card = export_card(
+            "classifier",
+            class_names=classifier.class_names,
+            pixels=classifier.pixels,
+            training=loaded.training,
+            plugins=description["plugins"],
+        )
+        write_text(partial / "README.md", card)
 
 
 def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Classifier:
@@ -272,7 +282,11 @@ def read_classifier(folder: Path) -> Description:
         found = as_schema(Description, description)
         check_names(found.class_names)
         check_config(found.model_cfg, str(file))
-        require_true(found.pixels.size == found.model_cfg["vision_cfg"]["image_size"], found.fusion in FUSIONS.names())
+        if found.fusion not in FUSIONS.names():
+            raise UserError(f"{file}: model.fusion: {found.fusion!r} is not one of {', '.join(FUSIONS.names())}")
+        require_true(found.pixels.size == found.model_cfg["vision_cfg"]["image_size"])
+    except UserError as error:
+        raise UserError(f"{error}{advice(description)}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is damaged ({error}); export the model again") from None
     check_files(folder, found.files or {})
@@ -307,6 +321,7 @@ def _describe(classifier: Classifier, loaded: LoadedModel) -> dict[str, Any]:
         "fusion": classifier.channel_attention.name,
         "bank_size": len(loaded.bank),
         "training": loaded.training,
+        "plugins": plugins_of(loaded.model.clip, loaded.model.config),
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch")},
         "model_cfg": clip_config(loaded.model.clip),
         "preprocess_cfg": {

@@ -23,12 +23,16 @@ from ..data.pixels import Pixels
 from ..models.blend import make_blend
 from ..models.class_set import ClassSet
 from ..models.clip import ImageFeatures, build_clip, check_config, clip_config, with_unit_token
+from ..models.decoders import DECODERS
+from ..models.fusions import FUSIONS
 from ..models.hub import local_folder
 from ..models.pspg import PsPG, check_head
 from ..models.weights import load_strictly
 from ..utils.documents import as_schema
 from ..utils.errors import UserError
 from ..utils.names import base_name
+from ..utils.plugins import missing_plugins
+from ..utils.text import printable
 from .calibration import FILE, REPEAT, Calibration, read_calibration
 from .integrity import check_files, sha256_of
 from .published import class_encoder
@@ -55,6 +59,8 @@ class Description:
     head: ModelConfig | None = None
     class_names: list[str] | None = None
     training: str | None = None
+    plugins: list[str] | None = None
+    """modules of the user's that registered what the model is made of"""
     files: dict[str, str] | None = None
     """file name → SHA-256; None: an older version wrote the folder"""
 
@@ -121,6 +127,7 @@ def describe(
         "head": None if head is None else without_places(asdict(head)),
         "class_names": class_names,
         "training": training,
+        "plugins": plugins_of(clip, head),
         "pixels": asdict(pixels),
         "tokenizer": {
             "name": "CLIP byte-pair encoding",
@@ -173,11 +180,30 @@ def read_description(folder: Path) -> dict[str, Any]:
             require_true(head.hidden_size <= LARGEST_WIDTH, head.prompt_length <= LARGEST_WIDTH)
             check_names(found.class_names or [])
     except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{file}: {error}{advice(description)}") from None
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "keys are missing or unknown"
         raise UserError(f"{file}: is damaged ({reason}); export or train the model again") from None
     return description
+
+
+def plugins_of(clip: nn.Module, head: ModelConfig | None) -> list[str]:
+    """Modules outside this package that registered the parts of a model."""
+    parts: list[type] = [type(getattr(clip, "visual", clip))]
+    if head is not None:
+        parts += [DECODERS[head.decoder], FUSIONS[head.fusion]]
+    own = __name__.removesuffix("checkpoints.model_folder")
+    return sorted({cls.__module__ for cls in parts if not cls.__module__.startswith((own, "open_clip."))})
+
+
+def advice(description: dict[str, Any]) -> str:
+    """Which modules to import before, to follow a message; empty: none is missing."""
+    names = description.get("plugins")
+    missing = missing_plugins([name for name in names if isinstance(name, str)]) if isinstance(names, list) else []
+    if not missing:
+        return ""
+    listed = ", ".join(printable(name) for name in missing[:5])
+    return f"; the model was made with modules that are not loaded: give --plugins {listed}, or import them before"
 
 
 def check_names(names: list[str]) -> None:

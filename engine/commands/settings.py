@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 from ..config import BitDepth, BlendName, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_names, check_new_folder, check_output, check_unused
+from ..utils.plugins import load_plugins
 
 
 @dataclass(kw_only=True)
@@ -25,6 +26,9 @@ class PredictConfig:
     """CSV file: one image a line, one class a column"""
     overwrite: bool = False
     """replace an output that is there; false: refuse. A folder of maps is always a new one"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register what a model needs;
+    one or a list"""
     class_names: str | list[str] | None = None
     """classes to score, trained on or not: a list or a text file; null: those of the training. A classifier has its
     frozen ones, or some of them"""
@@ -159,6 +163,9 @@ class ExportConfig:
     layout: Literal["pspg-engine", "published", "classifier"] = "pspg-engine"
     """pspg-engine: what evaluate and predict read; published: one safetensors file with the authors' names; classifier:
     a fixed class list, prompted once under the context bank, and the towers as open_clip loads them"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register what a model needs;
+    one or a list"""
     class_names: str | list[str] | None = None
     """layout classifier: classes to freeze, trained on or not: a list or a text file; null: those of the training"""
     blend: BlendName | None = None
@@ -225,6 +232,7 @@ def check_predict(config: PredictConfig) -> None:
     Raises:
         UserError: naming the key and what to do.
     """
+    load_plugins(config.plugins)
     check_values(config)
     require(checkpoint=config.checkpoint, input=config.input, output=config.output)
     check_output(config.output, folder=False)
@@ -261,6 +269,7 @@ def check_import(config: ImportConfig) -> None:
 
 def check_export(config: ExportConfig) -> None:
     """As `check_predict`."""
+    load_plugins(config.plugins)
     check_values(config)
     require(checkpoint=config.checkpoint, output=config.output)
     if config.class_names is not None and config.layout != "classifier":

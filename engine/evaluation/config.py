@@ -13,6 +13,7 @@ from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_output, check_unused
 from ..utils.packaged import located
+from ..utils.plugins import load_plugins
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,9 @@ class EvaluateConfig:
     """source: Python file with the functions load, preprocess and score of any model; its code is run"""
     other_source: dict[str, Any] = field(default_factory=dict)
     """source: name → value of a source of your own that has no setting here, see engine/evaluation/README.md"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register what a model needs, sources or metrics;
+    one or a list"""
     method: str | None = None
     """name of the method in the report; null: PsPG, CLIP fine-tuned, or the name of `clip` or of the file"""
     manifest: str = ""
@@ -71,6 +75,19 @@ class EvaluateConfig:
     probe: str | None = None
     """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
     ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
+    compare: dict[str, str] = field(default_factory=dict)
+    """name → another method for the same report: folder of a run or model, table of probabilities (.csv), or adapter
+    (.py); it gets the differences of the method under evaluation from each, with paired intervals"""
+    calibration: str | None = None
+    """validation manifest, which neither trained nor tests the model: calibration and thresholds fitted on its images
+    are shown on these; null: none. `pspg-engine calibrate` keeps such a fit with a model"""
+    point: Literal["f1", "sensitivity", "specificity"] = "f1"
+    """with calibration, what a class's threshold is chosen for: the best F1, or at least `target` of the other two"""
+    target: ClosedUnitInterval = 0.9
+    """sensitivity or specificity to reach"""
+    gallery: NonNegativeInt = 0
+    """images to show of each kind: hits, misses, false alarms and the most uncertain, with maps where the method is a
+    prompt head; they are pictures of patients and show their ids. 0: none"""
     pictures: dict[str, str] = field(default_factory=dict)
     """caption → image file to show in the report; pictures of patients enter it only this way"""
     notes: list[str] = field(default_factory=list)
@@ -117,6 +134,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
     Raises:
         UserError: naming the key and what to do.
     """
+    load_plugins(config.plugins)
     given = [f"--{name}" for name in SOURCES if getattr(config, name)]
     given += [f"--{name}" for name in config.other_source]
     if len(given) != 1:
@@ -131,6 +149,11 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_output(config.output)
     check_unused(*(Path(config.output) / name for name in REPORT), overwrite=config.overwrite)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)
+    check_input(calibration=config.calibration)
+    for name, place in config.compare.items():
+        if not name.strip() or not Path(place).exists():
+            what = "no such file or folder; name a run, a model folder, a .csv or a .py" if name.strip() else "no name"
+            raise UserError(f"compare: {name}: {place}: {what}")
     for name, file in (config.class_lists or {}).items():
         if not Path(file).is_file():
             raise UserError(f"class_lists: {name}: {file}: no such file; a list is a text file, one class a line")

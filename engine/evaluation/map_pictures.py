@@ -84,6 +84,13 @@ def overlay(image: NDArray[np.uint8], maps: Tensor, limit: float) -> NDArray[np.
     return _blends()[level, _panel(image)]
 
 
+def beside(image: NDArray[np.uint8], maps: Tensor) -> NDArray[np.uint8]:
+    """The image (h,w) and, right of it, in the colours of its map (1,g,g), on a scale of its own: (SIDE,2·SIDE+4,3)."""
+    alone = np.repeat(_panel(image)[..., None], 3, axis=2)
+    gap = np.zeros((SIDE, 4, 3), np.uint8)
+    return np.concatenate([alone, gap, overlay(image, maps, max(float(maps.abs().max()), 1e-6))[0]], axis=1)
+
+
 @cache
 def _blends() -> NDArray[np.uint8]:
     """Colour (256,256,3) of a level of log-odds, 0 to 255 for −limit to limit, over a grey: a lookup, for speed."""

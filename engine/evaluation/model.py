@@ -34,7 +34,7 @@ class Scored(NamedTuple):
     logits: NDArray[np.float64]
     """(N,C) log-odds: how much more an image is like a class's positive prompt than its negative one"""
     probabilities: NDArray[np.float64]
-    """(N,C) in [0, 1]: their sigmoid"""
+    """(N,C) in [0, 1]: their sigmoid, after the calibration of the folder where it has one that fits"""
     class_names: list[str]
 
 

@@ -23,6 +23,7 @@ from ..config import (
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_names, check_output
 from ..utils.packaged import located
+from ..utils.plugins import load_plugins
 from .loggers import LOGGERS
 
 
@@ -95,6 +96,9 @@ class TrainConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what the processes share out. 1: optimizer state; 2: gradients, too; 3: weights, too, in
     phase 1"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register decoders, fusions, losses and image
+    encoders; one or a list"""
     resume: Literal["latest"] | None = None
     """latest: continue this run from its newest checkpoint, or start it if it has none"""
     fork: str | None = None
@@ -151,6 +155,7 @@ def check_train(config: TrainConfig) -> None:
     Raises:
         UserError: naming the key and what to do.
     """
+    load_plugins(config.plugins)
     check_values(config)
     data, optim = config.data, config.optim
     if not data.train:

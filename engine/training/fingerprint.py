@@ -20,6 +20,7 @@ MUTABLE = {
     "resume",
     "fork",
     "dry_run",
+    "plugins",
     "timeout_s",
     "device",
     "zero_stage",

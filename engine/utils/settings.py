@@ -58,8 +58,8 @@ def as_settings(kind: type[T], given: T | Mapping[str, Any] | str | Path | None 
     except ArgumentError as error:
         keys = [action.dest for action in parser._actions]
         raise UserError(parser_message(error, (), keys, file)) from None
-    if file is not None and hasattr(settings, "find_files"):
-        settings.find_files([Path(file).parent])
+    if hasattr(settings, "find_files"):
+        settings.find_files([] if file is None else [Path(file).parent])
     return settings
 
 

@@ -15,7 +15,9 @@ import numpy as np
 from ...utils.tables import write_csv
 from ..bootstrap import Interval, Intervals
 from ..metrics import Metrics
+from .differences import class_differences, differences
 from .evaluation import Evaluation
+from .operating import operating
 
 PER_CLASS = ("auc", "ap", "ap_trapezoid", "f1", "mcc")
 WITH_INTERVAL = ("auc", "ap", "ap_trapezoid")
@@ -34,6 +36,21 @@ def metrics_json(evaluation: Evaluation) -> str:
             }
             for method in evaluation.methods
         },
+        "differences": {
+            other.name: {
+                "groups": {
+                    group: {key: asdict(one) for key, one in differences(evaluation, other, group).items()}
+                    for group in evaluation.method.metrics
+                },
+                "classes": {
+                    name: {key: asdict(one) for key, one in found.items()}
+                    for name, found in class_differences(evaluation, other).items()
+                },
+            }
+            for other in evaluation.methods[1:]
+        },
+        "operating": asdict(operating(evaluation)),
+        "fitted": None if evaluation.fitted is None else asdict(evaluation.fitted),
     }
     return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
 
@@ -55,7 +72,7 @@ def data_tables(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
         for group, metrics in method.metrics.items():
             row: dict[str, Any] = {"method": method.name, "group": group, "parameters": method.parameters}
             intervals = method.intervals.get(group)
-            for key, value in vars(metrics).items():
+            for key, value in (vars(metrics) | metrics.own).items():
                 if isinstance(value, int | float):
                     row[key] = value
                     if isinstance(bounds := getattr(intervals, key, None), Interval):
@@ -119,4 +136,5 @@ def low_high(interval: Interval | None) -> tuple[float, float] | None:
 
 
 def _as_json(metrics: Metrics, intervals: Intervals | None) -> dict[str, Any]:
-    return asdict(metrics) | {"intervals": None if intervals is None else asdict(intervals)}
+    found = asdict(metrics)
+    return found | found.pop("own") | {"intervals": None if intervals is None else asdict(intervals)}

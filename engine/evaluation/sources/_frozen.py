@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...checkpoints.calibration import Calibration
 from ...checkpoints.classifier import CLASSIFIER, load_classifier, load_towers, read_classifier
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
@@ -39,6 +40,8 @@ class Frozen(ImageMethod):
         folder = Path(config.checkpoint)
         description = read_classifier(folder)
         self._classifier = load_classifier(folder, autocast).to(device)
+        self._calibration = self._classifier.calibration
+        self._classifier.calibrate(None)  # the report shows what it changes
         self._clip = load_towers(folder) if config.baselines else None
         self._device = device
         blend = description.blend or "none"
@@ -57,6 +60,10 @@ class Frozen(ImageMethod):
 
     def dataset(self, config: EvaluateConfig, manifest: Manifest, labels: NDArray[np.float32]) -> ImageDataset:
         return square_images(config, manifest, labels, **asdict(self._classifier.pixels))
+
+    def calibration(self, class_lists: Sequence[list[str]]) -> Calibration | None:
+        found = self._calibration
+        return None if found is None else found.of([name for names in class_lists for name in names])
 
     @torch.inference_mode()
     def score(self, class_lists: Sequence[list[str]], batches: Iterable[Batch]) -> Iterable[Scores]:

@@ -12,6 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from pspg.engine.utils.errors import UserError
 from tests.engine.seal import seal
 
 Make = Callable[..., Path]
-FILES = {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors"}
+FILES = {"README.md", "open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors"}
 
 
 @pytest.fixture
@@ -203,6 +204,21 @@ def test_torch_exports_a_classifier_for_any_number_of_images(
     module = torch.export.load(tmp_path / "classifier.pt2").module()
     for count in (1, 5):
         torch.testing.assert_close(module(images(count)), classifier(images(count)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["pspg-engine", "published", "classifier"])
+def test_an_export_can_be_pushed_to_the_hub_as_it_is(model_folder: Make, tmp_path: Path, layout: str) -> None:
+    """A card that the Hub's client takes, and no file that runs code or names a place on this machine."""
+    source, folder = model_folder(vit=True), tmp_path / "out"
+    command = ["export-checkpoint", "--checkpoint", str(source), "--output", str(folder), "--layout", layout]
+    assert main(command) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "pspg-engine"
+    assert card.data.license is None
+    assert "pleural effusion" in card.text
+    assert "trained on noise" in card.text
+    assert {path.suffix for path in folder.iterdir()} <= {".md", ".json", ".safetensors"}
+    assert not [path.name for path in folder.glob("*.[mj]*") if str(tmp_path) in path.read_text()]
 
 
 def test_what_the_json_holds(export: Callable[..., tuple[Path, Path]]) -> None:

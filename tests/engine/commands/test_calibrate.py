@@ -144,6 +144,13 @@ def test_a_classifier_is_calibrated_in_place(
     assert (one.blend, other.blend) == (None, "novelty")
     np.testing.assert_allclose(one.lines(), other.lines(), rtol=1e-3, atol=1e-4)
     assert "above threshold" in predict(shipped, image_folder, tmp_path / "s.csv")[0]
+    for folder, more in ((shipped, []), (model, ["--evaluation.context", "bank", "--evaluation.blend", "novelty"])):
+        report = tmp_path / f"report-{folder.name}"
+        command = ["evaluate", "--checkpoint", str(folder), "--manifest", str(validation), "--output", str(report)]
+        assert main([*command, "--workers", "0", "--evaluation.bootstrap", "0", *more]) == 0
+        found = json.loads((report / "metrics.json").read_text())
+        assert found["operating"]["after"]["brier"] < found["operating"]["before"]["brier"]
+        assert found["operating"]["point"] == "best F1, on 12 validation images"
     assert calibrate(shipped, validation) == 0  # again, from the model's own scores
     again = read_calibration(shipped)
     assert again is not None
