@@ -335,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own remarks
     show_messages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = f"pspg-engine {_command_of(arguments)}".strip()

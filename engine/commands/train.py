@@ -19,13 +19,13 @@ from ..distributed.watch import watch
 from ..distributed.world import World, device_of, start
 from ..models.fusions import FUSIONS
 from ..models.pspg import check_head
-from ..training.config import TrainConfig, check_run, graph_needs
+from ..training.config import TrainConfig, check_fresh, check_run, graph_needs
 from ..training.contrastive import build_contrastive
 from ..training.losses import PromptLoss
 from ..training.losses.pair import PAIR_LOSSES
 from ..training.plan import plan
 from ..training.prompt_learning import build_prompt
-from ..training.trainer import Trainer, check_fresh
+from ..training.trainer import Trainer
 from ..utils.errors import UserError
 from ..utils.lock import one_writer
 from ..utils.settings import as_settings
@@ -47,7 +47,6 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path | None = None, **
     check_parts(config)
     config = replace(config, loss=PromptLoss(config.loss).config)
     if config.dry_run:
-        check_fresh(config)
         info = launcher_environment()
         for line in plan(config, info, device_of(config.device, info)):
             log.info(line)

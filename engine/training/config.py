@@ -216,6 +216,36 @@ def _check_loggers(config: TrainConfig) -> None:
         raise UserError("log_images: data.cache_features keeps no images; set one of them off")
 
 
+def _holds_run(folder: Path) -> bool:
+    return (folder / "checkpoints/last").is_file() or any(folder.glob("checkpoints/step-*/state.json"))
+
+
+def check_fresh(config: TrainConfig) -> None:
+    """Refuse to start a run over another one.
+
+    Raises:
+        UserError: the folder holds a run and `resume` was not asked for.
+    """
+    if config.resume is None and _holds_run(Path(config.output)):
+        raise UserError(
+            f"output: {config.output} already holds a run; continue it with --resume latest, or choose another folder"
+        )
+
+
+def check_backbone(config: TrainConfig) -> None:
+    """Refuse phase 2 without a backbone; a run that goes on, or a fork, has its own.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    own = config.fork is not None or _holds_run(Path(config.output))
+    if config.model.pretrained is None and config.task != "contrastive" and not own:
+        raise UserError(
+            "model.pretrained: phase 2 freezes the backbone, and its weights would be random; name a phase-1 run, a "
+            "weights file or an open_clip tag, or write random if you mean it"
+        )
+
+
 def check_run(config: TrainConfig) -> None:
     """Refuse, before torch is imported, what the settings alone and the presence of files can tell.
 
@@ -233,7 +263,9 @@ def check_run(config: TrainConfig) -> None:
         )
     if config.fork is not None and Path(config.fork).resolve() == Path(config.output).resolve():
         raise UserError(f"fork: {config.fork} is the output itself; choose another output, or use --resume latest")
+    check_fresh(config)
     files = {"train": data.train, "val": data.val, "label_names": data.label_names}
     folders = {"image_root": data.image_root, "cache": data.cache}
     check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})
     check_names(**{"data.class_names": data.class_names})
+    check_backbone(config)

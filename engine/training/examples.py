@@ -60,7 +60,7 @@ def panel(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6 * len(pixels), 4.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.6 * len(pixels), 3.6), dpi=100, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
     axes = np.atleast_1d(np.asarray(figure.subplots(1, len(pixels)), dtype=object))
     for axis, image, truth, scores in zip(axes, pixels, labels, probabilities, strict=True):

@@ -29,7 +29,7 @@ from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import write_text
 from ..utils.names import HUB
-from .config import TrainConfig
+from .config import TrainConfig, check_backbone
 from .fork import origin
 from .global_batch import SharedBatches
 
@@ -57,17 +57,13 @@ def load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CL
     if (run := origin(config)) is not None:
         # A resumed run finds its backbone and pixel rule in its own folder, wherever they came from.
         return load_clip_folder(run)
+    check_backbone(config)
     folder = local_folder(pretrained or "", "model.pretrained")
     if pretrained and (folder / "model.json").is_file():
         clip, carried = load_clip_folder(folder)
     elif pretrained and (weights := hub_weights(folder, "model.pretrained")) is not None:
         # The folder says which activation its weights need.
         clip = load_clip(str(folder / CONFIG), str(weights), quick_gelu=False, image_size=data.image_size)
-    elif pretrained is None and config.task != "contrastive":
-        raise UserError(
-            "model.pretrained: phase 2 freezes the backbone, and its weights would be random; name a phase-1 run, a "
-            "weights file or an open_clip tag, or write random if you mean it"
-        )
     elif pretrained and folder.is_dir():
         raise UserError(
             f"model.pretrained: {pretrained} is a folder without model.json or {CONFIG}; give a run folder or a file"

@@ -24,7 +24,7 @@ from ..models.weights import check_fit
 from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from ..utils.numerics import numerics
-from .config import TrainConfig, graph_needs, loggers_of
+from .config import TrainConfig, check_fresh, graph_needs, loggers_of
 from .cuda_graph import Recorder, StepGraph
 from .fingerprint import FORK_CHANGES, FORKABLE, flat_settings
 from .fork import check_same_parent, parent_checkpoint, read_fork, write_fork
@@ -76,18 +76,6 @@ class Task(Protocol):
 def step_seed(seed: int, batch: int, rank: int) -> int:
     """Seed of the random draws (dropout) of one batch: a function of its arguments, so resuming needs no state."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{batch}/{rank}".encode()).digest()[:8]) >> 1
-
-
-def check_fresh(config: TrainConfig) -> None:
-    """Refuse to start a run over another one.
-
-    Raises:
-        UserError: the folder holds a run and `resume` was not asked for.
-    """
-    if config.resume is None and last_checkpoint(Path(config.output)) is not None:
-        raise UserError(
-            f"output: {config.output} already holds a run; continue it with --resume latest, or choose another folder"
-        )
 
 
 class Trainer:

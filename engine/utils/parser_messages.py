@@ -58,7 +58,9 @@ def meant(name: str, names: Iterable[str]) -> str:
 
 def _about_a_command(text: str, commands: Iterable[str]) -> str | None:
     if "but it was not provided" in text:
-        return "give a command; --help lists them"
+        group = re.match(r'expected "(.*)\.command"', text)
+        words = [name.split(" ")[1] for name in commands if group and name.startswith(f"{group[1]} ")]
+        return f"give a command{', one of ' + ', '.join(words) if words else ''}; --help lists them"
     found = re.search(r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", text, re.DOTALL)
     if not found:
         return None
@@ -94,7 +96,8 @@ def _unknown_key(text: str, keys: Iterable[str], file: str | None, renamed: Mapp
     if name.endswith((".yaml", ".yml")):
         return f"{name}: a file of settings stands first, or behind --config"
     if not name.startswith("-"):
-        return f"{name}: belongs to no setting; give it as --KEY {name}"
+        key = "input" if "input" in keys else "KEY"
+        return f"{name}: belongs to no setting; give it as --{key} {name}"
     name = name.lstrip("-").split("=")[0]
     if name in renamed:
         return f"there is no setting --{name}; its name is --{renamed[name]} now"

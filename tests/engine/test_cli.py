@@ -83,7 +83,8 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
     ("arguments", "message"),
     [
         ("", "pspg-engine: error: give a command; --help lists them"),
-        ("prepare", "pspg-engine prepare: error: give a command; --help lists them"),
+        ("prepare", "pspg-engine prepare: error: give a command, one of chestxray14, chexpert, folder, mimic-cxr, "),
+        ("predict images", "images: belongs to no setting; give it as --input images"),
         ("trian", "there is no command 'trian'; did you mean train?"),
         ("padchest", "there is no command 'padchest'; did you mean prepare padchest?"),
         ("prepare padchst --output x", "there is no command 'padchst'; did you mean padchest?"),
@@ -397,6 +398,8 @@ def test_a_command_that_takes_a_file_asks_for_it(capsys: pytest.CaptureFixture[s
 REFUSALS = [
     ("train --data.train none.jsonl", "data.train: none.jsonl: no such file or folder"),
     ("train --data.train {file} --data.image_root none", "data.image_root: none: no such file or folder"),
+    ("train --data.train {file}", "model.pretrained: phase 2 freezes the backbone, and its weights would be random"),
+    ("train --data.train {file} --output {run}", "output: {run} already holds a run; continue it with --resume latest"),
     ("train --data.train {file} --data.cache none", "data.cache: none: no such file or folder"),
     ("train --data.train {file} --output {file}", "output: {file} is a file; choose another name"),
     ("train --data.train {file} --optim.warmup_epochs 60", "optim.warmup_epochs: 60"),
@@ -439,12 +442,19 @@ def test_a_refusal_that_needs_no_model_imports_no_torch(tmp_path: Path) -> None:
         "    slow = {'torch', 'open_clip', 'deepspeed', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
         "    print('END', status, *slow, file=sys.stderr)\n"
     )
-    lines = [arguments.replace("{file}", str(file)) for arguments, _ in REFUSALS]
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last").write_text("step-00000001")
+
+    def filled(text: str) -> str:
+        return text.replace("{file}", str(file)).replace("{run}", str(run))
+
+    lines = [filled(arguments) for arguments, _ in REFUSALS]
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, input="\n".join(lines), capture_output=True, text=True, check=True
     )
     told = re.split(r"END (.*)\n", done.stderr)
     for (arguments, message), error, end in zip(REFUSALS, told[::2], told[1::2], strict=False):
         assert end == ("2" if message else "0"), arguments
-        assert message.replace("{file}", str(file)) in error
+        assert filled(message) in error
     assert len(told[1::2]) == len(REFUSALS)

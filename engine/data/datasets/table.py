@@ -144,9 +144,10 @@ def _check_columns(table: Table, config: TableConfig, pattern: _Pattern) -> None
     for key, names in wanted.items():
         for name in names:
             if name not in table.columns:
+                near = meant(name, table.columns)
                 raise UserError(
-                    f"{table.path}: has no column {name!r} in its first line, whose cells commas must separate"
-                    f"{meant(name, table.columns)} ({key})"
+                    f"{table.path}: has no column {name!r} in its first line, whose cells commas must separate{near}; "
+                    f"--{key} says which"
                 )
             if table.columns.count(name) > 1:
                 raise UserError(f"{table.path}: has two columns {name!r}; rename one")

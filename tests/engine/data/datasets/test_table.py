@@ -84,7 +84,7 @@ def test_a_column_of_names_in_one_line_or_several(prepare: Callable[..., str], t
         (["--table", "none.csv"], "none.csv: "),
         (["--path_column", "Path"], "t.csv: has no column 'Path' in its first line, whose cells commas must separate"),
         (["--path_column", "{ptah}.png"], "has no column 'ptah' in its first line"),
-        (["--path_column", "{ptah}.png"], "did you mean path? (path_column)"),
+        (["--path_column", "{ptah}.png"], "did you mean path?; --path_column says which"),
         (["--path_column", "{path"], "path_column: '{path' is no pattern"),
         (["--path_column", "{path.__class__}"], "has no column 'path.__class__'"),
         (["--path_column", "{path:>9}"], "path_column: '{path:>9}': braces hold a column"),
