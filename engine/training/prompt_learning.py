@@ -54,7 +54,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     if world.is_main:
         _report_classes(names, labels)
     clip, pixels = load_backbone(config, manifest)
-    model = PsPG(clip, config.model, names)
+    model = PsPG(clip, config.model, names, shared=world.size > 1)
     if config.model.pretrained_head and begun is None:
         load_head(model, Path(config.model.pretrained_head), other_classes=True)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.

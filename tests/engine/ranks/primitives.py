@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,12 +20,15 @@ from pspg.engine.distributed.collectives import (
     local_slice,
     start_mean,
 )
-from pspg.engine.models.clip import ImageFeatures
+from pspg.engine.models import class_set
+from pspg.engine.models.clip import ImageFeatures, build_clip
 from pspg.engine.training.feature_cache import cache_features
 from pspg.engine.training.losses import contrastive_loss
 from pspg.engine.training.losses.contrastive import MAX_LOGIT_SCALE
 
 Counts = list[int]
+VISION = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 16}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -115,6 +119,24 @@ def check_feature_cache() -> None:
     assert found.bad == {"lost": "is empty"}
 
 
+def check_class_features() -> None:
+    """Chunks of one name on one rank each, to the bits of one process; each name is encoded by one rank."""
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": True}
+    torch.manual_seed(0)
+    clip, names = build_clip(config).eval(), ["edema", "mass", "effusion", "nodule"]
+    class_set.CHUNK = 1
+    encoded, encode = [], class_set.encode
+
+    def counted(*arguments: Any) -> Tensor:
+        encoded.append(1)
+        return encode(*arguments)
+
+    class_set.encode = counted
+    found = class_set.make_class_set(clip, names, shared=True).class_features
+    assert len(encoded) == len(range(dist.get_rank(), 4, 3))
+    assert torch.equal(found, class_set.make_class_set(clip, names).class_features)
+
+
 def check_means() -> None:
     """In buckets, without a gradient that no rank has; and one that runs beside other work."""
     rank = dist.get_rank()
@@ -138,6 +160,7 @@ if __name__ == "__main__":
     (average_gradient(value) * dist.get_rank()).backward()
     assert value.grad == 1.0
     check_feature_cache()
+    check_class_features()
     check_means()
     for counts in ([2, 2, 2], [3, 0, 2]):
         check_gathering(counts)
