@@ -1,7 +1,7 @@
 """Folders that hold all it takes to use a model: architecture, weights, classes, pixels, context bank.
 
-A run folder is one (its weights are those of its best checkpoint), and so is what `export-checkpoint` and
-`import-checkpoint` write (its weights are in model.safetensors). See `checkpoint.py` for the files.
+A run folder is one (its weights are those of its best checkpoint), so is each of its checkpoints, and so is what
+`export-checkpoint` and `import-checkpoint` write (its weights are in model.safetensors). See `run.py` for the files.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from ..utils.names import base_name
 from ..utils.plugins import missing_plugins
 from ..utils.text import printable
 from .calibration import FILE, REPEAT, Calibration, read_calibration
-from .integrity import check_files, sha256_of
+from .integrity import check_files, sha256_of, verify
 from .published import class_encoder
-from .run import best_checkpoint, load_tensors, read_json, write_json, write_tensors
+from .run import best_checkpoint, is_step, load_tensors, read_json, run_of, write_json, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: holds a frozen classifier, which evaluate and predict read; give the run or model folder"
         )
+    folder = run_of(folder)
     if not (folder / "model.json").is_file():
         raise UserError(f"{folder}: not a run or model folder (it has no model.json)")
     file = folder / "model.json"
@@ -241,10 +242,16 @@ def require_true(*conditions: bool) -> None:
 def weights_of(folder: Path) -> Path:
     """File of the weights to use: of a run's best checkpoint its average, else its model; else model.safetensors.
 
+    Of one of a run's checkpoints, `<run>/checkpoints/step-N`, those of that checkpoint.
+
     Raises:
         UserError: a run that has not saved anything yet.
     """
-    best = best_checkpoint(folder)
+    if is_step(folder):
+        verify(folder)
+        best: Path | None = folder
+    else:
+        best = best_checkpoint(folder)
     if best is None and (folder / "model.safetensors").is_file():
         _check(folder, "model.safetensors")
         return folder / "model.safetensors"
@@ -257,7 +264,7 @@ def weights_of(folder: Path) -> Path:
 def _check(folder: Path, *names: str) -> None:
     """Verify the checksums of a model folder's own files, or of some of them; see `check_files`."""
     files = read_description(folder).get("files") or {}
-    check_files(folder, {name: digest for name, digest in files.items() if not names or name in names})
+    check_files(run_of(folder), {name: digest for name, digest in files.items() if not names or name in names})
 
 
 def load_clip_folder(folder: Path) -> tuple[open_clip.CLIP, Pixels]:
@@ -273,7 +280,7 @@ def load_clip_folder(folder: Path) -> tuple[open_clip.CLIP, Pixels]:
         file = weights_of(folder)
         tensors = {name.removeprefix("clip."): tensor for name, tensor in load_tensors(file).items()}
     else:
-        file = folder / "clip.safetensors"
+        file = run_of(folder) / "clip.safetensors"
         tensors = load_tensors(file)
     load_strictly(clip, tensors, file)
     return clip, Pixels(**description["pixels"])
@@ -292,11 +299,12 @@ def load_model(folder: str | Path) -> LoadedModel:
     clip, pixels = load_clip_folder(folder)
     names = description["class_names"]
     # Imported with the class features of another CLIP, whose text tower lies beside.
-    other = folder / "class_text.safetensors"
+    base = run_of(folder)
+    other = base / "class_text.safetensors"
     encoder = class_encoder(load_tensors(other), torch.float32, clip) if other.is_file() else None
     model = PsPG(clip, ModelConfig(**description["head"]), names, class_encoder=encoder)
     weights = load_head(model, folder)
-    bank = folder / "bank.safetensors"
+    bank = base / "bank.safetensors"
     context = load_bank(bank, model) if bank.is_file() else None
     return LoadedModel(
         model=model.eval(),
@@ -307,7 +315,7 @@ def load_model(folder: str | Path) -> LoadedModel:
         source=folder,
         weights=weights,
         training=training_data(description),
-        calibration=calibration_of(folder, weights),
+        calibration=calibration_of(base, weights),
     )
 
 

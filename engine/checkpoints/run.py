@@ -37,9 +37,11 @@ __all__ = [
     "best_checkpoint",
     "copy_checkpoint",
     "good_checkpoint",
+    "is_step",
     "last_checkpoint",
     "load_tensors",
     "read_json",
+    "run_of",
     "save_checkpoint",
     "write_json",
     "write_tensors",
@@ -195,6 +197,16 @@ def best_checkpoint(run: Path) -> Path | None:
             log.warning(f"{error}; the newest good checkpoint is {chosen}, it is used")
         return chosen
     return best
+
+
+def run_of(folder: Path) -> Path:
+    """The run of one of its checkpoint folders, `<run>/checkpoints/step-N`; any other folder as it is."""
+    return folder.parents[1] if is_step(folder) else folder
+
+
+def is_step(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run, by its name and place."""
+    return folder.parent.name == "checkpoints" and NAME.fullmatch(folder.name) is not None
 
 
 def _seal(folder: Path, state: dict[str, Any]) -> None:

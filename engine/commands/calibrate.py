@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..checkpoints.calibration import FILE, Calibration, write_calibration
 from ..checkpoints.model_folder import is_classifier
+from ..checkpoints.run import run_of
 from ..data.bad_image import report_bad
 from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
@@ -44,6 +45,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     """
     check_calibrate(config)
     source = Path(config.checkpoint)
+    kept = run_of(source) / FILE
     if config.class_names is not None and is_classifier(source):
         raise UserError("class_names: all frozen classes of a classifier are calibrated; leave it out")
     names = None if config.label_names is None else load_label_names(config.label_names)
@@ -106,7 +108,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         images=len(z),
         weights="",
     )
-    write_calibration(source, result, scorer.weights)
+    write_calibration(kept.parent, result, scorer.weights)
     after = calibrated(z, classes)
     _show(result, at_thresholds(y, after, result.names, [row.threshold for row in classes]))
     before, now = reliability(y, 1 / (1 + np.exp(-z))), reliability(y, after)
@@ -118,7 +120,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         log.info(f"{len(reasons)} of {len(classes)} classes are left as they are: {listed}{more}")
-    log.info(f"written: {source / FILE}")
+    log.info(f"written: {kept}")
     report_bad(loader.bad)
     return result
 

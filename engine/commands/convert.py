@@ -25,7 +25,7 @@ from ..checkpoints.model_folder import (
     write_model,
 )
 from ..checkpoints.published import import_published, published_metadata, published_state, read_text_weights
-from ..checkpoints.run import load_tensors, write_json, write_tensors
+from ..checkpoints.run import load_tensors, run_of, write_json, write_tensors
 from ..data.manifest import load_label_names
 from ..data.pixels import Pixels
 from ..models.clip import clip_config
@@ -113,7 +113,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         else:
             tensors = {"clip": dict(loaded.model.clip.state_dict()), "model": dict(loaded.model.head.state_dict())}
             with new_folder(config.output) as partial:
-                write_model(partial, description, {**tensors, **_beside(source, "bank", "class_text")})
+                write_model(partial, description, {**tensors, **_beside(run_of(source), "bank", "class_text")})
                 if loaded.calibration is not None:
                     write_calibration(partial, loaded.calibration, partial / "model.safetensors")
                 _write_card(partial, "pspg-engine", description)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...checkpoints.calibration import Calibration
 from ...checkpoints.model_folder import load_model, without_places
+from ...checkpoints.run import run_of
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.loaders.evaluation import make_eval_loader
@@ -59,7 +60,7 @@ class Prompted(ImageMethod):
         }
         self.parameters = sum(p.numel() for p in loaded.model.head.parameters() if p.requires_grad)
         self.baseline_parameters = sum(parameter.numel() for parameter in loaded.model.clip.parameters())
-        self.training = read_metrics(Path(config.checkpoint) / "metrics.jsonl")
+        self.training = read_metrics(run_of(Path(config.checkpoint)) / "metrics.jsonl")
         self.training_data = loaded.training
         self.training_classes = loaded.class_names
         self._device, self._autocast = device, autocast

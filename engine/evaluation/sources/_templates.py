@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...checkpoints.model_folder import load_clip_folder, read_description, training_data, weights_of
+from ...checkpoints.run import run_of
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
@@ -80,7 +81,7 @@ class Templates(ImageMethod):
         settings = {"checkpoint": str(weights_of(folder))}
         method = cls(config.method or "CLIP fine-tuned", clip, settings, device, autocast, config.template_absences)
         method.library = "pspg-engine"
-        method.training = read_metrics(folder / "metrics.jsonl")
+        method.training = read_metrics(run_of(folder) / "metrics.jsonl")
         method.training_data = training_data(read_description(folder))
         return method
 

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspg.engine.checkpoints.model_folder import load_model
+from pspg.engine.checkpoints.run import load_tensors, save_checkpoint
 from pspg.engine.cli import main
+from pspg.engine.utils.errors import UserError
 
 CLASSES = ["edema", "cardiomegaly", "no finding"]
 
@@ -148,3 +151,31 @@ def test_a_gallery_of_a_model_has_maps(
     assert "data:image/jpeg" in page
     found = json.loads((tmp_path / "report/metrics.json").read_text())
     assert found["differences"]["again"]["groups"]["all"]["map_ap"]["value"] == 0
+
+
+def test_checkpoints_of_a_run_are_methods_of_their_own(
+    model_folder: Callable[..., Path], image_folder: Path, names: list[str], tmp_path: Path
+) -> None:
+    run = model_folder(vit=True)
+    first = load_tensors(run / "model.safetensors")
+    for step, scale in ((1, 1.0), (2, 1.5)):
+        tensors = {"model": {name: scale * tensor for name, tensor in first.items()}}
+        save_checkpoint(run, step, tensors, {"step": step, "best_step": 1})
+    steps = [run / "checkpoints" / f"step-0000000{step}" for step in (1, 2)]
+    assert load_model(run).weights == load_model(steps[0]).weights == steps[0] / "model.safetensors"
+    files = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png"))
+    lines = [{"id": f, "filepath": f, "labels": [n % 2, 1, 0, 1 - n % 2]} for n, f in enumerate(files)]
+    (image_folder / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (image_folder / "classes.txt").write_text("\n".join(names))
+    command = ["evaluate", "--checkpoint", str(steps[1]), "--manifest", str(image_folder / "test.jsonl")]
+    more = ["--output", str(tmp_path / "report"), "--workers", "0", "--evaluation.bootstrap", "5"]
+    assert main([*command, *more, "--compare", json.dumps({"run": str(run), "one": str(steps[0])})]) == 0
+    found = json.loads((tmp_path / "report/metrics.json").read_text())["results"]
+    assert found["run"] == found["one"] != found["PsPG"]
+    exported = ["export-checkpoint", "--checkpoint", str(steps[1]), "--output", str(tmp_path / "exported")]
+    assert main(exported) == 0
+    for name, tensor in load_model(tmp_path / "exported").model.head.state_dict().items():
+        assert (tensor == load_model(steps[1]).model.head.state_dict()[name]).all()
+    (steps[1] / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="step-00000002"):
+        load_model(steps[1])
