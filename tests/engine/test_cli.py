@@ -490,3 +490,18 @@ def test_the_exit_status_of_a_damaged_image_set(
     assert main([*cache, str(tmp_path / "stop")]) == status
     assert main([*cache, str(tmp_path / "skip"), "--on_bad_image", "skip"]) == 0
     assert ("1 unreadable images were left out" in capsys.readouterr().err) == (status == 2)
+
+
+@pytest.mark.parametrize("output", ["a.png", "A.JPEG", "a.dcm", "a.jsonl", "linked.csv"])
+def test_nothing_is_written_over_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "filepath": "a.png"}\n')
+    (tmp_path / "a.png").write_bytes(b"precious")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "linked.csv").symlink_to("a.jsonl")
+    source, target = str(tmp_path / "a.jsonl"), str(tmp_path / output)
+    assert main(["predict", "--checkpoint", str(tmp_path / "model"), "--input", source, "--output", target]) == 2
+    assert f"error: output: {target} " in capsys.readouterr().err
+    if output in ("a.jsonl", "linked.csv"):
+        assert main(["prepare", "check", "--manifest", source, "--output", target]) == 2
+        assert f"error: output: {target} is the input" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == b"precious"
