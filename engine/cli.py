@@ -43,6 +43,13 @@ OUT_OF_MEMORY = (
 )
 
 
+EXIT = (
+    "Exit status: 0, all was done, with on_bad_image skip also where images were left out and listed; 2, a mistake in "
+    "the settings or an input, or prepare check found images that cannot be used; 3, all was done, and a damaged "
+    "checkpoint was met and told; 130, interrupted."
+)
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand: settings and function, or where they are, so that neither --help nor a refusal imports torch."""
@@ -167,6 +174,7 @@ def make_parser(
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
         version=version("pspg-engine"),
+        epilog=EXIT,
         formatter_class=SettingsHelp,  # the commands' parsers take it over
         exit_on_error=False,
         allow_abbrev=False,
@@ -182,7 +190,7 @@ def make_parser(
             description=(settings.__doc__ or "").strip(),
             epilog="Nested settings are given as --group.key VALUE or in a YAML file; later ones win. A configuration "
             "is looked for as given, then beside the YAML file that names it, then among those that come with the "
-            f"engine, in {CONFIGS}".replace("%", "%%"),
+            f"engine, in {CONFIGS}. {EXIT}".replace("%", "%%"),
             exit_on_error=False,
             allow_abbrev=False,
         )
@@ -328,10 +336,7 @@ def _find_configs(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    0; 2 after a user's mistake; 3 if all was done, and a damaged checkpoint was met; 130 after Ctrl-C.
-    """
+    """Run the command line; returns the exit status, see `EXIT`."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -238,6 +238,11 @@ def check_predict(config: PredictConfig) -> None:
     check_values(config)
     require(checkpoint=config.checkpoint, input=config.input, output=config.output)
     check_output(config.output, folder=False)
+    if Path(config.output).suffix.lower() in (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".jsonl"):
+        raise UserError(
+            f"output: {config.output} has the name of an image or a manifest; it is a table, end it in .csv"
+        )
+    _check_spared(config.output, config.input)
     check_unused(config.output, overwrite=config.overwrite)
     check_input(checkpoint=config.checkpoint, input=config.input, image_root=config.image_root)
     check_names(class_names=config.class_names, map_classes=config.map_classes)
@@ -292,6 +297,7 @@ def check_images(config: CheckConfig) -> None:
         check_output(config.output, folder=False)
         if Path(config.output).suffix not in (".csv", ".jsonl"):
             raise UserError(f"output: {config.output} must end in .csv or .jsonl")
+        _check_spared(config.output, *([config.manifest] if isinstance(config.manifest, str) else config.manifest))
         check_unused(config.output, overwrite=config.overwrite)
 
 
@@ -300,6 +306,13 @@ def check_cache(config: CacheConfig) -> None:
     _check_manifests(config)
     require(output=config.output)
     check_output(config.output)
+
+
+def _check_spared(output: str, *inputs: str) -> None:
+    """Refuse to write over what is read."""
+    for path in inputs:
+        if Path(output).is_file() and Path(path).is_file() and Path(output).samefile(path):
+            raise UserError(f"output: {output} is the input; choose another name")
 
 
 def _check_manifests(config: CheckConfig | CacheConfig) -> None:

@@ -19,6 +19,8 @@ from ..utils.text import printable
 
 LONGEST_LINE = 16 * 2**20
 """bytes"""
+LONGEST_PATH = 1000
+"""characters; a system allows few more, and each folder of it is resolved from the one above"""
 log = logging.getLogger(__name__)
 
 Need = Literal["labels", "text", "image"]
@@ -193,6 +195,8 @@ class _Locator:
         self.folders: dict[str, str] = {"": self.root}
 
     def __call__(self, filepath: str) -> Path:
+        if len(filepath) > LONGEST_PATH:
+            raise _Refused(f"filepath is longer than {LONGEST_PATH} characters, which no path is")
         if "\\" in filepath and not os.path.lexists(f"{self.root}/{filepath}"):
             filepath = filepath.replace("\\", "/")
         if os.path.isabs(filepath) or WINDOWS_DRIVE.match(filepath):
@@ -239,9 +243,18 @@ def _read_lines(path: Path, what: str) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read: {reason} ({what})") from None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is given twice, json would drop the first value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Refused(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice; keep one of them")
+    return found
+
+
 def _parse(line: str, number: int, locate: _Locator, names: list[str] | None, need: Need) -> Sample:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise _Refused(f"not JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError):

@@ -458,3 +458,50 @@ def test_a_refusal_that_needs_no_model_imports_no_torch(tmp_path: Path) -> None:
         assert end == ("2" if message else "0"), arguments
         assert filled(message) in error
     assert len(told[1::2]) == len(REFUSALS)
+
+
+@pytest.mark.parametrize("command", [[], ["prepare", "check"], ["train"], ["predict"]])
+def test_help_says_what_each_exit_status_means(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0, all was done, with on_bad_image skip also where images were left out" in shown
+    assert "prepare check found images that cannot be used; 3, all was done, and a damaged checkpoint" in shown
+
+
+@pytest.mark.parametrize(("content", "status"), [(b"no image", 2), (None, 2), ("whole", 0)])
+def test_the_exit_status_of_a_damaged_image_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | str | None, status: int
+) -> None:
+    """2 where it is checked or met, 0 where it was asked to leave such images out."""
+    from PIL import Image
+
+    for name in ("a.png", "b.png"):
+        Image.new("L", (16, 16), 40).save(tmp_path / name)
+    if content is None:
+        (tmp_path / "b.png").unlink()
+    elif isinstance(content, bytes):
+        (tmp_path / "b.png").write_bytes(content)
+    lines = [f'{{"id": "{name}", "filepath": "{name}"}}\n' for name in ("a.png", "b.png")]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    source = ["--manifest", str(tmp_path / "a.jsonl")]
+    assert main(["prepare", "check", *source, "--workers", "1"]) == status
+    cache = ["prepare", "cache", *source, "--workers", "1", "--size", "8", "--output"]
+    assert main([*cache, str(tmp_path / "stop")]) == status
+    assert main([*cache, str(tmp_path / "skip"), "--on_bad_image", "skip"]) == 0
+    assert ("1 unreadable images were left out" in capsys.readouterr().err) == (status == 2)
+
+
+@pytest.mark.parametrize("output", ["a.png", "A.JPEG", "a.dcm", "a.jsonl", "linked.csv"])
+def test_nothing_is_written_over_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "filepath": "a.png"}\n')
+    (tmp_path / "a.png").write_bytes(b"precious")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "linked.csv").symlink_to("a.jsonl")
+    source, target = str(tmp_path / "a.jsonl"), str(tmp_path / output)
+    assert main(["predict", "--checkpoint", str(tmp_path / "model"), "--input", source, "--output", target]) == 2
+    assert f"error: output: {target} " in capsys.readouterr().err
+    if output in ("a.jsonl", "linked.csv"):
+        assert main(["prepare", "check", "--manifest", source, "--output", target]) == 2
+        assert f"error: output: {target} is the input" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == b"precious"

@@ -77,6 +77,10 @@ def test_line_separators_inside_strings_do_not_split_lines(write):
         (row(id="b", labels={"Oedema": 1}), "did you mean 'Edema'?"),
         (row(id="b", labels={"Mass": 1, " Mass": 0}), "twice"),
         (row(id="b", labels=None), "needs 'labels'"),
+        (row(id="b", filepath="d/" * 3000 + "x.png"), "longer than 1000 characters"),
+        (row(id="b", filepath="a" * 5000), "longer than 1000 characters"),
+        ('{"id": "b", "filepath": "a.png", "filepath": "c.png", "labels": [1, 0, 0]}', "'filepath' is given twice"),
+        ('{"id": "b", "filepath": "a.png", "labels": {"Mass": 1, "Mass": 0}}', "'Mass' is given twice"),
     ],
 )
 def test_each_mistake_is_one_line_with_file_and_line(write, bad, reason):

@@ -382,6 +382,24 @@ def test_too_large_a_file(samples):
             list(evaluation(samples, load, max_megapixels=0.01))
 
 
+@pytest.mark.parametrize(
+    "form", ["jpeg", "jpeg of colour", "progressive jpeg", "png", "png of colour", "palette", "cmyk"]
+)
+def test_too_much_memory_for_its_kind(samples, form, monkeypatch):
+    """Both loaders refuse the same files with the same words, those that DALI would decode included."""
+    monkeypatch.setattr("pspg.engine.data.bounds.BESIDE", 0)
+    samples[0].path.write_bytes((PLAIN | OTHER)[form](film(0)))
+    messages = []
+    for load in (DALI, TorchBatches):
+        try:
+            list(evaluation(samples[:1], load, max_megapixels=0.0781))
+            messages.append("")
+        except UserError as error:
+            messages.append(str(error))
+    assert messages[0] == messages[1]
+    assert ("to decode, more than 3 bytes" in messages[0]) == (form not in ("jpeg", "png", "palette"))
+
+
 def blind_to(monkeypatch, *rows):
     """A DALI that decodes these images only where Pillow has decoded them for it."""
     first = dali_loader._Runner.pixels
