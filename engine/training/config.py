@@ -10,11 +10,11 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from .. import config as shared  # its choices grow with plugins
 from ..config import (
     DataConfig,
     EvaluationConfig,
     FractionBelowOne,
-    LoggerName,
     LossConfig,
     ModelConfig,
     Seed,
@@ -113,7 +113,7 @@ class TrainConfig:
     """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
     log_every: PositiveInt = 10
     """optimizer steps between log lines; the host waits for the device only there"""
-    logger: LoggerName | list[LoggerName] = field(default_factory=lambda: ["tensorboard"])
+    logger: shared.LoggerName | list[shared.LoggerName] = field(default_factory=lambda: ["tensorboard"])
     """where metrics go beside metrics.jsonl: one name or a list of them. wandb and mlflow take their own environment
     variables (WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, …) and may send metrics, settings and examples to
     another machine"""

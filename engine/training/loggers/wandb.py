@@ -38,7 +38,7 @@ class WandbLogger(Logger):
         remember(start, self.name, self._run.id)
         # Rows after the last checkpoint come twice where a run was killed; W&B drops steps that go back.
         self._run.define_metric("*", step_metric="step")
-        log.info(f"W&B: {self._run.url or self._run.dir}")
+        log.info(f"W&B: {self._run.dir if self._run.offline else self._run.url}")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log({**values, "step": step})
