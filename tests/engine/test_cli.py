@@ -486,7 +486,7 @@ def test_the_exit_status_of_a_damaged_image_set(
     (tmp_path / "a.jsonl").write_text("".join(lines))
     source = ["--manifest", str(tmp_path / "a.jsonl")]
     assert main(["prepare", "check", *source, "--workers", "1"]) == status
-    cache = ["prepare", "cache", *source, "--workers", "1", "--size", "8", "--output"]
+    cache = ["prepare", "cache", *source, "--workers", "1", "--image_size", "8", "--output"]
     assert main([*cache, str(tmp_path / "stop")]) == status
     assert main([*cache, str(tmp_path / "skip"), "--on_bad_image", "skip"]) == 0
     assert ("1 unreadable images were left out" in capsys.readouterr().err) == (status == 2)
