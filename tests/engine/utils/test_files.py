@@ -134,7 +134,8 @@ def test_commands_are_refused_a_folder_in_use(tmp_path: Path, capsys: pytest.Cap
     try:
         (tmp_path / "train.jsonl").write_text("")
         manifest = str(tmp_path / "train.jsonl")
-        for words in (["train", "--data.train", manifest], ["evaluate", "--clip", "RN50", "--manifest", manifest]):
+        train = ["train", "--data.train", manifest, "--model.pretrained", "random"]
+        for words in (train, ["evaluate", "--clip", "RN50", "--manifest", manifest]):
             assert main([*words, "--device", "cpu", "--output", str(tmp_path)]) == 2
             error = capsys.readouterr().err
             assert "in use by another process" in error
