@@ -77,7 +77,7 @@ def grey_levels(dataset: ImageDataset, batch: Batch) -> float:
 
 def _dataset(source: str, s: Sizes, folder: Path) -> ImageDataset:
     """Images as often as an epoch needs them, each time with another id and so another augmentation."""
-    write_phantoms(PhantomConfig(train=s.files, val=0, test=0, size=s.size), folder / "phantoms", workers=1)
+    write_phantoms(PhantomConfig(train=s.files, val=0, test=0, image_size=s.size), folder / "phantoms", workers=1)
     paths = sorted((folder / "phantoms" / "images").rglob("*.png"))
     if source == "jpeg":
         for number, path in enumerate(paths):

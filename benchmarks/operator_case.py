@@ -14,7 +14,7 @@ from torch import Tensor
 from .gate import poisoned, ratios
 from .harness import MOST, Counts, Sizes, Unavailable, Verdict, flop_counter, seconds_of
 from .machine import cache_bytes
-from .operators import Operator, Problem, as_tuple, cotangents, gradients
+from .problem import Operator, Problem, as_tuple, cotangents, gradients
 
 ORACLE_FLOPS = {"cpu": 6 * 10**11, "cuda": 15 * 10**13}
 """what the literal equations in float64 may cost; above it a seeded sample of classes or pairs is checked"""

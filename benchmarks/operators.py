@@ -5,10 +5,11 @@ An operator is added to `OPERATORS`; README.md says how.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pspg.kernels.text_tower.eager import EAGER
 
 from . import repaired
 from .harness import Sizes
+from .problem import Function, Operator, Part, Problem, as_tuple, cotangents
 
 CONTEXT = 77
 """tokens of CLIP's text tower"""
@@ -34,108 +36,6 @@ TOWER: Mapping[str, int] = {"W": 512, "layers": 12, "heads": 8, "D": 1024}
 """sizes of RN50's text tower"""
 BLOCK: Mapping[str, int] = {"C": 108, "n": 16, "pairs": 367, "W": 512}
 """sizes of an operation in a block of the text tower, over a chunk of pairs as the engine makes them on a GPU"""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Inputs of an operator."""
-
-    leaves: tuple[Tensor, ...]
-    """those whose gradients are asked for"""
-    fixed: tuple[Any, ...] = ()
-    """all others: tensors, towers, templates, or anything that has no floating-point numbers"""
-
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in a dtype."""
-        return Problem(tuple(leaf.to(dtype) for leaf in self.leaves), tuple(_cast(part, dtype) for part in self.fixed))
-
-    def tensors(self) -> Iterator[Tensor]:
-        """All that an operator reads."""
-        yield from self.leaves
-        yield from _tensors(self.fixed)
-
-
-Function = Callable[[Problem], Tensor | tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Something that can be known of an outcome at a cost that can be borne."""
-
-    problem: Problem
-    """what an implementation is run on"""
-    expected: list[Tensor]
-    """from the literal equations in float64: what `view` leaves of outputs and gradients"""
-    view: Callable[[list[Tensor]], list[Tensor]] = lambda outcome: outcome
-
-
-def whole(literal: Function, problem: Problem, exact: Problem, budget: int) -> list[Part]:
-    """Outcome of the literal equations on everything."""
-    return [Part(problem, outcome(literal, exact))]
-
-
-@dataclass(frozen=True)
-class Operator:
-    """Inputs and implementations of an operator.
-
-    Attributes:
-        letters: letter → default size.
-        make: problem from torch's random state, in the dtype of what the engine holds in low precision.
-        impls: reference, repaired, eager and triton; `compiled` is made of eager. Where there is nothing to tidy, or
-            the literal equations repeat no work, names share a function.
-        parts: (literal function, problem, the same in float64, FLOPs that may be spent) → what is known of the outcome.
-    """
-
-    letters: Mapping[str, int]
-    make: Callable[[Sizes, torch.device, torch.dtype], Problem]
-    impls: Mapping[str, Function]
-    parts: Callable[[Function, Problem, Problem, int], list[Part]] = field(default=whole)
-
-
-def outcome(function: Function, problem: Problem) -> list[Tensor]:
-    """Outputs, and gradients of the sum of their products with fixed random numbers."""
-    leaves = tuple(leaf.detach().requires_grad_() for leaf in problem.leaves)
-    outputs = as_tuple(function(replace(problem, leaves=leaves)))
-    return [*(output.detach() for output in outputs), *gradients(outputs, leaves)]
-
-
-def gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of the sum of the outputs times `cotangents`; zero where an output does not depend on a leaf."""
-    return torch.autograd.grad(outputs, leaves, cotangents(outputs), materialize_grads=True)
-
-
-def cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """One for a scalar, else fixed normal numbers."""
-    return [_cotangent(output.shape, output.dtype, output.device) for output in outputs]
-
-
-@lru_cache(maxsize=8)
-def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if not shape or device.type == "meta":
-        return torch.ones(shape, dtype=dtype, device=device)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(device, dtype)
-
-
-def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Outputs as a tuple, also of one tensor."""
-    return (outputs,) if isinstance(outputs, Tensor) else outputs
-
-
-def _cast(part: Any, dtype: torch.dtype) -> Any:
-    if isinstance(part, Tensor):
-        return part.to(dtype) if part.is_floating_point() else part
-    return part.to(dtype) if isinstance(part, TextTower | PromptTemplate) else part
-
-
-def _tensors(part: Any) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, tuple | list):
-        for one in part:
-            yield from _tensors(one)
-    elif is_dataclass(part):
-        for one in fields(part):
-            yield from _tensors(getattr(part, one.name))
 
 
 def by_impl(function: Callable[[str, Problem], Any], *, exact: bool = False, tidy: Function | None = None) -> Any:
@@ -228,14 +128,25 @@ def _decoder_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Prob
         decoders = [dict(_decoder(s).named_parameters()) for _ in range(2)]
     weights = tuple(weight.detach() for decoder in decoders for weight in decoder.values())
     features, context = (_normal(rows, s.D, device=device) for rows in (s.C, s.B))
-    return Problem(weights, (tuple(decoders[0]), features, context, s.n, s.heads))
+    return Problem(weights, (tuple(decoders[0]), features, context, s.n, s.heads, s.launches))
 
 
 def _decode(impl: str, problem: Problem) -> Tensor:
-    names, features, context, n, heads = problem.fixed
+    """Both decoders; kernels launched as the number `launches` says, from 1."""
+    names, features, context, n, heads, launches = problem.fixed
     halves = problem.leaves[: len(names)], problem.leaves[len(names) :]
     decoders = [dict(zip(names, half, strict=True)) for half in halves]
-    return decode(decoders, features, context, prompt_length=n, heads=heads, impl=impl)
+    with _using("prompt_decoder.triton.host", launches, impl == "triton"):
+        return decode(decoders, features, context, prompt_length=n, heads=heads, impl=impl)
+
+
+def _using(module: str, number: int, kernels: bool) -> AbstractContextManager[None]:
+    """What a module of kernels can do in several ways is done in the one of that number, from 1."""
+    if not kernels:
+        return nullcontext()
+    found = import_module(f"pspg.kernels.{module}")  # imports triton
+    chosen: AbstractContextManager[None] = found.use(found.CHOICE_NAMES[number - 1])
+    return chosen
 
 
 # Single prompts through the text tower.
@@ -405,22 +316,20 @@ def _products_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Pro
 
 
 def _block_products(operations: BlockOperations, problem: Problem) -> tuple[Tensor, Tensor]:
-    """A block after its attention, and the next one's projection; kernels as the letter `products` says, from 1."""
+    """A block after its attention, and the next one's projection; kernels as the number `products` says, from 1."""
     (x, attended), (tower, choice) = problem.leaves, problem.fixed
-    chosen: AbstractContextManager[None] = nullcontext()
-    if operations is not EAGER:
-        from pspg.kernels.text_tower.triton import products  # imports triton
-
-        chosen = products.use(products.CHOICE_NAMES[choice - 1])
-    with chosen:
+    with _using("text_tower.triton.products", choice, operations is not EAGER):
         stream = finish(tower, operations, tower.layers[0], Stream(x), attended)
         stream, qkv = project(tower, operations, tower.layers[0], stream)
     return stream.total(), qkv
 
 
 CBn = {"C": 108, "B": 64, "n": 16}
+DECODER = {**CBn, "D": 1024, "H": 512, "heads": 8, "launches": 1}
 OPERATORS: dict[str, Operator] = {
-    "prompt_decoder": Operator({**CBn, "D": 1024, "H": 512, "heads": 8}, _decoder_problem, by_impl(_decode)),
+    "prompt_decoder": Operator(
+        {**CBn, "D": 1024, "H": 512, "heads": 8, "launches": 1}, _decoder_problem, by_impl(_decode)
+    ),
     "spcl": Operator({**CBn, **TOWER}, _spcl_problem, by_impl(_spcl, tidy=_repaired_spcl), _spcl_parts),
     "text_tower": Operator(
         {"C": 108, "n": 16, **TOWER}, _text_problem, by_impl(_single_features, tidy=_repaired_features), _text_parts

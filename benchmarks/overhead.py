@@ -21,7 +21,7 @@ from pspg.engine.distributed.deepspeed import Engine
 from pspg.engine.distributed.world import start
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 
 TURNS = 15
 

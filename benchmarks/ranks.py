@@ -23,8 +23,8 @@ from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.global_batch import GlobalPromptTask, SharedBatches
 from pspg.engine.training.losses import PromptLoss
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.engine.training.tasks import PromptTask
-from pspg.engine.training.trainer import make_optimizer
 from pspg.engine.utils.device import autocast_dtype
 from pspg.engine.utils.errors import UserError
 

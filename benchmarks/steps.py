@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pspg.engine.config import ModelConfig
 from pspg.engine.models.clip import clip_config
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.cuda_graph import WARM_UP, Recorder, StepGraph
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.cuda_graph import WARM_UP, Recorder, StepGraph, outcome_of
+from pspg.engine.training.cuda_graph import Outcome as Recorded
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.kernels.prompt_decoder.op import MOST_IMAGES
 from pspg.kernels.spcl import sample_pairs
 
@@ -217,7 +218,6 @@ class GraphedLoss:
 
     def __init__(self, setup: Setup, impl: str, dtype: torch.dtype, record: Recorder | None = None) -> None:
         self.module: nn.Module = setup.head
-        self.streams: tuple[torch.cuda.Stream, ...] = ()
         self._setup, self._impl, self._dtype = setup, impl, dtype
         self._graph = StepGraph(self, setup.images.device, record)
 
@@ -234,9 +234,9 @@ class GraphedLoss:
     def tensors(self, batch: None) -> dict[str, Tensor]:
         return {"images": self._setup.images, "labels": self._setup.labels}
 
-    def step(self, batch: None, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def outcome(self, batch: None, tensors: dict[str, Tensor], *, reduce: bool = False) -> Recorded:
         setup = replace(self._setup, images=tensors["images"], labels=tensors["labels"])
-        return loss_of(setup, self._impl, self._dtype), {}
+        return outcome_of(loss_of(setup, self._impl, self._dtype), {}, self.module)
 
     @property
     def detail(self) -> str:

@@ -59,7 +59,15 @@ def group_sizes(optimizer: Optimizer) -> list[int]:
 
 
 def step_payload(
-    groups: Sequence[int], ranks: int, zero_stage: int, *, scope: str, classes: int, batch: int, width: int
+    groups: Sequence[int],
+    ranks: int,
+    zero_stage: int,
+    *,
+    scope: str,
+    classes: int,
+    batch: int,
+    width: int,
+    reduced: int | None = None,
 ) -> dict[str, int]:
     """Bytes of payload that a phase-2 step needs, by kind of collective.
 
@@ -72,8 +80,10 @@ def step_payload(
         groups: elements that train, by group of the optimizer.
         batch: images over all ranks.
         width: D, of features.
+        reduced: elements whose gradients are averaged, in a recorded step: those of the prompts in place of the
+            decoders' weights, if they are fewer, and of the other weights; None: of all weights.
     """
-    found = {ALL_REDUCE: 4 * sum(groups)}
+    found = {ALL_REDUCE: 4 * (sum(groups) if reduced is None else reduced)}
     if zero_stage:
         found[ALL_REDUCE] += 4 * len(groups)
         found[ALL_GATHER] = 4 * sum(math.ceil(count / (2 * ranks)) * 2 * ranks for count in groups)

@@ -1,4 +1,4 @@
-"""Models, data, training and evaluation of PsPG; the names below are the public Python API."""
+"""Models, data, training and evaluation of PsPG: `import pspg.engine as pspg`. The names below are the public API."""
 
 from __future__ import annotations
 
@@ -16,27 +16,40 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from .checkpoints.classifier import Classifier, load_classifier
-    from .checkpoints.model_folder import LoadedModel, load_model
     from .checkpoints.published import import_published
-    from .commands.evaluate import evaluate_model
+    from .commands.evaluate import evaluate
     from .commands.predict import predict
     from .commands.settings import PredictConfig
     from .commands.train import train
     from .config import DataConfig, EvaluationConfig, LossConfig, ModelConfig
+    from .data.datasets import register_dataset
+    from .data.preparation.dataset import DataSet
     from .evaluation.config import EvaluateConfig
+    from .evaluation.model import Model, load_model
+    from .evaluation.report.evaluation import register_metric
+    from .evaluation.report.tables import data_tables
     from .models.decoders import DECODERS
+    from .models.encoders import ENCODERS
     from .models.fusions import FUSIONS
     from .models.pspg import PsPG
     from .training.config import OptimConfig, TrainConfig
+    from .training.losses.classification import CLASSIFICATION_LOSSES
+    from .training.losses.pair import PAIR_LOSSES
     from .utils.errors import UserError
+    from .utils.plugins import load_plugins
 
 _HOME = {
+    "register_metric": "evaluation.report.evaluation",
+    "ENCODERS": "models.encoders",
+    "load_plugins": "utils.plugins",
+    "PAIR_LOSSES": "training.losses.pair",
+    "CLASSIFICATION_LOSSES": "training.losses.classification",
+    "DataSet": "data.preparation.dataset",
+    "register_dataset": "data.datasets",
     "Classifier": "checkpoints.classifier",
     "load_classifier": "checkpoints.classifier",
-    "LoadedModel": "checkpoints.model_folder",
-    "load_model": "checkpoints.model_folder",
     "import_published": "checkpoints.published",
-    "evaluate_model": "commands.evaluate",
+    "evaluate": "commands.evaluate",
     "predict": "commands.predict",
     "PredictConfig": "commands.settings",
     "train": "commands.train",
@@ -45,6 +58,9 @@ _HOME = {
     "LossConfig": "config",
     "ModelConfig": "config",
     "EvaluateConfig": "evaluation.config",
+    "Model": "evaluation.model",
+    "load_model": "evaluation.model",
+    "data_tables": "evaluation.report.tables",
     "DECODERS": "models.decoders",
     "FUSIONS": "models.fusions",
     "PsPG": "models.pspg",
@@ -55,30 +71,46 @@ _HOME = {
 """name → module; imported when it is asked for, so that settings can be read without torch"""
 
 __all__ = [
+    "CLASSIFICATION_LOSSES",
     "DECODERS",
+    "ENCODERS",
     "FUSIONS",
+    "PAIR_LOSSES",
     "Classifier",
     "DataConfig",
+    "DataSet",
     "EvaluateConfig",
     "EvaluationConfig",
-    "LoadedModel",
     "LossConfig",
+    "Model",
     "ModelConfig",
     "OptimConfig",
     "PredictConfig",
     "PsPG",
     "TrainConfig",
     "UserError",
-    "evaluate_model",
+    "data_tables",
+    "evaluate",
     "import_published",
     "load_classifier",
     "load_model",
+    "load_plugins",
     "predict",
+    "register_dataset",
+    "register_metric",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pspg-engine")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__, "__version__"]

@@ -20,27 +20,34 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser
 
+from .config import choice_values
 from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import DAMAGED, UserError
 from .utils.help import SettingsHelp
-from .utils.logging import Heard, show_messages
+from .utils.logging import Heard, is_first, show_messages
 from .utils.packaged import CONFIGS, find_file, near_names
 from .utils.parser_messages import parser_message
+from .utils.plugins import load_plugins
+from .utils.settings import YAML, plain_numbers, refuse_null
 from .utils.workers import loader_deaths
-from .utils.yaml_text import bounded, read_yaml
-from .utils.yaml_words import as_written
+from .utils.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory"
+OUT_OF_MEMORY = (
+    r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory|can't start new thread"
+    r"|Resource temporarily unavailable"
+)
 
-YAML = as_written(get_loader("yaml"))
-set_loader("yaml", bounded(YAML), exceptions=(yaml.YAMLError,))
-set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
+
+EXIT = (
+    "Exit status: 0, all was done, with on_bad_image skip also where images were left out and listed; 2, a mistake in "
+    "the settings or an input, or prepare check found images that cannot be used; 3, all was done, and a damaged "
+    "checkpoint was met and told; 130, interrupted."
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,13 @@ COMMANDS = {
         "commands.settings:check_predict",
         example="--checkpoint runs/a --input new_images --output predictions.csv",
     ),
+    "calibrate": Command(
+        "commands.settings:CalibrateConfig",
+        "commands.calibrate:calibrate",
+        "fit probabilities and thresholds, kept with the model",
+        "commands.settings:check_calibrate",
+        example="--checkpoint runs/a --manifest data/own/val.jsonl",
+    ),
     "phantom": Command(
         "commands.phantom:DrawConfig",
         "commands.phantom:draw",
@@ -143,6 +157,8 @@ COMMANDS = {
         example="--manifest data/own/train.jsonl --output data/own/cache",
     ),
 }
+RENAMED = {"phantom": {"size": "image_size"}, "prepare cache": {"size": "image_size"}}
+"""command → earlier names of its settings → their names"""
 # A command of two words, such as "prepare folder", belongs to the group of its first word.
 GROUPS = {
     "prepare": "Get a data set ready for training.",
@@ -150,12 +166,15 @@ GROUPS = {
 
 
 @cache
-def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The whole parser, and those of the commands."""
+def make_parser(
+    commands: tuple[tuple[str, Command], ...], choices: object = ()
+) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The whole parser, and those of the commands; `choices` are those of settings that were registered by now."""
     root = ArgumentParser(
         prog="pspg-engine",
         description="Train, evaluate and use Pseudo-Prompt Generating (PsPG) for chest radiographs.",
         version=version("pspg-engine"),
+        epilog=EXIT,
         formatter_class=SettingsHelp,  # the commands' parsers take it over
         exit_on_error=False,
         allow_abbrev=False,
@@ -171,7 +190,7 @@ def make_parser(commands: tuple[tuple[str, Command], ...]) -> tuple[ArgumentPars
             description=(settings.__doc__ or "").strip(),
             epilog="Nested settings are given as --group.key VALUE or in a YAML file; later ones win. A configuration "
             "is looked for as given, then beside the YAML file that names it, then among those that come with the "
-            f"engine, in {CONFIGS}".replace("%", "%%"),
+            f"engine, in {CONFIGS}. {EXIT}".replace("%", "%%"),
             exit_on_error=False,
             allow_abbrev=False,
         )
@@ -204,13 +223,17 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     Raises:
         UserError: unknown key, wrong type, unreadable file; one line.
     """
-    root, parsers = make_parser(tuple(COMMANDS.items()))
-    arguments = _with_config(_with_values(arguments))
+    load_plugins([name for given in _values_of("--plugins", arguments) for name in _names_in(given)])
+    _add_datasets()
+    arguments = _find_configs(_with_config(_with_values(arguments)))
+    for file in map(Path, _configs(arguments)):
+        values = read_yaml(file, YAML, "config") if file.is_file() else None  # its errors name the file
+        if isinstance(values, dict) and (names := values.get("plugins")):
+            load_plugins(names if isinstance(names, list) else str(names))
+    _add_datasets()
+    # Choices are part of the parser.
+    root, parsers = make_parser(tuple(COMMANDS.items()), tuple(choice_values().values()))
     try:
-        arguments = _find_configs(arguments)
-        for file in map(Path, _configs(arguments)):
-            if file.is_file():
-                read_yaml(file, YAML, "config")  # its errors name the file
         values = root.parse_args(arguments)
         name = values.command
         values = values[name]
@@ -222,7 +245,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
         for field in dataclasses.fields(settings):
             if dataclasses.is_dataclass(field.default_factory) and not hasattr(values[field.name], "keys"):
                 raise UserError(f"{field.name}: is a group of settings, got {values[field.name]!r}")
-        _refuse_null(settings, values)
+        refuse_null(settings, values)
         found = plain_numbers(settings(**vars(parsers[name].instantiate(values))))
         if hasattr(found, "find_files"):
             found.find_files([Path(file).parent for file in reversed(_configs(arguments))])
@@ -230,7 +253,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     except ArgumentError as error:
         command = _command_of(arguments)
         keys = [action.dest for action in parsers[command]._actions] if command in parsers else []
-        raise UserError(parser_message(error, COMMANDS, keys, next(reversed(_configs(arguments)), None))) from None
+        last = next(reversed(_configs(arguments)), None)
+        raise UserError(parser_message(error, COMMANDS, keys, last, RENAMED.get(command))) from None
     except UnicodeDecodeError:
         raise UserError("config: is not a UTF-8 text file") from None
 
@@ -260,14 +284,35 @@ def _with_config(arguments: list[str]) -> list[str]:
     if command.needs_file and len(arguments) == words:
         raise UserError("give FILE, a YAML file with its settings")
     bare = arguments[words] if len(arguments) > words else "-"
+    if bare.startswith("-"):
+        return arguments
+    if not Path(bare).exists() and find_file(f"{bare}.yaml") is not None:
+        bare = f"{bare}.yaml"
     is_file = command.needs_file or Path(bare).suffix in (".yaml", ".yml")
-    return [*arguments[:words], "--config", *arguments[words:]] if is_file and not bare.startswith("-") else arguments
+    return [*arguments[:words], "--config", bare, *arguments[words + 1 :]] if is_file else arguments
 
 
 def _configs(arguments: Sequence[str]) -> list[str]:
     """The values of --config."""
-    given = [b for a, b in pairwise(arguments) if a == "--config"]
-    return given + [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+    return _values_of("--config", arguments)
+
+
+def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """What is given to an option, before anything is parsed."""
+    given = [b for a, b in pairwise(arguments) if a == option]
+    return given + [word.removeprefix(f"{option}=") for word in arguments if word.startswith(f"{option}=")]
+
+
+def _names_in(given: str) -> list[str]:
+    """The names of a word of the command line: one, or a list [a, b]."""
+    words = given[1:-1].split(",") if re.fullmatch(r"\[.*\]", given) else [given]
+    return [name.strip(" '\"") for name in words if name.strip()]
+
+
+def _add_datasets() -> None:
+    """Make commands of the data sets that plugins have registered."""
+    for name, command in prepare_commands().items():
+        COMMANDS.setdefault(name, command)
 
 
 def _find_configs(arguments: list[str]) -> list[str]:
@@ -284,42 +329,18 @@ def _find_configs(arguments: list[str]) -> list[str]:
         file = find_file(name)
         if file is None:
             raise UserError(f"config: {name}: no such file{near_names(name)}")
-        if file != name and os.environ.get("RANK", "0") == "0":
+        if file != name:
             log.info("config: %s: taken from those that come with the engine, %s", name, file)
         found[number] = option + file
     return found
 
 
-def _refuse_null(settings: type, values: Any, prefix: str = "") -> None:
-    """The parser lets null pass for every type."""
-    for field in dataclasses.fields(settings):
-        value = values[field.name]
-        if dataclasses.is_dataclass(field.default_factory):
-            _refuse_null(field.default_factory, value, f"{prefix}{field.name}.")
-        elif value is None and "None" not in str(field.type):
-            raise UserError(f"{prefix}{field.name}: must not be null")
-
-
-def plain_numbers(settings: Any) -> Any:
-    """The settings with int and float in place of the parser's numbers of a limited range, which YAML cannot write."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            plain_numbers(value)
-        for kind in (int, float):
-            if isinstance(value, kind) and type(value) not in (int, float, bool):
-                setattr(settings, field.name, kind(value))
-    return settings
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    0; 2 after a user's mistake; 3 if all was done, and a damaged checkpoint was met; 130 after Ctrl-C.
-    """
+    """Run the command line; returns the exit status, see `EXIT`."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own remarks
     show_messages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = f"pspg-engine {_command_of(arguments)}".strip()
@@ -335,24 +356,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             function(config)
         return DAMAGED if damage.warned else 0
     except UserError as error:
-        rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        if error.local or rank == "0":
-            where = f"rank {rank}: " if error.local and ranks != "1" else ""
+        if error.local or is_first():
+            several = error.local and os.environ.get("WORLD_SIZE", "1") != "1"
+            where = f"rank {os.environ.get('RANK', '0')}: " if several else ""
             log.error("%s: error: %s%s", program, where, error)
         return 2
     except OSError as error:
         log.error("%s: error: %s: %s", program, _file_of(error), error.strerror or error)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
+        found = _want_of_memory(error)
+        if found is None:
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(found).splitlines() or [""])[0][:200]
         advice = "lower batch_size, data.workers or max_megapixels, or take a machine with more"
         log.error("%s: error: out of memory%s; %s", program, f" ({reason})" if reason else "", advice)
         return 2
     except KeyboardInterrupt:
         log.error("%s: interrupted", program)
         return 130
+
+
+def _want_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that it came of, that says that memory or threads are lacking."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))):
+            return error
+        error = error.__context__
+    return None
 
 
 def _file_of(error: OSError) -> str:

@@ -17,7 +17,7 @@ from jsonargparse.typing import (
 
 from .utils.errors import UserError
 from .utils.parser_messages import plain_range
-from .utils.registry import choices
+from .utils.registry import choices, on_register, registered
 
 FractionBelowOne: TypeAlias = float
 BitDepth: TypeAlias = int
@@ -26,16 +26,36 @@ DecoderName: TypeAlias = str
 FusionName: TypeAlias = str
 ClassificationLossName: TypeAlias = str
 PairLossName: TypeAlias = str
+LoggerName: TypeAlias = str
+CHOICES = {
+    "DecoderName": ("model.decoder", "models/decoders"),
+    "FusionName": ("model.fusion", "models/fusions"),
+    "ClassificationLossName": ("loss.classification", "training/losses/classification"),
+    "PairLossName": ("loss.pair", "training/losses/pair"),
+    "LoggerName": ("logger", "training/loggers"),
+}
+"""type → its setting, and the folder whose files are its values"""
+
+
+def choice_values() -> dict[str, tuple[str, ...]]:
+    """Type → its values: the files of a folder, so that whoever adds one edits no list, and what is registered from
+    elsewhere. Nothing is imported."""
+    root = Path(__file__).parent
+    found = {name: {*choices(root / folder), *registered(setting)} for name, (setting, folder) in CHOICES.items()}
+    return {name: tuple(sorted(values)) for name, values in found.items()}
+
+
+def set_choices() -> None:
+    """Set the types of `CHOICES`, which the parser and `check_values` find by their names."""
+    globals().update({name: Literal[values] for name, values in choice_values().items()})
+
+
 if not TYPE_CHECKING:
     FractionBelowOne = restricted_number_type("FractionBelowOne", float, [(">=", 0), ("<", 1)])
     BitDepth = restricted_number_type("BitDepth", int, [(">=", 8), ("<=", 16)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])
-    # A setting's values are the files of a folder, so that whoever adds one edits no list. Nothing is imported.
-    _ENGINE = Path(__file__).parent
-    DecoderName = Literal[choices(_ENGINE / "models/decoders")]
-    FusionName = Literal[choices(_ENGINE / "models/fusions")]
-    ClassificationLossName = Literal[choices(_ENGINE / "training/losses/classification")]
-    PairLossName = Literal[choices(_ENGINE / "training/losses/pair")]
+    set_choices()
+    on_register(set_choices)
 
 
 @dataclass(kw_only=True)
@@ -45,8 +65,9 @@ class ModelConfig:
     backbone: str = "RN50"
     """open_clip model name, or the path of a JSON file in open_clip's model-config format"""
     pretrained: str | None = None
-    """open_clip tag (such as openai), a weights file, or the folder of a phase-1 run; random: random weights, which in
-    phase 1 null means, too"""
+    """open_clip tag (such as openai), a weights file, the folder of a phase-1 run, or a CLIP in the Hugging Face Hub's
+    layout: a local folder, or hf-hub:OWNER/NAME; a folder brings its own architecture. random: random weights, which
+    in phase 1 null means, too"""
     pretrained_head: str | None = None
     """phase 2: folder of a phase-2 run or an exported model whose trained prompt head to start from, whatever classes
     it was trained on (the paper's cross-dataset training); null: a fresh one"""
@@ -127,7 +148,8 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""

@@ -38,6 +38,8 @@ class Case:
     """kernel → FLOPs of a launch with the given arguments"""
     trips: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)
     """kernel → turns of its longest loop in a launch, over all programs"""
+    may_spill: bool = False
+    """registers may be spilled outside of the loops of products: where functions are called"""
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

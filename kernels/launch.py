@@ -52,10 +52,10 @@ class Launch:
     arguments: Mapping[str, Any]
     """by parameter name: tensors (of any device, meta included), numbers, constants"""
     options: Mapping[str, int]
-    """num_warps, num_stages, launch_pdl"""
+    """num_warps, num_stages, launch_pdl, launch_cooperative_grid"""
 
 
-_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl", "launch_cooperative_grid")
 _recorder: tuple[int, Callable[[Launch], None]] | None = None
 
 
@@ -94,6 +94,11 @@ def configuration(kernel: str, device: torch.device) -> dict[str, int]:
     return dict(known[max((number for number in known if number <= here), default=min(known))])
 
 
+def interpreted(device: torch.device) -> bool:
+    """True where Triton's interpreter runs a kernel's programs, one after the other."""
+    return device.type != "cuda" and not recording()
+
+
 def can_overlap(device: torch.device) -> bool:
     """True where a kernel can start while the one before ends (`launch_pdl`, programmatic dependent launch)."""
     return architecture(device) >= 90
@@ -105,8 +110,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
     Args:
         grid: programs in up to three dimensions. None of them: nothing happens.
         arguments: the kernel's first parameters, in order: contiguous tensors, tensor descriptors of such, `Batched`,
-            numbers, None.
-        keywords: the others by name; num_warps, num_stages and launch_pdl.
+            numbers, None, named tuples of these without `Batched`.
+        keywords: the others by name; num_warps, num_stages, launch_pdl and launch_cooperative_grid.
 
     Raises:
         ValueError: a tensor that is not laid out as it has to be.
@@ -120,7 +125,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
         named.update((name, value) for name, value in keywords.items() if name not in options)
         _recorder[1](Launch(kernel, grid, named, options))
         return
-    device = next(tensor.device for tensor in map(tensor_of, arguments) if tensor is not None)
+    device = next(tensor.device for argument in arguments for tensor in tensors_of("", argument).values())
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, **keywords)
@@ -132,19 +137,30 @@ def tensor_of(argument: Any) -> Tensor | None:
     return tensor if isinstance(tensor, Tensor) else None
 
 
+def tensors_of(name: str, argument: Any) -> dict[str, Tensor]:
+    """The tensors of an argument by name; those of a named tuple are `name.field`."""
+    if isinstance(argument, tuple):
+        named: Any = argument
+        fields = zip(named._fields, argument, strict=True)
+        return {key: found for field, part in fields for key, found in tensors_of(f"{name}.{field}", part).items()}
+    tensor = tensor_of(argument)
+    return {} if tensor is None else {name: tensor}
+
+
 def _laid_out(kernel: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The parameters that the arguments make, each tensor checked."""
     parameters: list[Any] = []
     for argument in arguments:
-        try:
-            if isinstance(argument, Batched):
+        name = kernel.arg_names[len(parameters)]
+        if isinstance(argument, Batched):
+            try:
                 parameters += argument.parameters
-                continue
-            tensor = tensor_of(argument)
-            if tensor is not None and not tensor.is_contiguous():
-                raise ValueError(f"must be contiguous, got {_layout(tensor)}")
-        except ValueError as error:
-            raise ValueError(f"{kernel.__name__}: {kernel.arg_names[len(parameters)]} {error}") from None
+            except ValueError as error:
+                raise ValueError(f"{kernel.__name__}: {name} {error}") from None
+            continue
+        for field, tensor in tensors_of(name, argument).items():
+            if not tensor.is_contiguous():
+                raise ValueError(f"{kernel.__name__}: {field} must be contiguous, got {_layout(tensor)}")
         parameters.append(argument)
     return tuple(parameters)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import isqrt
 from typing import NamedTuple
 
@@ -40,8 +41,11 @@ class PaddedSample(PairSample):
     """A sample of a fixed number of pairs, some of weight 0; the host reads nothing of it, so it may be recorded."""
 
 
-def pad_sample(sample: PairSample, count: int, classes: int) -> PaddedSample:
-    """The sample with pairs of weight 0, spread over all rows, so that they are `count`: the same sums.
+def pad_sample(sample: PairSample, count: int, classes: int, rows: tuple[int, int] | None = None) -> PaddedSample:
+    """The sample with pairs of weight 0, spread over rows, so that they are `count`: the same sums.
+
+    Args:
+        rows: first of the rows that they are spread over, and the one behind the last; None: all.
 
     Raises:
         ValueError: it has more pairs.
@@ -49,7 +53,8 @@ def pad_sample(sample: PairSample, count: int, classes: int) -> PaddedSample:
     missing = count - len(sample.first)
     if missing < 0:
         raise ValueError(f"pad_sample: {len(sample.first)} pairs are more than {count}")
-    first = torch.cat([sample.first, torch.arange(missing) % max(classes - 1, 1)])
+    low, high = rows or (0, max(classes - 1, 1))
+    first = torch.cat([sample.first, low + torch.arange(missing) % (high - low)])
     second = torch.cat([sample.second, first[len(sample.first) :] + 1])
     weights = torch.cat([sample.weights, torch.zeros(missing)])
     order = first.argsort(stable=True)
@@ -83,6 +88,9 @@ class PairSelection:
     """pairs and their weights; None: all pairs, row-major"""
     bounds: tuple[int, int] | None = None
     """start and stop in the order of all pairs or of the sample, as `part` sets them; None: the whole"""
+    window: Tensor | None = None
+    """(K,) int64, on the device: consecutive rows that the pairs of a `PaddedSample` lie in, of which the host knows
+    the number only; None: all C"""
 
     def __len__(self) -> int:
         """Number of pairs taken."""
@@ -126,8 +134,9 @@ class PairSelection:
         begin, end = self._bounds
         low = self.rows[0]
         if isinstance(self.sample, PaddedSample):  # any row, as far as the host knows
+            high = self.classes if self.window is None else len(self.window)
             for start in range(begin, end, size):
-                yield Chunk(start - begin, min(start + size, end) - begin, 0, self.classes)
+                yield Chunk(start - begin, min(start + size, end) - begin, 0, high)
             return
         first = None if self.sample is None else self.sample.first[begin:end].tolist()
         for start in range(begin, end, size):
@@ -148,3 +157,36 @@ class PairSelection:
         """Row of a pair among all: the k last rows hold k(k+1)/2 pairs."""
         after = number_of_pairs(self.classes) - 1 - pair
         return self.classes - 2 - (isqrt(8 * after + 1) - 1) // 2
+
+
+def balanced_parts(pairs: PairSelection, pieces: int, row_cost: float) -> list[tuple[int, int]]:
+    """Start and stop of contiguous parts of about equal cost, which cover all pairs in order; some may be empty.
+
+    A part costs its pairs, and `row_cost` for each row that they lie in, whose prefix it encodes: parts of the last,
+    short rows have fewer pairs. No part costs more than the whole divided by `pieces`, and a row and a pair.
+
+    Args:
+        pairs: all pairs, or those of a sample on the CPU; not a part.
+        row_cost: of a row, in pairs.
+
+    Raises:
+        ValueError: a part of a selection.
+    """
+    if pairs.bounds is not None:
+        raise ValueError("balanced_parts: the pairs are a part already")
+    if pairs.sample is None:
+        counts = torch.arange(pairs.classes - 1, -1, -1)
+    else:
+        counts = torch.bincount(pairs.sample.first, minlength=pairs.classes)
+    filled = counts.nonzero().flatten()
+    if not len(filled):
+        return [(0, 0)] * pieces
+    counts = counts[filled[0] : filled[-1] + 1]
+    before = counts.cumsum(0) - counts
+    cost = before + row_cost * torch.arange(len(counts), dtype=torch.float64)  # where each row begins
+    total = float(cost[-1] + counts[-1]) + row_cost
+    targets = torch.arange(1, pieces, dtype=torch.float64) * total / pieces
+    row = torch.searchsorted(cost, targets, right=True) - 1
+    within = (targets - cost[row] - row_cost).clamp(min=0).round().long()
+    cuts = [0, *(before[row] + torch.minimum(within, counts[row])).tolist(), len(pairs)]
+    return list(pairwise(cuts))

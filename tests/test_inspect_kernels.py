@@ -142,8 +142,8 @@ def test_signatures_are_those_of_a_launch(toy: Any, tmp_path: Path) -> None:
         unit = specialise(launch, 90)
         kinds = ["*bf16", "*bf16", "*i64", "i32", "constexpr", "i64"] + 3 * ["constexpr"]
         assert [kind for _, kind in unit.signature] == kinds
-        assert dict(unit.constants) == {"one": 1, "bias": None, "PRECISION": "ieee", "BLOCK": 32}
-        assert unit.attributes == ((0, "D"), (2, "D"), (3, "D"), (5, "D"))
+        assert dict(unit.constants) == {(4,): 1, (6,): None, (7,): "ieee", (8,): 32}
+        assert unit.attributes == (((0,), "D"), ((2,), "D"), ((3,), "D"), ((5,), "D"))
         assert unit.options == (("num_warps", 8),)
     """
     done = python("-c", dedent(code), path=tmp_path)
@@ -206,6 +206,16 @@ def test_a_loop_is_bound_by_what_its_warps_issue() -> None:
     assert part.seconds == pytest.approx(issued / (132 * 2 * 1.83e9) + 2e-6)
 
 
+def test_spills_count_where_products_are() -> None:
+    from tools.inspect_kernels.compiling import Instruction, spills_in_products
+
+    inner = [(16, "HMMA.16816", None), (32, "LDL", None), (48, "BRA", 16)]
+    outside = [(0, "STL", None), *inner[::2], (64, "LDL.64", None), (80, "BRA", 0)]
+    plain = [(96, "LDL", None), (112, "BRA", 96)]  # a loop without products
+    assert spills_in_products([Instruction(*line) for line in [*outside, *plain]]) == 0
+    assert spills_in_products([Instruction(*line) for line in [outside[0], *inner, *outside[3:], *plain]]) == 1
+
+
 def test_what_the_check_refuses() -> None:
     from tools.inspect_kernels.checks import Row, violations
     from tools.inspect_kernels.compiling import Resources
@@ -216,6 +226,9 @@ def test_what_the_check_refuses() -> None:
     assert check(registers=255, shared_bytes=227 * 1024, dots=("bf16",), tensor_instructions=1) == []
     assert check(dots=("ieee",)) == check() == []
     assert check(spill_bytes=8) == ["kernel (case, bf16, sm_90): spills 8 bytes of registers"]
+    for within, lines in ((0, 0), (1, 1)):
+        used = Resources(spill_bytes=8, spills_in_products=within)
+        assert len(violations(Row("case", "kernel", "bf16", 90, 1, "", used, may_spill=True))) == lines
     for architecture, limit in {80: 163, 86: 99, 90: 227, 100: 227}.items():
         assert check(architecture, shared_bytes=limit * 1024) == []
         (line,) = check(architecture, shared_bytes=limit * 1024 + 1)

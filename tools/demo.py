@@ -74,6 +74,8 @@ def main() -> int:
             source,
             "--output",
             predictions,
+            "--overwrite",
+            "true",
         )
         save_picture(Path(str(source)), picture)
         contact_sheet(phantoms, out / "phantoms.png")
@@ -93,13 +95,14 @@ def main() -> int:
             "evaluate the residual, blended with the templates",
             "evaluate", "--checkpoint", residual, *split, "--output", report_residual, "--baselines", "false",
             "--method", "PsPG, related residual, novelty blend", "--evaluation.blend", "novelty",
-            "--evaluation.context", "bank", "--evaluation.batch_size", "128",
+            "--evaluation.context", "bank", "--evaluation.batch_size", "128", "--overwrite", "true",
         )  # fmt: skip
         command(
             "evaluate",
             "evaluate", "--checkpoint", phase2, *split, "--output", report,
             "--probe", phantoms / "train.jsonl", "--pictures", json.dumps(pictures),
             "--title", "PsPG demo on phantom radiographs", "--evaluation.batch_size", "128",
+            "--overwrite", "true",
         )  # fmt: skip
     except subprocess.CalledProcessError as error:
         return error.returncode

@@ -31,8 +31,10 @@ OPERATORS = {
     "pair_loss": ("C=108,B=64", "C=4,B=2,D=16"),
     "asymmetric_loss": ("C=108,B=64", "C=4,B=2"),
     "prompt_decoder": ("C=108,B=64,n=16", "C=4,B=2,n=2,D=16,H=16,heads=2"),
+    "prompt_decoder overlapped": ("C=108,B=64,n=16,launches=2", "C=4,B=2,n=2,D=16,H=16,heads=2,launches=2"),
+    "prompt_decoder one": ("C=108,B=64,n=16,launches=3", "C=4,B=2,n=2,D=16,H=16,heads=2,launches=3"),
 }
-"""operator → shape to measure it at, and one to try the code with"""
+"""operator, and how it is launched → shape to measure it at, and one to try the code with"""
 CLASSES = (14, 28, 108, 193)
 CALIBRATION = "calibration.json"
 
@@ -112,8 +114,19 @@ def probe_and_tests(options: argparse.Namespace) -> list[Part]:
     parts = [Part(name, ["-m", "benchmarks.gpu.probe", name, "json"], 60) for name in NAMES]
     impls = ("eager", "repaired") if small else ("eager", "triton")
     for name, shapes in OPERATORS.items():
-        command = ["-m", "benchmarks.run", "--op", name, "--device", "cpu" if small else "cuda", "--json", "json"]
-        parts.append(Part(f"operator-{name}", [*command, "--shape", shapes[small], "--impl", *impls], 60))
+        command = [
+            "-m",
+            "benchmarks.run",
+            "--op",
+            name.split()[0],
+            "--device",
+            "cpu" if small else "cuda",
+            "--json",
+            "json",
+        ]
+        parts.append(
+            Part(f"operator-{name.replace(' ', '-')}", [*command, "--shape", shapes[small], "--impl", *impls], 60)
+        )
     chosen = {"tests": ["tests/benchmarks/test_gpu.py", "-k", "kind"]}
     if not small:
         chosen = {f"tests-{name}": ["-m", "gpu", f"tests/{name}"] for name in ("kernels", "engine")}

@@ -14,7 +14,7 @@ from torch import nn
 
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 
 from ..setup import make_setup
 from ..traffic import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Network, group_sizes, step_payload

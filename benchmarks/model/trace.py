@@ -37,9 +37,9 @@ from pspg.engine.models.pspg import PromptHead
 from pspg.engine.models.texts import encode_tokens, pack_tokens
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.losses import contrastive_loss
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.engine.training.tasks import ContrastiveModel
-from pspg.engine.training.trainer import make_optimizer
-from pspg.kernels.launch import Launch, record, tensor_of
+from pspg.kernels.launch import Launch, record, tensor_of, tensors_of
 from pspg.kernels.spcl.chunked_loss import chunked_loss, sum_of_chunks
 from pspg.kernels.text_tower import TextTower, default_memory
 from pspg.kernels.text_tower.folding import folded_layer
@@ -283,11 +283,10 @@ class _Log(TorchDispatchMode):
     def launched(self, launch: Launch) -> None:
         """List a launch of a Triton kernel."""
         name = launch.kernel.fn.__name__
-        given = {key: tensor_of(value) for key, value in launch.arguments.items()}
-        tensors = list({id(tensor): tensor for tensor in given.values() if tensor is not None}.values())
+        given = [tensors_of(key, value) for key, value in launch.arguments.items()]
+        tensors = list({id(tensor): tensor for found in given for tensor in found.values()}.values())
         flops, trips = (counts[name](launch.arguments) if name in counts else 0.0 for counts in self._counts)
-        shapes = {key: tensor.shape for key, tensor in given.items() if tensor is not None}
-        arguments = {key: shapes.get(key, value) for key, value in launch.arguments.items()}
+        arguments = {key: _without_tensors(value) for key, value in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
         dtype = tensors[-1].dtype
         self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, trips=trips, launch=launch)
@@ -378,6 +377,14 @@ def _fake_module(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = _fake(buffer)
+
+
+def _without_tensors(argument: Any) -> Any:
+    """An argument of a launch, shapes in place of tensors."""
+    if isinstance(argument, tuple):
+        return type(argument)(*map(_without_tensors, argument))
+    tensor = tensor_of(argument)
+    return argument if tensor is None else tensor.shape
 
 
 def _tensors(setup: Setup) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 MODEL = os.environ.get("MODEL", "ViT-B-16")  # a model name, or local-dir:FOLDER
 WEIGHTS = os.environ.get("WEIGHTS", "openai")
+# Names are put in as they are; a class that is an absence, such as No Finding, needs sentences of its own.
 POSITIVE = ("Findings suggesting {}.",)
 NEGATIVE = ("No evidence of {}.",)
 

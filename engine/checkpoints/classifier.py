@@ -3,12 +3,14 @@
     <folder>/open_clip_config.json         open_clip's model and preprocessing configuration, classes, pixels, versions
     <folder>/open_clip_model.safetensors   both towers, in open_clip's layout
     <folder>/classifier.safetensors        text features, fusion, temperature
+    <folder>/calibration.json              optional: calibration and operating points, see `calibration.py`
 
 open_clip loads strictly, so the classifier lies beside the towers: `open_clip.create_model("local-dir:<folder>")`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -16,24 +18,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
 from ..config import BlendName
+from ..data.any_image import AnyImage
 from ..data.labels import select_classes
 from ..data.pixels import Pixels
-from ..models.blend import blended
+from ..models.blend import blended, weight_of
 from ..models.clip import ImageFeatures, build_clip, check_config, clip_config
 from ..models.frozen_image import FrozenImageTower
 from ..models.fusions import FUSIONS, Fusion
+from ..models.hub import local_folder
 from ..models.pspg import probabilities
 from ..models.weights import check_fit, load_strictly
 from ..utils.documents import as_schema
 from ..utils.errors import UserError
-from ..utils.files import new_folder
+from ..utils.files import new_folder, write_text
+from .calibration import FILE as CALIBRATION
+from .calibration import REPEAT, Calibration, write_calibration
+from .card import export_card
 from .integrity import check_files, sha256_of
-from .model_folder import CLASSIFIER_JSON, LoadedModel, check_names, require_true
+from .model_folder import CLASSIFIER_JSON, LoadedModel, advice, calibration_of, check_names, plugins_of, require_true
 from .run import load_tensors, read_json, write_json, write_tensors
+
+log = logging.getLogger(__name__)
 
 FORMAT = "pspg-classifier/1"
 TOWERS, CLASSIFIER = "open_clip_model.safetensors", "classifier.safetensors"
@@ -48,6 +58,9 @@ class Description:
     pixels: Pixels
     fusion: str
     model_cfg: dict[str, Any]
+    training: str | None = None
+    """what the model was trained on"""
+    blend: str | None = None
     files: dict[str, str] | None = None
     """file name → SHA-256; None: an older version wrote the folder"""
 
@@ -65,11 +78,14 @@ class Classifier(nn.Module):
         class_names: C names.
         pixels: what `read` makes of a file.
         blend_features: (C,D), as `models.blend.blended` takes it; None: nothing is blended.
+        calibration: of these classes; None: the probabilities are the model's own.
     """
 
     text_features: Tensor
     logit_scale: Tensor
     blend_features: Tensor | None
+    lines: Tensor | None
+    """(2,C) slopes and intercepts of the calibration"""
 
     def __init__(
         self,
@@ -81,6 +97,7 @@ class Classifier(nn.Module):
         class_names: Sequence[str],
         pixels: Pixels,
         blend_features: Tensor | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__()
         self.tower, self.channel_attention = tower, deepcopy(fusion)
@@ -88,7 +105,14 @@ class Classifier(nn.Module):
         self.register_buffer("text_features", text_features.detach().clone())
         self.register_buffer("blend_features", None if blend_features is None else blend_features.detach().clone())
         self.class_names, self.pixels = list(class_names), pixels
+        self.calibrate(calibration)
         self.requires_grad_(False).eval()
+
+    def calibrate(self, calibration: Calibration | None) -> None:
+        """Give probabilities under this calibration of all its classes from now on; None: the model's own."""
+        self.calibration = None if calibration is None else calibration.of(self.class_names)
+        lines = None if self.calibration is None else self.calibration.lines().to(self.logit_scale.device)
+        self.register_buffer("lines", lines, persistent=False)
 
     def set_classes(self, names: str | Sequence[str]) -> None:
         """Keep these of the frozen classes, in this order; their probabilities stay as they are.
@@ -106,14 +130,18 @@ class Classifier(nn.Module):
         self.text_features = self.text_features[:, rows]
         if self.blend_features is not None:
             self.blend_features = self.blend_features[rows]
+        self.calibrate(self.calibration)
 
-    def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:
-        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w), on the CPU; `bit_depth` of a 16-bit PNG.
+    def read(self, image: AnyImage, *, bit_depth: int | None = None) -> Tensor:
+        """A PNG, JPEG or DICOM file, a PIL image, an array or a tensor as the tower's input; see `Pixels.read`.
+
+        Returns:
+            float32 (3,h,w), on the CPU.
 
         Raises:
             UserError: it cannot be read.
         """
-        return self.pixels.read(path, bit_depth=bit_depth)
+        return self.pixels.read(image, bit_depth=bit_depth)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> ImageFeatures:
@@ -123,9 +151,12 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities (B,C), float32 or better, columns as `class_names`, of images (B,3,h,w)."""
-        tokens = self.image_features(images).tokens
+        return self.score(self.image_features(images).tokens)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """The same of the tokens (B,S,D) of `image_features`."""
         logits, _ = self.channel_attention.class_logits(self.logit_scale, tokens, *self.text_features)
-        return probabilities(blended(logits, tokens, self.blend_features))
+        return probabilities(blended(logits, tokens, self.blend_features), self.lines)
 
 
 @torch.no_grad()
@@ -154,6 +185,12 @@ def freeze_classifier(
     with torch.autocast(bank.device.type, dtype, enabled=dtype is not None):
         text = model.head.text_features(bank, model.class_set, tower)
     added = loaded.blend(model.class_set, blend, blend_weight, dtype)
+    calibration = loaded.calibration
+    if calibration is not None and (
+        misfit := calibration.misfit(model.class_set.names, blend, weight_of(blend, blend_weight))
+    ):
+        log.info(f"{loaded.source / CALIBRATION}: {misfit}, so it is not used; probabilities are not calibrated")
+        calibration = None
     return Classifier(
         FrozenImageTower(model.clip, dtype),
         model.channel_attention,
@@ -162,6 +199,7 @@ def freeze_classifier(
         class_names=model.class_set.names,
         pixels=loaded.pixels,
         blend_features=added,
+        calibration=calibration,
     )
 
 
@@ -182,7 +220,18 @@ def write_classifier(
         write_tensors(partial / TOWERS, dict(loaded.model.clip.state_dict()))
         write_tensors(partial / CLASSIFIER, _own_state(classifier))
         files = {name: sha256_of(partial / name) for name in (TOWERS, CLASSIFIER)}
-        write_json(partial / CLASSIFIER_JSON, {**_describe(classifier, loaded), "blend": blend, "files": files})
+        if classifier.calibration is not None:
+            write_calibration(partial, classifier.calibration, partial / CLASSIFIER)
+        description = _describe(classifier, loaded)
+        write_json(partial / CLASSIFIER_JSON, {**description, "blend": blend, "files": files})
+        card = export_card(
+            "classifier",
+            class_names=classifier.class_names,
+            pixels=classifier.pixels,
+            training=loaded.training,
+            plugins=description["plugins"],
+        )
+        write_text(partial / "README.md", card)
 
 
 def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Classifier:
@@ -195,7 +244,36 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
     Raises:
         UserError: missing, damaged or mismatching files.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "checkpoint")
+    found = read_classifier(folder)
+    names = found.class_names
+    clip = load_towers(folder)
+    text = torch.zeros(2, len(names), found.model_cfg["embed_dim"])
+    tensors = load_tensors(folder / CLASSIFIER)
+    classifier = Classifier(
+        FrozenImageTower(clip, dtype),
+        FUSIONS[found.fusion](),
+        torch.zeros(()),
+        text,
+        class_names=names,
+        pixels=found.pixels,
+        blend_features=torch.zeros_like(text[0]) if "blend_features" in tensors else None,
+    )
+    check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
+    classifier.load_state_dict(tensors, strict=False)  # all but the image tower
+    calibration = calibration_of(folder, folder / CLASSIFIER)
+    if calibration is not None and set(calibration.names) != set(names):
+        raise UserError(f"{folder / CALIBRATION}: has other classes than the classifier; {REPEAT}, or remove it")
+    classifier.calibrate(calibration)
+    return classifier
+
+
+def read_classifier(folder: Path) -> Description:
+    """What a classifier's folder says of itself; the checksums of its files are verified.
+
+    Raises:
+        UserError: not such a folder, or missing or damaged files.
+    """
     file = folder / CLASSIFIER_JSON
     description = read_json(file)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -204,27 +282,26 @@ def load_classifier(folder: str | Path, dtype: torch.dtype | None = None) -> Cla
         found = as_schema(Description, description)
         check_names(found.class_names)
         check_config(found.model_cfg, str(file))
-        require_true(found.pixels.size == found.model_cfg["vision_cfg"]["image_size"], found.fusion in FUSIONS.names())
+        if found.fusion not in FUSIONS.names():
+            raise UserError(f"{file}: model.fusion: {found.fusion!r} is not one of {', '.join(FUSIONS.names())}")
+        require_true(found.pixels.size == found.model_cfg["vision_cfg"]["image_size"])
+    except UserError as error:
+        raise UserError(f"{error}{advice(description)}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is damaged ({error}); export the model again") from None
     check_files(folder, found.files or {})
-    config, names, fusion, pixels = found.model_cfg, found.class_names, found.fusion, found.pixels
-    text = torch.zeros(2, len(names), config["embed_dim"])
-    clip = build_clip(config).eval()
+    return found
+
+
+def load_towers(folder: Path) -> open_clip.CLIP:
+    """Both towers of a classifier's folder, float32, on the CPU, in eval mode.
+
+    Raises:
+        UserError: as `read_classifier`, or weights that do not fit.
+    """
+    clip = build_clip(read_classifier(folder).model_cfg).eval()
     load_strictly(clip, load_tensors(folder / TOWERS), folder / TOWERS)
-    tensors = load_tensors(folder / CLASSIFIER)
-    classifier = Classifier(
-        FrozenImageTower(clip, dtype),
-        FUSIONS[fusion](),
-        torch.zeros(()),
-        text,
-        class_names=names,
-        pixels=pixels,
-        blend_features=torch.zeros_like(text[0]) if "blend_features" in tensors else None,
-    )
-    check_fit(_own_state(classifier), tensors, folder / CLASSIFIER)
-    classifier.load_state_dict(tensors, strict=False)  # all but the image tower
-    return classifier
+    return clip
 
 
 def _own_state(classifier: Classifier) -> dict[str, Tensor]:
@@ -244,6 +321,7 @@ def _describe(classifier: Classifier, loaded: LoadedModel) -> dict[str, Any]:
         "fusion": classifier.channel_attention.name,
         "bank_size": len(loaded.bank),
         "training": loaded.training,
+        "plugins": plugins_of(loaded.model.clip, loaded.model.config),
         "versions": {name: version(name) for name in ("pspg-engine", "torch", "open_clip_torch")},
         "model_cfg": clip_config(loaded.model.clip),
         "preprocess_cfg": {

@@ -1,11 +1,12 @@
 """Folders that hold all it takes to use a model: architecture, weights, classes, pixels, context bank.
 
-A run folder is one (its weights are those of its best checkpoint), and so is what `export-checkpoint` and
-`import-checkpoint` write (its weights are in model.safetensors). See `checkpoint.py` for the files.
+A run folder is one (its weights are those of its best checkpoint), so is each of its checkpoints, and so is what
+`export-checkpoint` and `import-checkpoint` write (its weights are in model.safetensors). See `run.py` for the files.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,14 +23,22 @@ from ..data.pixels import Pixels
 from ..models.blend import make_blend
 from ..models.class_set import ClassSet
 from ..models.clip import ImageFeatures, build_clip, check_config, clip_config, with_unit_token
+from ..models.decoders import DECODERS
+from ..models.fusions import FUSIONS
+from ..models.hub import local_folder
 from ..models.pspg import PsPG, check_head
 from ..models.weights import load_strictly
 from ..utils.documents import as_schema
 from ..utils.errors import UserError
 from ..utils.names import base_name
-from .integrity import check_files, sha256_of
+from ..utils.plugins import missing_plugins
+from ..utils.text import printable
+from .calibration import FILE, REPEAT, Calibration, read_calibration
+from .integrity import check_files, sha256_of, verify
 from .published import class_encoder
-from .run import best_checkpoint, load_tensors, read_json, write_json, write_tensors
+from .run import best_checkpoint, is_step, load_tensors, read_json, run_of, write_json, write_tensors
+
+log = logging.getLogger(__name__)
 
 FORMAT = "pspg-engine/1"
 RESIDUAL = "residual.offsets"
@@ -50,6 +59,8 @@ class Description:
     head: ModelConfig | None = None
     class_names: list[str] | None = None
     training: str | None = None
+    plugins: list[str] | None = None
+    """modules of the user's that registered what the model is made of"""
     files: dict[str, str] | None = None
     """file name → SHA-256; None: an older version wrote the folder"""
 
@@ -67,6 +78,8 @@ class LoadedModel:
     source: Path
     weights: Path
     training: str | None
+    calibration: Calibration | None = None
+    """whatever its classes and blend are, but of these weights"""
 
     def set_classes(self, names: str | list[str] | None) -> None:
         """Score these classes from now on: a list, or a text file, one a line; None: those of now.
@@ -114,6 +127,7 @@ def describe(
         "head": None if head is None else without_places(asdict(head)),
         "class_names": class_names,
         "training": training,
+        "plugins": plugins_of(clip, head),
         "pixels": asdict(pixels),
         "tokenizer": {
             "name": "CLIP byte-pair encoding",
@@ -144,7 +158,10 @@ def read_description(folder: Path) -> dict[str, Any]:
         UserError: not a model folder, or of a format this version does not know.
     """
     if is_classifier(folder):
-        raise UserError(f"{folder}: holds a frozen classifier, which predict reads; give the run or model folder")
+        raise UserError(
+            f"{folder}: holds a frozen classifier, which evaluate and predict read; give the run or model folder"
+        )
+    folder = run_of(folder)
     if not (folder / "model.json").is_file():
         raise UserError(f"{folder}: not a run or model folder (it has no model.json)")
     file = folder / "model.json"
@@ -164,11 +181,30 @@ def read_description(folder: Path) -> dict[str, Any]:
             require_true(head.hidden_size <= LARGEST_WIDTH, head.prompt_length <= LARGEST_WIDTH)
             check_names(found.class_names or [])
     except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{file}: {error}{advice(description)}") from None
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "keys are missing or unknown"
         raise UserError(f"{file}: is damaged ({reason}); export or train the model again") from None
     return description
+
+
+def plugins_of(clip: nn.Module, head: ModelConfig | None) -> list[str]:
+    """Modules outside this package that registered the parts of a model."""
+    parts: list[type] = [type(getattr(clip, "visual", clip))]
+    if head is not None:
+        parts += [DECODERS[head.decoder], FUSIONS[head.fusion]]
+    own = __name__.removesuffix("checkpoints.model_folder")
+    return sorted({cls.__module__ for cls in parts if not cls.__module__.startswith((own, "open_clip."))})
+
+
+def advice(description: dict[str, Any]) -> str:
+    """Which modules to import before, to follow a message; empty: none is missing."""
+    names = description.get("plugins")
+    missing = missing_plugins([name for name in names if isinstance(name, str)]) if isinstance(names, list) else []
+    if not missing:
+        return ""
+    listed = ", ".join(printable(name) for name in missing[:5])
+    return f"; the model was made with modules that are not loaded: give --plugins {listed}, or import them before"
 
 
 def check_names(names: list[str]) -> None:
@@ -206,10 +242,16 @@ def require_true(*conditions: bool) -> None:
 def weights_of(folder: Path) -> Path:
     """File of the weights to use: of a run's best checkpoint its average, else its model; else model.safetensors.
 
+    Of one of a run's checkpoints, `<run>/checkpoints/step-N`, those of that checkpoint.
+
     Raises:
         UserError: a run that has not saved anything yet.
     """
-    best = best_checkpoint(folder)
+    if is_step(folder):
+        verify(folder)
+        best: Path | None = folder
+    else:
+        best = best_checkpoint(folder)
     if best is None and (folder / "model.safetensors").is_file():
         _check(folder, "model.safetensors")
         return folder / "model.safetensors"
@@ -222,7 +264,7 @@ def weights_of(folder: Path) -> Path:
 def _check(folder: Path, *names: str) -> None:
     """Verify the checksums of a model folder's own files, or of some of them; see `check_files`."""
     files = read_description(folder).get("files") or {}
-    check_files(folder, {name: digest for name, digest in files.items() if not names or name in names})
+    check_files(run_of(folder), {name: digest for name, digest in files.items() if not names or name in names})
 
 
 def load_clip_folder(folder: Path) -> tuple[open_clip.CLIP, Pixels]:
@@ -238,7 +280,7 @@ def load_clip_folder(folder: Path) -> tuple[open_clip.CLIP, Pixels]:
         file = weights_of(folder)
         tensors = {name.removeprefix("clip."): tensor for name, tensor in load_tensors(file).items()}
     else:
-        file = folder / "clip.safetensors"
+        file = run_of(folder) / "clip.safetensors"
         tensors = load_tensors(file)
     load_strictly(clip, tensors, file)
     return clip, Pixels(**description["pixels"])
@@ -250,18 +292,19 @@ def load_model(folder: str | Path) -> LoadedModel:
     Raises:
         UserError: missing, damaged or mismatching files, or a folder of phase 1.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "checkpoint")
     description = read_description(folder)
     if description["kind"] != "pspg":
         raise UserError(f"{folder}: holds a CLIP of phase 1; give the folder of a phase-2 run")
     clip, pixels = load_clip_folder(folder)
     names = description["class_names"]
     # Imported with the class features of another CLIP, whose text tower lies beside.
-    other = folder / "class_text.safetensors"
+    base = run_of(folder)
+    other = base / "class_text.safetensors"
     encoder = class_encoder(load_tensors(other), torch.float32, clip) if other.is_file() else None
     model = PsPG(clip, ModelConfig(**description["head"]), names, class_encoder=encoder)
     weights = load_head(model, folder)
-    bank = folder / "bank.safetensors"
+    bank = base / "bank.safetensors"
     context = load_bank(bank, model) if bank.is_file() else None
     return LoadedModel(
         model=model.eval(),
@@ -272,7 +315,21 @@ def load_model(folder: str | Path) -> LoadedModel:
         source=folder,
         weights=weights,
         training=training_data(description),
+        calibration=calibration_of(base, weights),
     )
+
+
+def calibration_of(folder: Path, weights: Path) -> Calibration | None:
+    """Calibration of a folder's weights; None if there is none, or one of other weights, which is said.
+
+    Raises:
+        UserError: damaged.
+    """
+    found = read_calibration(folder)
+    if found is not None and found.weights != sha256_of(weights):
+        log.info(f"{folder / FILE}: is of other weights than {weights}, so it is not used; {REPEAT}")
+        return None
+    return found
 
 
 def load_head(model: PsPG, folder: Path, *, other_classes: bool = False) -> Path:

@@ -29,16 +29,19 @@ from torch import Tensor
 from ..utils.documents import read_json
 from ..utils.errors import UserError
 from ..utils.files import replacing, sync, write_text
-from .integrity import State, digest_of, sha256_of, verify
+from .integrity import State, check_files, digest_of, read_state, sha256_of, verify
 
 log = logging.getLogger(__name__)
 
 __all__ = [
     "best_checkpoint",
+    "copy_checkpoint",
     "good_checkpoint",
+    "is_step",
     "last_checkpoint",
     "load_tensors",
     "read_json",
+    "run_of",
     "save_checkpoint",
     "write_json",
     "write_tensors",
@@ -93,10 +96,7 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     temporary.chmod(run.stat().st_mode & 0o777)
     for name, values in tensors.items():
         write_tensors(temporary / f"{name}.safetensors", values)
-    files = {file.name: sha256_of(file) for file in sorted(temporary.iterdir())}
-    document = {**state, "files": files}
-    write_json(temporary / "state.json", {**document, "sha256": digest_of(document)})
-    sync(temporary)
+    _seal(temporary, state)
     if folder.exists():  # what a killed process wrote before `last` could name it, or a damaged one
         if last_checkpoint(run) == folder:
             (root / "last").unlink(missing_ok=True)  # it never names what is not there
@@ -111,6 +111,22 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     for other in (*older, *root.glob(".step-*")):
         if other not in keep:
             shutil.rmtree(other)
+
+
+def copy_checkpoint(source: Path, target: Path, **changes: Any) -> None:
+    """Copy a checkpoint into a new folder, with other values of some keys of its state.
+
+    Raises:
+        UserError: it is damaged or gone, also meanwhile.
+    """
+    verify(source)
+    state = {key: value for key, value in read_json(source / "state.json").items() if key not in ("files", "sha256")}
+    target.mkdir()
+    for file in sorted(source.glob("*.safetensors")):
+        with file.open("rb") as content, replacing(target / file.name) as copy:
+            shutil.copyfileobj(content, copy)
+    check_files(target, read_state(source).files or {})
+    _seal(target, {**state, **changes})
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -132,7 +148,7 @@ def last_checkpoint(run: Path) -> Path | None:
 def good_checkpoint(run: Path) -> tuple[Path, State] | None:
     """The checkpoint to continue from: what `last` names, or, where that is damaged, the newest that is whole.
 
-    All checkpoints of the run are verified, and the first of the processes logs a line for each that is damaged.
+    All checkpoints of the run are verified, and there is a line for each that is damaged.
 
     Returns:
         folder and state; None if the run has no checkpoint.
@@ -155,11 +171,10 @@ def good_checkpoint(run: Path) -> tuple[Path, State] | None:
     if not whole:
         raise UserError(f"{damaged[named]}; {run} holds no other checkpoint that is whole")
     chosen = named if named in whole else max(whole, key=lambda folder: (whole[folder].step, folder))
-    if _speaks():
-        for reason in damaged.values():
-            log.warning(f"{reason}; the newest good checkpoint is {chosen}, it is used")
-        if not (run / "checkpoints" / "last").is_file():
-            log.info(f"{run / 'checkpoints' / 'last'}: is missing; {chosen} is the newest checkpoint")
+    for reason in damaged.values():
+        log.warning(f"{reason}; the newest good checkpoint is {chosen}, it is used")
+    if not (run / "checkpoints" / "last").is_file():
+        log.info(f"{run / 'checkpoints' / 'last'}: is missing; {chosen} is the newest checkpoint")
     return chosen, whole[chosen]
 
 
@@ -178,14 +193,27 @@ def best_checkpoint(run: Path) -> Path | None:
     try:
         verify(best)
     except UserError as error:
-        if _speaks() and not best.is_dir():
+        if not best.is_dir():
             log.warning(f"{error}; the newest good checkpoint is {chosen}, it is used")
         return chosen
     return best
 
 
-def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def run_of(folder: Path) -> Path:
+    """The run of one of its checkpoint folders, `<run>/checkpoints/step-N`; any other folder as it is."""
+    return folder.parents[1] if is_step(folder) else folder
+
+
+def is_step(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run, by its name and place."""
+    return folder.parent.name == "checkpoints" and NAME.fullmatch(folder.name) is not None
+
+
+def _seal(folder: Path, state: dict[str, Any]) -> None:
+    """Write state.json with the checksums of the files beside it."""
+    document = {**state, "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())}}
+    write_json(folder / "state.json", {**document, "sha256": digest_of(document)})
+    sync(folder)
 
 
 def _folders(run: Path) -> list[Path]:

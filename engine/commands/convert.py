@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoints.calibration import write_calibration
+from ..checkpoints.card import export_card
 from ..checkpoints.classifier import write_classifier
 from ..checkpoints.integrity import sha256_of
 from ..checkpoints.model_folder import (
@@ -23,7 +25,7 @@ from ..checkpoints.model_folder import (
     write_model,
 )
 from ..checkpoints.published import import_published, published_metadata, published_state, read_text_weights
-from ..checkpoints.run import load_tensors, write_json, write_tensors
+from ..checkpoints.run import load_tensors, run_of, write_json, write_tensors
 from ..data.manifest import load_label_names
 from ..data.pixels import Pixels
 from ..models.clip import clip_config
@@ -31,7 +33,7 @@ from ..models.pspg import PsPG
 from ..models.weights import read_metadata
 from ..utils.documents import as_schema, parse_json
 from ..utils.errors import UserError
-from ..utils.files import new_folder
+from ..utils.files import new_folder, write_text
 from .settings import ExportConfig, ImportConfig, check_export, check_import
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         clip, _ = load_clip_folder(source)
         with new_folder(config.output) as partial:
             write_model(partial, description, {"model": dict(clip.state_dict())})
+            _write_card(partial, "clip", description)
     else:
         loaded = load_model(source)
         if config.layout == "classifier":
@@ -110,7 +113,10 @@ def export_checkpoint(config: ExportConfig) -> None:
         else:
             tensors = {"clip": dict(loaded.model.clip.state_dict()), "model": dict(loaded.model.head.state_dict())}
             with new_folder(config.output) as partial:
-                write_model(partial, description, {**tensors, **_beside(source, "bank", "class_text")})
+                write_model(partial, description, {**tensors, **_beside(run_of(source), "bank", "class_text")})
+                if loaded.calibration is not None:
+                    write_calibration(partial, loaded.calibration, partial / "model.safetensors")
+                _write_card(partial, "pspg-engine", description)
     log.info(f"exported {source}: {config.output}")
 
 
@@ -128,6 +134,19 @@ def _write_published(output: str, loaded: LoadedModel, description: dict[str, An
             write_tensors(partial / f"{name}.safetensors", tensors)
         files = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
         write_json(partial / "export.json", {**description, "layout": "published", "files": files})
+        _write_card(partial, "published", description)
+
+
+def _write_card(folder: Path, layout: str, description: dict[str, Any]) -> None:
+    """README.md of an export."""
+    card = export_card(
+        layout,
+        class_names=description.get("class_names"),
+        pixels=Pixels(**description["pixels"]),
+        training=description.get("training"),
+        plugins=description.get("plugins") or [],
+    )
+    write_text(folder / "README.md", card)
 
 
 def _beside(folder: Path, *names: str) -> dict[str, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -21,27 +21,40 @@ from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..distributed.launcher import run_marks
 from ..distributed.watch import watch
 from ..distributed.world import World, start
+from ..evaluation.calibration import fit_classes, log_odds, point_name
 from ..evaluation.choose import check_source, open_source
 from ..evaluation.config import EvaluateConfig, check_evaluate
+from ..evaluation.gallery import make_gallery
 from ..evaluation.prevalence import GROUPS, prevalence_groups
 from ..evaluation.probe import ridge_probe, text_informed_probe
-from ..evaluation.report.evaluation import Evaluation, measure
+from ..evaluation.report.evaluation import Evaluation, Fitted, measure
 from ..evaluation.report.summary import show_summary
 from ..evaluation.report.write import write_report
+from ..evaluation.rivals import Rival, on_common_images, score_rivals
 from ..evaluation.scoring import Scores
 from ..evaluation.sources import Method, Source, Split
+from ..models.hub import local_folder
 from ..models.templates import PAIRED
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.lock import one_writer
 from ..utils.names import data_name, named
 from ..utils.numerics import numerics
+from ..utils.settings import as_settings
 
 log = logging.getLogger(__name__)
 
 PROBE = "ridge probe (ceiling)"
 TEXT_PROBE = "text-informed probe"
 """the templates, corrected on the training classes alone"""
+
+
+def evaluate(config: EvaluateConfig | Mapping[str, Any] | str | Path | None = None, **more: Any) -> Evaluation | None:
+    """`evaluate_model` with settings as `utils.settings.as_settings` takes them.
+
+    `data_tables` makes tables of what it returns.
+    """
+    return evaluate_model(as_settings(EvaluateConfig, config, **more))
 
 
 def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
@@ -55,6 +68,8 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
         UserError: wrong settings, unusable source or data.
     """
     check_evaluate(config)
+    if config.checkpoint:
+        config = replace(config, checkpoint=str(local_folder(config.checkpoint, "checkpoint")))
     source = check_source(config)
     run = run_marks(f"evaluate {config.output}", config)
     world = start(config.device, config.timeout_s, hosts_only=True, run=run)
@@ -80,13 +95,22 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
     manifest = _manifest(config, config.manifest)
     lists = class_lists(config, manifest)
     names = [name for group in lists.values() for name in group]
-    groups = _groups(config, names, lists)
+    groups, counts, splits = _groups(config, names, lists)
     device = world.device
     # Sources without the engine's loader read images with Pillow.
     loader = pick_loader("loader", config.loader, device) if source.engine_loader else "torch"
     config = replace(config, loader=loader)
-    method = open_source(source, config, device, autocast_dtype(config.precision, device))
-    scores = _score(config, method, _split(config, manifest, names, list(lists.values()), "scoring"), world)
+    autocast = autocast_dtype(config.precision, device)
+    method = open_source(source, config, device, autocast)
+    split = _split(config, manifest, names, list(lists.values()), "scoring")
+    scores = _score(config, method, split, world)
+    rivals = score_rivals(config, split, world, autocast, [method.name])
+    validation = None
+    if config.calibration:
+        images = _split(
+            config, _manifest(config, config.calibration), names, list(lists.values()), "scoring the validation"
+        )
+        validation = _score(config, method, images, world)
     train = None
     if config.probe:
         images = _split(config, _manifest(config, config.probe), names, [], "features for the probe")
@@ -94,7 +118,16 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
     together.close()
     if scores is None:
         return None
+    if rivals:
+        scores, rivals = on_common_images(scores, rivals)
     assert scores.labels is not None
+    kept = method.calibration(list(lists.values()))
+    fitted = None
+    if validation is not None:
+        fitted = _fit(config, validation, names)
+    elif kept is not None:
+        reasons = {row.name: "by the model's calibration" for row in kept.classes if row.group is None}
+        fitted = Fitted(kept.classes, reasons, kept.point, kept.data, kept.images)
     bars = sys.stderr.isatty()
     evaluation = Evaluation(
         title=config.title or f"{method.name} evaluation",
@@ -106,9 +139,10 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
                 groups,
                 config.evaluation,
                 parameters=row.parameters,
+                ceiling=row.name == PROBE,
                 progress=bars,
             )
-            for row in _summary_rows(config, method, scores, train, names)
+            for row in _summary_rows(config, method, scores, rivals, train, names)
         ],
         class_names=names,
         ids=scores.ids,
@@ -119,6 +153,14 @@ def _evaluate(config: EvaluateConfig, source: type[Source], world: World, togeth
         library=method.library,
         pictures=[(caption, Path(path)) for caption, path in config.pictures.items()],
         training=method.training,
+        fitted=fitted,
+        train=counts,
+        splits={
+            **splits,
+            **({"validation, for the calibration": len(validation.ids)} if validation else {}),
+            "these images": len(scores.ids),
+        },
+        gallery=make_gallery(config, method, split, scores, names, fitted),
         training_data=method.training_data,
         notes=config.notes,
     )
@@ -148,10 +190,17 @@ def _split(config: EvaluateConfig, manifest: Manifest, names: list[str], lists: 
 
 
 def _summary_rows(
-    config: EvaluateConfig, method: Method, scores: Scores, train: Scores | None, names: list[str]
+    config: EvaluateConfig,
+    method: Method,
+    scores: Scores,
+    rivals: list[Rival],
+    train: Scores | None,
+    names: list[str],
 ) -> Iterator[SummaryRow]:
-    """The method under evaluation, then its baselines, then the probe."""
+    """The method under evaluation, then what it is compared with, its baselines, and the probes."""
     yield SummaryRow(method.name, scores.probabilities, method.parameters)
+    for rival in rivals:
+        yield SummaryRow(rival.name, rival.scores.probabilities, rival.parameters)
     if config.baselines:
         for name, probabilities in method.baselines(scores, names).items():
             yield SummaryRow(name, probabilities, method.baseline_parameters)
@@ -190,20 +239,42 @@ def class_lists(config: EvaluateConfig, manifest: Manifest) -> dict[str, list[st
     return lists
 
 
-def _groups(config: EvaluateConfig, names: list[str], lists: dict[str, list[str]]) -> dict[str, list[str]]:
+def _fit(config: EvaluateConfig, validation: Scores, names: list[str]) -> Fitted:
+    """Calibration and thresholds of the method under evaluation; classes that could not be fitted are told."""
+    assert validation.labels is not None
+    odds, labels = log_odds(validation.probabilities), validation.labels.astype(np.int8)
+    classes, reasons = fit_classes(odds, labels, names, point=config.point, target=config.target)
+    if reasons:
+        first = next(iter(reasons))
+        log.info(f"calibration: {len(reasons)} of {len(names)} classes are left as they are, {first}: {reasons[first]}")
+    data = data_name(str(config.calibration))
+    return Fitted(classes, reasons, point_name(config.point, config.target), data, len(validation.ids))
+
+
+def _groups(
+    config: EvaluateConfig, names: list[str], lists: dict[str, list[str]]
+) -> tuple[dict[str, list[str]], dict[str, tuple[int, int]], dict[str, int]]:
     """Groups of classes that the report shows: everything, which comes first, groups by prevalence, class lists.
+
+    Returns:
+        groups; class name → positives and labelled images of the training, and the images of its split, if it is known.
 
     Raises:
         UserError: a training manifest that cannot be read or lacks a class, or a class list named like a group.
     """
     groups = {"all": names} if len(lists) > 1 or config.frequencies else {}
+    counts: dict[str, tuple[int, int]] = {}
+    splits: dict[str, int] = {}
     if config.frequencies:
         for name in GROUPS:
             if name in lists:
                 raise UserError(f"class_lists: {name!r} is a group by prevalence; choose another name")
         split = _split(config, _manifest(config, config.frequencies), names, [], "")
+        pairs = zip((split.labels == 1).sum(0), (split.labels >= 0).sum(0), strict=True)
+        counts = {name: (int(a), int(b)) for name, (a, b) in zip(names, pairs, strict=True)}
+        splits = {"training": len(split.labels)}
         groups |= prevalence_groups(split.labels, names, head=config.head_above, tail=config.tail_below)
-    return {**groups, **lists}
+    return {**groups, **lists}, counts, splits
 
 
 def _manifest(config: EvaluateConfig, path: str) -> Manifest:
@@ -228,6 +299,8 @@ def _settings(config: EvaluateConfig, source: type[Source], method: Method) -> d
             if config.frequencies
             else {}
         ),
+        **({"compare": named(config.compare)} if config.compare else {}),
+        **({"calibration": data_name(config.calibration)} if config.calibration else {}),
         "uncertain": config.uncertain,
         "blank": config.blank,
         **({"precision": config.precision, "loader": config.loader} if source.engine_loader else {}),

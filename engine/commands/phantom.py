@@ -29,5 +29,6 @@ def draw(config: DrawConfig) -> None:
     require(output=config.output)
     check_output(config.output)
     settings = asdict(config)
-    write_phantoms(PhantomConfig(**{k: v for k, v in settings.items() if k != "output"}), settings["output"])
+    output = settings.pop("output")
+    write_phantoms(PhantomConfig(**settings), output)
     log.info(f"{config.train + config.val + config.test} images: {config.output}")

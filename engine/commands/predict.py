@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +24,13 @@ from ..data.pixels import Reading
 from ..evaluation.map_pictures import MapWriter
 from ..evaluation.scorer import Scorer, open_scorer
 from ..evaluation.similarity_maps import similarity_maps
-from ..models.blend import blended
-from ..models.features import frozen_features
+from ..models.hub import local_folder
 from ..models.pspg import probabilities
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
 from ..utils.files import new_folder
 from ..utils.numerics import fix_numerics
+from ..utils.settings import as_settings
 from ..utils.tables import write_csv
 from ..utils.terminal import show_table
 from .settings import PredictConfig, check_predict
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 
 IMAGES, FINDINGS = 20, 3
 """images shown in the terminal, and classes of each"""
+FOUND = "above threshold"
+"""heading of the column of the classes found"""
 
 
 @dataclass
@@ -47,27 +51,41 @@ class Predictions:
     class_names: list[str]
     probabilities: NDArray[np.float64]
     """(N,C)"""
+    thresholds: NDArray[np.float64] | None = None
+    """(C,) probabilities above which a class counts as found, NaN where that is not known; None: not calibrated"""
+
+    def found(self, row: NDArray[np.float64]) -> list[str]:
+        """The cell of the classes found in an image, given its probabilities (C,); none where not calibrated."""
+        if self.thresholds is None:
+            return []
+        return ["|".join(name for name, above in zip(self.class_names, row > self.thresholds, strict=True) if above)]
 
 
-def predict(config: PredictConfig) -> Predictions:
+def predict(config: PredictConfig | Mapping[str, Any] | str | Path | None = None, **more: Any) -> Predictions:
     """Score every image of `config.input`, write `config.output` and, where asked for, `config.maps`.
+
+    Args:
+        config, more: settings, as `utils.settings.as_settings` takes them.
 
     Raises:
         UserError: wrong settings, an unusable model, or (on_bad_image = error) an unreadable image.
     """
+    config = as_settings(PredictConfig, config, **more)
     check_predict(config)
+    checkpoint = local_folder(config.checkpoint, "checkpoint")
     samples = find_images(Path(config.input), image_root=config.image_root)
     device = pick_device(config.device)
     fix_numerics(device)
     autocast = autocast_dtype(config.precision, device)
     scorer = open_scorer(
-        Path(config.checkpoint),
+        checkpoint,
         config.class_names,
         device,
         autocast,
         bank=config.context == "bank",
         blend=config.blend,
         blend_weight=config.blend_weight,
+        calibrated=config.calibrated,
     )
     drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
     reading = Reading(
@@ -85,11 +103,13 @@ def predict(config: PredictConfig) -> Predictions:
             stack.callback(maps.close)
         predictions = _score(scorer, loader, device, autocast, maps)
         pairs = zip(predictions.ids, predictions.probabilities, strict=True)
-        rows = ([name, *map(float, row)] for name, row in pairs)
+        rows = ([name, *map(float, row), *predictions.found(row)] for name, row in pairs)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(output, ["id", *scorer.class_names], rows)
+        write_csv(output, ["id", *scorer.class_names, *([FOUND] if predictions.thresholds is not None else [])], rows)
     _show(predictions)
     log.info(f"{len(predictions.ids)} images, {len(scorer.class_names)} classes: {config.output}")
+    if scorer.calibration is not None:
+        log.info(f"calibrated on {scorer.calibration.data}; thresholds for {scorer.calibration.point}")
     if maps is not None:
         log.info(f"{maps.drawn} images with maps: {config.maps}")
     report_bad(loader.bad)
@@ -105,14 +125,13 @@ def _score(
     Raises:
         UserError: no image could be read, or scores that are not finite.
     """
-    model = scorer.model
+    model, calibration = scorer.model, scorer.calibration
+    lines = None if calibration is None else calibration.lines()
     ids: list[str] = []
     parts: list[NDArray[np.float64]] = []
     for batch in tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None):
-        features = frozen_features(model, batch, device, autocast)
-        sides = scorer.text(features)
-        logits, _ = model.channel_attention.class_logits(model.logit_scale, features.tokens, *sides)
-        found = probabilities(blended(logits, features.tokens, scorer.blend).double()).cpu().numpy()
+        features, sides, logits = scorer.score(batch, device, autocast)
+        found = probabilities(logits, lines).cpu().numpy()
         if not np.isfinite(found).all():
             raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")
         if maps is not None:
@@ -122,15 +141,21 @@ def _score(
         parts.append(found)
     if not parts:
         raise UserError(next(iter(loader.bad.values()), "there are no images"))
-    return Predictions(ids, scorer.class_names, np.concatenate(parts))
+    thresholds = None if calibration is None else calibration.thresholds()
+    return Predictions(ids, scorer.class_names, np.concatenate(parts), thresholds)
 
 
 def _show(predictions: Predictions) -> None:
     """Print the classes with the highest probabilities of the first images."""
+
+    def _mark(row: NDArray[np.float64], c: int) -> str:
+        return "*" if predictions.thresholds is not None and row[c] > predictions.thresholds[c] else ""
+
     rows = []
     for name, row in zip(predictions.ids[:IMAGES], predictions.probabilities, strict=False):
         top = np.argsort(-row, kind="stable")[:FINDINGS]
-        rows.append([name, ", ".join(f"{predictions.class_names[c]} {row[c]:.2f}" for c in top)])
-    show_table(["image", "highest probabilities"], rows)
+        rows.append([name, ", ".join(f"{_mark(row, c)}{predictions.class_names[c]} {row[c]:.2f}" for c in top)])
+    marked = "" if predictions.thresholds is None else " (*: above the threshold)"
+    show_table(["image", "highest probabilities" + marked], rows)
     if len(predictions.ids) > IMAGES:
         print(f"… and {len(predictions.ids) - IMAGES} more images")

@@ -61,14 +61,14 @@ def make_cache(config: CacheConfig) -> None:
         Path(config.output),
         list(samples),
         list(samples.values()),
-        size=config.size,
+        size=config.image_size,
         resize=config.resize,
         workers=config.workers,
         on_bad_image=config.on_bad_image,
         max_megapixels=config.max_megapixels,
         bit_depth=config.bit_depth,
     )
-    log.info(f"{len(samples)} images of {config.size} pixels ({config.resize}): {config.output}")
+    log.info(f"{len(samples)} images of {config.image_size} pixels ({config.resize}): {config.output}")
     report_bad({str(path): f"{path}: {reason}" for path, reason in bad.items()})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,30 +19,34 @@ from ..distributed.watch import watch
 from ..distributed.world import World, device_of, start
 from ..models.fusions import FUSIONS
 from ..models.pspg import check_head
-from ..training.config import TrainConfig, check_run, graph_needs
+from ..training.config import TrainConfig, check_fresh, check_run, graph_needs
 from ..training.contrastive import build_contrastive
 from ..training.losses import PromptLoss
 from ..training.losses.pair import PAIR_LOSSES
 from ..training.plan import plan
 from ..training.prompt_learning import build_prompt
-from ..training.trainer import Trainer, check_fresh
+from ..training.trainer import Trainer
 from ..utils.errors import UserError
 from ..utils.lock import one_writer
+from ..utils.settings import as_settings
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig | Mapping[str, Any] | str | Path | None = None, **more: Any) -> dict[str, Any]:
     """Run one phase and return what `Trainer.fit` returns; nothing after a dry run.
+
+    Args:
+        config, more: settings, as `utils.settings.as_settings` takes them.
 
     Raises:
         UserError: whatever the user has to correct, before anything is written where possible.
     """
+    config = as_settings(TrainConfig, config, **more)
     check_run(config)
     check_parts(config)
     config = replace(config, loss=PromptLoss(config.loss).config)
     if config.dry_run:
-        check_fresh(config)
         info = launcher_environment()
         for line in plan(config, info, device_of(config.device, info)):
             log.info(line)
@@ -125,7 +129,7 @@ def make_trainer(config: TrainConfig, world: World) -> Trainer:
     """
     if config.cuda_graphs == "on" and world.device.type != "cuda":
         raise UserError("cuda_graphs: needs a GPU, torch sees none")
-    need = graph_needs(config, world.size)
+    need = graph_needs(config)
     if config.cuda_graphs == "on" and need:
         raise UserError(f"cuda_graphs: needs {need}")
     if config.model.text_drop_path and world.size > 1 and config.scope == "global":

@@ -1,6 +1,7 @@
 """Bounds on what an image file decodes to, taken from its bytes before any decoder sees them.
 
-A DICOM header says one size and the stream within it another; a deflated file says none.
+A DICOM header says one size and the stream within it another; a deflated file says none. And a pixel takes from 2 to 13
+bytes on its way to 8-bit grey, depending on the format.
 """
 
 from __future__ import annotations
@@ -23,6 +24,48 @@ FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE
 """JPEG markers with the size of an image, JPEG-LS's included"""
 MOST_SCANS = 100
 """of one JPEG: a progressive one has about 10, and each may cost a pass over all pixels"""
+
+
+BYTES = 3
+"""bytes of memory for each of the `max_megapixels` million pixels: the file, and all between it and 8-bit grey"""
+BASELINE = {0xC0, 0xC1}
+"""JPEG frames that are decoded row by row, if they have one scan"""
+
+
+def check_memory(path: Path, width: int, height: int, each: float, file: int, max_megapixels: float) -> None:
+    """Refuse, before it is decoded, an image that would take more memory than grey ones of its number of pixels may.
+
+    Args:
+        each: bytes a pixel takes while it is decoded.
+        file: bytes that the file takes.
+
+    Raises:
+        BadImage: more than `BYTES` for each of `max_megapixels` million pixels and 16 MiB.
+    """
+    need = width * height * each + file
+    if need > BYTES * max_megapixels * 1e6 + BESIDE:
+        raise BadImage(
+            path,
+            f"{width} × {height} pixels of its kind take {need / 1e6:,.0f} MB to decode, more than {BYTES} bytes for "
+            f"each of max_megapixels {max_megapixels:g} million; raise the limit, or save it as 8-bit grey",
+        )
+
+
+def bytes_a_pixel(data: bytes) -> float:
+    """Bytes that a pixel of a PNG or JPEG takes while Pillow makes it 8-bit grey, measured as process memory.
+
+    Pillow keeps 1 byte a grey pixel, 2 of 16 bits and 4 of any colour; the grey result takes 1 more. A JPEG of several
+    scans has all its coefficients in memory, 2 bytes each.
+    """
+    if data.startswith(b"\x89PNG"):
+        depth, colour = data[24:25], data[25:26]
+        return 3 if depth == b"\x10" else 2 if colour in (b"\x00", b"\x03") else 5
+    marker, factors = _jpeg_frame(data, 2)
+    coefficients = 0.0
+    if marker not in BASELINE or data.count(b"\xff\xda") > 1:
+        largest = max((factor >> 4) * (factor & 15) for factor in factors) or 1
+        coefficients = 2 * sum((factor >> 4) * (factor & 15) for factor in factors) / largest
+    return coefficients + (2 if len(factors) == 1 else 5)
 
 
 def check_streams(path: Path, data: bytes, max_megapixels: float) -> None:
@@ -82,6 +125,16 @@ def _jpeg_size(data: bytes, at: int) -> tuple[int, int, int] | None:
             continue
         at += 2 + max(length, 2)
     return None
+
+
+def _jpeg_frame(data: bytes, at: int) -> tuple[int, bytes]:
+    """Marker of a JPEG's frame, and the sampling factors of its components, 4 bits across and 4 down each."""
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in FRAMES:
+            return marker, data[at + 11 : at + 2 + length : 3] or b"\x11"
+        at += 1 if marker == 0xFF else 2 + max(length, 2)
+    return 0, b"\x11"
 
 
 def _check_deflated(path: Path, data: bytes, most: float) -> None:

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from ..utils.errors import UserError
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
-from .bounds import check_streams, stream_size
-from .dicom_grey import render
+from .bounds import check_memory, check_streams, stream_size
+from .dicom_grey import blocks, render
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -42,6 +42,8 @@ NEEDED = (
     "HighBit",
     "PixelRepresentation",
 )
+NATIVE, COMPRESSED = 4.5, 9
+"""bytes that a pixel of 16 bits takes beside twice the file, measured as process memory (gdcm's JPEG takes most)"""
 NOT_GREY = "a DICOM file whose pixels are not 8 to 16 bits of grey"
 
 
@@ -71,6 +73,9 @@ def read_dicom(
             check_streams(path, data, max_megapixels)
             ds = pydicom.dcmread(io.BytesIO(data))
             _check(path, ds, max_megapixels)
+            compressed = ds.file_meta.TransferSyntaxUID.is_encapsulated
+            each = COMPRESSED if compressed else NATIVE * max(1, ds.BitsAllocated / 16)
+            check_memory(path, ds.Columns, ds.Rows, each, 2 * len(data), max_megapixels)
             return render(path, _stored(path, ds), ds)
     except (BadImage, MemoryError):
         raise
@@ -165,6 +170,17 @@ def _stored(path: Path, ds: Dataset) -> NDArray[Any]:
     raw, _ = get_decoder(ds.file_meta.TransferSyntaxUID).as_array(ds, raw=True, **settings)
     if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.integer):
         raise BadImage(path, NOT_GREY)
+    negative = signed_stream if precision < ds.BitsStored else bool(ds.PixelRepresentation)
+    values = np.empty(raw.shape, dtype=f"{'i' if negative else 'u'}{raw.dtype.itemsize}")
+    for rows in blocks(raw.shape):
+        values[rows] = _values(path, raw[rows], ds, precision, signed_stream)
+    if int(values.max()) - int(values.min()) > 65535:
+        raise BadImage(path, NOT_GREY)
+    return values
+
+
+def _values(path: Path, raw: NDArray[Any], ds: Dataset, precision: int, signed_stream: bool) -> NDArray[Any]:
+    """Stored values of decoded words; raises like `_stored`."""
     pattern: NDArray[Any] = raw.astype(f"u{raw.dtype.itemsize}").astype(
         np.int32 if raw.dtype.itemsize <= 2 else np.int64
     )
@@ -173,17 +189,14 @@ def _stored(path: Path, ds: Dataset) -> NDArray[Any]:
         negative = pattern >> (precision - 1) & 1
         if signed != signed_stream and negative.any():
             raise BadImage(path, "PixelRepresentation and BitsStored contradict the compressed pixels")
-        values = raw.astype(pattern.dtype) if signed_stream else pattern
-    else:
-        if shift and precision <= ds.HighBit:
-            if precision > bits:
-                raise BadImage(path, "HighBit and BitsStored contradict the compressed pixels")
-            shift = 0  # the stream's samples are as wide as a value
-        values = pattern >> shift & (2**bits - 1)
-        if signed:
-            values -= values >> (bits - 1) << bits
-    if np.ptp(values) > 65535:
-        raise BadImage(path, NOT_GREY)
+        return raw.astype(pattern.dtype) if signed_stream else pattern
+    if shift and precision <= ds.HighBit:
+        if precision > bits:
+            raise BadImage(path, "HighBit and BitsStored contradict the compressed pixels")
+        shift = 0  # the stream's samples are as wide as a value
+    values: NDArray[Any] = pattern >> shift & (2**bits - 1)
+    if signed:
+        values -= values >> (bits - 1) << bits
     return values
 
 

@@ -5,6 +5,7 @@ What an attribute leaves open is refused with its name. No message holds the val
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from .bad_image import BadImage
 Dataset = Any
 """a pydicom Dataset; `dicom.py` alone imports pydicom"""
 Values = NDArray[np.float64]
+BLOCK = 2**20
+"""pixels that are handled at a time, so that what is made of them on the way takes no memory to speak of"""
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of an image (h,w), about `BLOCK` pixels at a time."""
+    rows = max(1, BLOCK // max(1, shape[1]))
+    return (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
 def render(path: Path, stored: NDArray[np.integer], ds: Dataset) -> NDArray[np.uint8]:
@@ -28,15 +37,19 @@ def render(path: Path, stored: NDArray[np.integer], ds: Dataset) -> NDArray[np.u
         BadImage: an attribute that cannot be used, or whose meaning cannot be known.
     """
     lowest, highest = int(stored.min()), int(stored.max())
-    values, index = np.arange(lowest, highest + 1), stored.astype(np.int32) - lowest
+    values = np.arange(lowest, highest + 1)
     shown = np.zeros(len(values), dtype=bool)
-    shown[index] = True
+    for rows in blocks(stored.shape):
+        shown[stored[rows].astype(np.int64) - lowest] = True
     padding = _padding(path, values, shown, ds)
     grey = _to_unit(path, values, shown & ~padding, ds)
     if ds.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     grey[padding] = 0
-    return np.rint(grey * 255).astype(np.uint8)[index]
+    table, image = np.rint(grey * 255).astype(np.uint8), np.empty(stored.shape, dtype=np.uint8)
+    for rows in blocks(stored.shape):
+        image[rows] = table[stored[rows].astype(np.int64) - lowest]
+    return image
 
 
 def stored_range(ds: Dataset) -> tuple[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +18,9 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
-from .bounds import check_scans
+from .bounds import bytes_a_pixel, check_memory, check_scans
 from .dicom import read_dicom
+from .dicom_grey import blocks
 from .png import PNG_MAGIC, lacks_rows, without_large_metadata
 
 Resize = Literal["stretch", "pad"]
@@ -46,12 +49,12 @@ def read_image(
     Args:
         path: the file; named in errors.
         data: its content, if already read.
-        max_megapixels: million pixels that are still decoded.
+        max_megapixels: million pixels that are still decoded, and of colour and the like fewer, see `check_memory`.
         bit_depth: true depth of a 16-bit PNG; None: told by its pixels.
 
     Raises:
-        BadImage: missing, empty, truncated, not one of these formats, more than `max_megapixels` million pixels, or a
-            16-bit PNG whose depth its pixels do not tell.
+        BadImage: missing, empty, truncated, not one of these formats, more than `max_megapixels` million pixels or the
+            memory that goes with them, or a 16-bit PNG whose depth its pixels do not tell.
     """
     path = Path(path)
     data = read_bytes(path) if data is None else data
@@ -69,20 +72,40 @@ def read_image(
         # Not Image.open: it has a limit of its own, one for the whole process.
         image: Image.Image = plugin(io.BytesIO(data))
         check_extent(path, *image.size, max_megapixels)
+        check_memory(path, *image.size, bytes_a_pixel(data), len(data), max_megapixels)
         if plugin is JpegImageFile:
             check_scans(path, data)
         image.load()
         if plugin is PngImageFile and _may_lack_rows(image) and lacks_rows(data):
             raise BadImage(path, "a PNG with fewer rows of pixels than its header says")
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):
-            pixels = np.asarray(image)
-            return Image.fromarray(window16(pixels, bit_depth or _depth(path, pixels)))
-        return image.convert("L")
+        grey = _window(path, image, bit_depth) if image.mode.startswith("I") else _luminance(image)
+        grey.info.update(image.info)  # what turns it
+        del image
+        ImageOps.exif_transpose(grey, in_place=True)
+        return grey
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # on broken bytes Pillow raises almost any type
         raise BadImage(path, f"cannot be decoded: {_first_line(error)}") from None
+
+
+def _luminance(image: Image.Image) -> Image.Image:
+    return image if image.mode == "L" else image.convert("L")
+
+
+def _window(path: Path, image: Image.Image, bit_depth: int | None) -> Image.Image:
+    """`window16`, some rows at a time."""
+    width, height = image.size
+    parts = [(rows.start, min(rows.stop, height)) for rows in blocks((height, width))]
+
+    def pixels(part: tuple[int, int]) -> NDArray[np.integer]:
+        return np.asarray(image.crop((0, part[0], width, part[1])))
+
+    depth = bit_depth or depth_of(path, map(pixels, parts))
+    grey = np.empty((height, width), dtype=np.uint8)
+    for part in parts:
+        grey[slice(*part)] = window16(pixels(part), depth)
+    return Image.fromarray(grey)
 
 
 def window16(pixels: NDArray[np.integer], bit_depth: int) -> NDArray[np.uint8]:
@@ -97,15 +120,19 @@ def window16(pixels: NDArray[np.integer], bit_depth: int) -> NDArray[np.uint8]:
     return table[np.clip(pixels, 0, 2**bit_depth - 1)]
 
 
-def _depth(path: Path, pixels: NDArray[np.integer]) -> int:
-    """The smallest of 8, 10, 12, 14, 16 bits that holds all pixels; PNG does not tell the true one.
+def depth_of(path: Path, parts: Iterable[NDArray[np.integer]]) -> int:
+    """The smallest of 8, 10, 12, 14, 16 bits that holds all pixels of an image's parts; PNG does not tell the true one.
 
     Raises:
         BadImage: a smaller one holds almost all, so the others may be a marker, brighter than the film can be.
     """
-    held = [(depth, np.count_nonzero(pixels >= 2**depth)) for depth in BIT_DEPTHS]
+    beyond_of, total = Counter[int](), 0
+    for pixels in parts:
+        total += pixels.size
+        beyond_of.update({depth: int(np.count_nonzero(pixels >= 2**depth)) for depth in BIT_DEPTHS})
+    held = [(depth, beyond_of[depth]) for depth in BIT_DEPTHS]
     bits = next(depth for depth, beyond in held if not beyond)
-    smaller = next((depth for depth, beyond in held if beyond < MARKER * pixels.size), bits)
+    smaller = next((depth for depth, beyond in held if beyond < MARKER * total), bits)
     if smaller < bits:
         raise BadImage(
             path,

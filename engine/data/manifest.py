@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from ..utils.text import printable
 
 LONGEST_LINE = 16 * 2**20
 """bytes"""
+LONGEST_PATH = 1000
+"""characters; a system allows few more, and each folder of it is resolved from the one above"""
 log = logging.getLogger(__name__)
 
 Need = Literal["labels", "text", "image"]
@@ -29,6 +31,7 @@ NOTE = "prepare.json"
 LEVELS: dict[Any, float | None] = {1: 1.0, 0: 0.0, -1: -1.0, None: None}
 # Control characters (C0, C1), separators of lines, lone surrogates: they would break one-line messages, CSV files and
 # file names. What only hides or turns text is escaped where it is shown (utils/text.py).
+WINDOWS_DRIVE = re.compile("[A-Za-z]:/")
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -45,6 +48,8 @@ class Sample:
     text: str | None = None
     labels: tuple[float | None, ...] | None = None
     patient: str | None = None
+    line: int = field(default=0, compare=False)
+    """of the manifest, from 1"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ def load_manifest(
     Raises:
         UserError: naming file, line and reason: no such file, no lines, not JSON, an id missing or twice,
             labels of the wrong length or values other than 1, 0, -1, null (NaN too), empty text, a filepath
-            that is absolute or leaves `image_root` by `..` or a link.
+            that is absolute (on Windows, too) or leaves `image_root` by `..` or a link. Backslashes are slashes where
+            no file has them in its name.
     """
     path = Path(path)
     root = image_folder(path, image_root)
@@ -127,7 +133,7 @@ def load_manifest(
         if not line.strip():
             continue
         try:
-            sample = _parse(line, locate, names, need)
+            sample = _parse(line, number, locate, names, need)
         except _Refused as error:
             raise UserError(f"{path}:{number}: {error}") from None
         earlier = first_line.setdefault(sample.id, number)
@@ -141,14 +147,15 @@ def load_manifest(
 
 
 def _tell_doubled(path: Path, samples: Sequence[Sample]) -> None:
-    """Say where files stand under several ids: they would count twice, or lie in two splits."""
-    first: dict[Path, str] = {}
-    doubled = [sample for sample in samples if first.setdefault(sample.path, sample.id) != sample.id]
-    if doubled and os.environ.get("RANK", "0") == "0":  # of several processes the first tells it
+    """Say which files stand under several ids: they count twice. Between splits, see `leaks.py`."""
+    first: dict[Path, Sample] = {}
+    doubled = [sample for sample in samples if first.setdefault(sample.path, sample) is not sample]
+    if doubled:
         one = doubled[0]
+        earlier = first[one.path]
         log.warning(
-            f"{path}: {len(doubled):,} lines hold a file that an earlier line has under another id, the first "
-            f"{one.path.name!r} ({first[one.path]!r} and {one.id!r})"
+            f"{path}: {len(doubled):,} lines hold a file that an earlier line has under another id and count twice, "
+            f"the first {one.path.name!r} ({earlier.id!r} of line {earlier.line} and {one.id!r} of line {one.line})"
         )
 
 
@@ -188,7 +195,11 @@ class _Locator:
         self.folders: dict[str, str] = {"": self.root}
 
     def __call__(self, filepath: str) -> Path:
-        if os.path.isabs(filepath):
+        if len(filepath) > LONGEST_PATH:
+            raise _Refused(f"filepath is longer than {LONGEST_PATH} characters, which no path is")
+        if "\\" in filepath and not os.path.lexists(f"{self.root}/{filepath}"):
+            filepath = filepath.replace("\\", "/")
+        if os.path.isabs(filepath) or WINDOWS_DRIVE.match(filepath):
             raise _Refused("filepath is absolute; it must be relative to data.image_root")
         parts = [part for part in filepath.split("/") if part not in ("", ".")]
         if not parts:
@@ -232,9 +243,18 @@ def _read_lines(path: Path, what: str) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read: {reason} ({what})") from None
 
 
-def _parse(line: str, locate: _Locator, names: list[str] | None, need: Need) -> Sample:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is given twice, json would drop the first value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Refused(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice; keep one of them")
+    return found
+
+
+def _parse(line: str, number: int, locate: _Locator, names: list[str] | None, need: Need) -> Sample:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise _Refused(f"not JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError):
@@ -253,6 +273,7 @@ def _parse(line: str, locate: _Locator, names: list[str] | None, need: Need) -> 
         text=text if isinstance(text, str) else None,
         labels=labels,
         patient=None if row.get("patient_id") is None else _key(row, "patient_id"),
+        line=number,
     )
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, Literal, TypedDict
 from torch import Tensor
 
 from ..utils.documents import Within
+from .any_image import AnyImage, grey_image
 from .bad_image import MAX_MEGAPIXELS
 from .cache.pixel_cache import PixelCache
-from .images import Resize, normalize, square_image, to_uint8
+from .images import Resize, normalize, resize, to_uint8
 from .manifest import Sample
 
 
@@ -29,14 +30,19 @@ class Pixels:
     std: Annotated[float, Within(1e-9, 1e9)]
     """pixel standard deviation, in the same unit"""
 
-    def read(self, path: str | Path, *, bit_depth: int | None = None) -> Tensor:
-        """A PNG, JPEG or DICOM file as the tower's input, float32 (3,h,w); `bit_depth` of a 16-bit PNG, if known.
+    def read(self, image: AnyImage, *, bit_depth: int | None = None, name: str = "image") -> Tensor:
+        """An image as the tower's input, float32 (3,h,w).
+
+        Args:
+            image: a PNG, JPEG or DICOM file, a PIL image, an array or a tensor; see `any_image.grey_image`.
+            bit_depth: of 16-bit pixels, if known.
+            name: of what is no file, for errors.
 
         Raises:
-            BadImage: it cannot be read.
+            UserError: it cannot be read.
         """
-        image = square_image(path, self.size, self.resize, bit_depth=bit_depth)
-        return normalize(to_uint8(image), self.mean, self.std)
+        square = resize(grey_image(image, bit_depth=bit_depth, name=name), self.size, self.resize)
+        return normalize(to_uint8(square), self.mean, self.std)
 
 
 class ReadingLimits(TypedDict):

@@ -31,16 +31,17 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def without_large_metadata(data: bytes) -> bytes:
     """The PNG less colour profile and the texts that are larger than Pillow allows; what turns an image is smaller."""
-    parts, kept = [data[: len(PNG_MAGIC)]], 0
+    view, kept = memoryview(data), 0
+    parts = [view[: len(PNG_MAGIC)]]
     for kind, start, end in chunks(data):
-        content = data[start:end]
-        size = _unpacked(kind, content) if kind in METADATA else 0
+        size = _unpacked(kind, data[start:end]) if kind in METADATA else 0
         if kind != b"iCCP" and kept + size <= MAX_METADATA:
-            parts.append(data[start - 8 : end + 4])
+            parts.append(view[start - 8 : end + 4])
             kept += size
         if kind == b"IEND":
             break
-    return b"".join(parts)
+    same = len(data) == sum(map(len, parts))  # then a copy would only take memory
+    return data if same else b"".join(parts)
 
 
 def _unpacked(kind: bytes, content: bytes) -> int:

@@ -6,7 +6,7 @@ number of ranks: then the mean over ranks, of the loss and of every gradient, is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+BUCKET = 2**24
+"""elements that are reduced at a time: enough that latency does not count, and the first is under way early"""
 
 
 def rank() -> int:
@@ -44,6 +46,19 @@ def in_order(of_ranks: Iterable[Iterable[tuple[int, T]]]) -> list[T]:
         of_ranks: (place, result) of every rank's batches; no place twice.
     """
     return [part for _, part in sorted((pair for own in of_ranks for pair in own), key=lambda pair: pair[0])]
+
+
+def is_main() -> bool:
+    """Whether this is the rank that speaks for all; so is a process without ranks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def first_refusal(reason: str | None) -> str | None:
+    """What the first rank that has a reason says, with its number; None: no rank has one. The same on every rank."""
+    found = all_gather_object(reason)
+    if len(set(found)) == 1:
+        return reason
+    return next(f"rank {number}: {why}" for number, why in enumerate(found) if why is not None)
 
 
 def barrier() -> None:
@@ -80,6 +95,11 @@ def all_gather_host(values: Tensor) -> list[Tensor]:
     return found
 
 
+def broadcast_host(values: Tensor, source: int) -> None:
+    """Overwrite contiguous `values`, on the CPU, with those of rank `source`."""
+    dist.broadcast(values, source, group=_host_group())
+
+
 def all_gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all ranks, one rank after the other; gradients flow back to the rows' own ranks and are summed there.
 
@@ -104,6 +124,44 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     found = values.clone()
     dist.all_reduce(found)
     return found
+
+
+def start_mean(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to replace contiguous `values` by their mean over the ranks, beside what is computed next.
+
+    The function returned waits for it (on a GPU the stream does, not the host) and gives `values`, which nothing may
+    touch before.
+    """
+    work = dist.all_reduce(values, async_op=True)
+
+    def finish() -> Tensor:
+        work.wait()
+        return values.div_(dist.get_world_size())
+
+    return finish
+
+
+def all_reduce_mean(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Means over the ranks, of the same dtype all, without gradients; None stays None, on all ranks alike.
+
+    They are reduced in buckets of about `BUCKET` elements, one after the other, and are views of these.
+    """
+    known = [tensor for tensor in tensors if tensor is not None]
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for tensor in known:
+        if tensor.numel() > room:
+            buckets.append([])
+            room = BUCKET
+        buckets[-1].append(tensor)
+        room -= tensor.numel()
+    running = [start_mean(torch.cat([tensor.flatten() for tensor in bucket])) for bucket in buckets]
+    means = iter(
+        part.view(tensor.shape)
+        for bucket, finish in zip(buckets, running, strict=True)
+        for part, tensor in zip(finish().split([tensor.numel() for tensor in bucket]), bucket, strict=True)
+    )
+    return [None if tensor is None else next(means) for tensor in tensors]
 
 
 def average_gradient(value: Tensor) -> Tensor:

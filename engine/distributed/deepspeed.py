@@ -123,13 +123,14 @@ class Engine:
         """Accumulate the gradient of `loss`, averaged over the ranks and the accumulated batches."""
         self._engine.backward(loss)
 
-    def accumulate(self, gradients: Sequence[Tensor | None]) -> None:
+    def accumulate(self, gradients: Sequence[Tensor | None], *, reduced: bool = False) -> None:
         """Accumulate gradients that a recorded step has computed, as `backward` of its loss does; without ZeRO.
 
         Where every batch is a step they are taken as they are, and must last until `step`.
 
         Args:
             gradients: by the parameters that train, None for those without.
+            reduced: they are means over the ranks already.
         """
         parameters = [parameter for _, parameter in self._trained()]
         known = [(p, gradient) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
@@ -141,25 +142,40 @@ class Engine:
             torch._foreach_add_(*map(list, zip(*before, strict=True)))
         for (parameter, _), new in zip(known, fresh, strict=True):
             parameter.grad = new if parameter.grad is None else parameter.grad
-        if self._engine.enable_backward_allreduce:
+        if self._engine.enable_backward_allreduce and not reduced:
             self._engine.allreduce_gradients()
 
-    def step(self) -> None:
+    def step(self, *, norm: bool = False) -> Tensor | None:
         """Update the weights and the schedule if this batch completes the accumulation.
 
         Where a gradient of fp16 overflows, on any rank, no rank updates a weight; the schedule goes on.
+
+        Args:
+            norm: also return the norm of the gradient before clipping, a scalar that nothing has waited for.
         """
+        found = self._gradient_norm() if norm and not self._partitioned else None
         completes = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        if self._loss_scale is None or not completes:
-            return
+        if norm and self._partitioned:  # it sums over shards while it steps
+            found = torch.as_tensor(self._engine.get_global_grad_norm())
+        if self._loss_scale is not None and completes:
+            self._follow_overflow(self._loss_scale)
+        return found
+
+    def _follow_overflow(self, loss_scale: LossScale) -> None:
         overflow = bool(self._engine.optimizer.overflow)
         if overflow:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the first step may be one that is left out
                 self._scheduler.step()  # DeepSpeed leaves it out under ZeRO alone
-        self._loss_scale.update(overflow)
-        self._engine.optimizer.override_loss_scale(self._loss_scale.scale)
+        loss_scale.update(overflow)
+        self._engine.optimizer.override_loss_scale(loss_scale.scale)
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [parameter.grad for _, parameter in self._trained() if parameter.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        scaler = self._scaler()
+        return total if scaler is None else total / scaler.scale(torch.ones_like(total))
 
     @property
     def lr(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -97,13 +98,18 @@ def bootstrap(
         UserError: as `metrics.evaluate`.
     """
     samples = resample(labels, probabilities, class_names, resamples=resamples, seed=seed, progress=progress)
+    return intervals(samples, class_names, seed=seed, level=level)
+
+
+def intervals(samples: Samples, class_names: Sequence[str], *, seed: int = 0, level: float = 0.95) -> Intervals:
+    """Percentile intervals of the metrics of resamples; `seed` is what they were drawn with."""
 
     def per_class(values: Floats) -> dict[str, Interval]:
         return {name: interval(values[:, c], level) for c, name in enumerate(class_names)}
 
     return Intervals(
         level=level,
-        resamples=resamples,
+        resamples=len(samples.macro_auc),
         seed=seed,
         macro_auc=interval(samples.macro_auc, level),
         micro_auc=interval(samples.micro_auc, level),
@@ -127,17 +133,26 @@ def bootstrap_groups(
     progress: bool = True,
 ) -> dict[str, Intervals]:
     """`bootstrap` on each group of classes, as `metrics.evaluate_groups`; the groups share the resamples."""
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
+    found = resample_groups(labels, probabilities, class_names, groups, **options)
+    return {group: intervals(each, groups[group], seed=seed, level=level) for group, each in found.items()}
+
+
+def resample_groups(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    class_names: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Samples]:
+    """`resample` on each group of classes."""
     truth, scores = check_scores(labels, probabilities, class_names)
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
     return {
-        group: bootstrap(
-            truth[:, c],
-            scores[:, c],
-            list(groups[group]),
-            resamples=resamples,
-            seed=seed,
-            level=level,
-            progress=progress,
-        )
+        group: resample(truth[:, c], scores[:, c], list(groups[group]), **options)
         for group, c in group_columns(class_names, groups).items()
     }
 

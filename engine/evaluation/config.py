@@ -11,8 +11,9 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from ..config import BitDepth, EvaluationConfig, check_values, require
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_output
+from ..utils.files import check_input, check_output, check_unused
 from ..utils.packaged import located
+from ..utils.plugins import load_plugins
 
 
 @dataclass(kw_only=True)
@@ -23,8 +24,8 @@ class EvaluateConfig:
     """
 
     checkpoint: str = ""
-    """source: folder of a run of either phase, or of an exported or imported model; a CLIP of phase 1 is scored with
-    the paper's fixed templates"""
+    """source: folder of a run of either phase, of an exported or imported model, or of a classifier, which scores the
+    classes that it was frozen with; a CLIP of phase 1 is scored with the paper's fixed templates"""
     clip: str | None = None
     """source: open_clip model name, or JSON file in open_clip's format with its preprocess_cfg, scored with the paper's
     fixed templates"""
@@ -37,12 +38,17 @@ class EvaluateConfig:
     """source: Python file with the functions load, preprocess and score of any model; its code is run"""
     other_source: dict[str, Any] = field(default_factory=dict)
     """source: name → value of a source of your own that has no setting here, see engine/evaluation/README.md"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register what a model needs, sources or metrics;
+    one or a list"""
     method: str | None = None
     """name of the method in the report; null: PsPG, CLIP fine-tuned, or the name of `clip` or of the file"""
     manifest: str = ""
     """labelled images (JSONL)"""
     output: str = ""
     """folder for the report"""
+    overwrite: bool = False
+    """replace the files of a report that is there; false: refuse"""
     image_root: str | None = None
     """folder that `filepath` is relative to; null: where `prepare` found the images, else the manifest's own folder"""
     label_names: str | None = None
@@ -62,9 +68,26 @@ class EvaluateConfig:
     """what a null label becomes"""
     baselines: bool = True
     """score the (other) fixed templates of the same CLIP, too; predictions and adapters have none"""
+    template_absences: Literal["turned", "literal"] = "turned"
+    """sentences of the fixed templates about classes that are an absence, such as No Finding and normal. turned: "No
+    evidence of abnormality." for it and "Findings suggesting abnormality." against it; literal: the name in the
+    templates as it is, as in the paper, which reads "No evidence of No Finding." """
     probe: str | None = None
     """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
     ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
+    compare: dict[str, str] = field(default_factory=dict)
+    """name → another method for the same report: folder of a run or model, table of probabilities (.csv), or adapter
+    (.py); it gets the differences of the method under evaluation from each, with paired intervals"""
+    calibration: str | None = None
+    """validation manifest, which neither trained nor tests the model: calibration and thresholds fitted on its images
+    are shown on these; null: none. `pspg-engine calibrate` keeps such a fit with a model"""
+    point: Literal["f1", "sensitivity", "specificity"] = "f1"
+    """with calibration, what a class's threshold is chosen for: the best F1, or at least `target` of the other two"""
+    target: ClosedUnitInterval = 0.9
+    """sensitivity or specificity to reach"""
+    gallery: NonNegativeInt = 0
+    """images to show of each kind: hits, misses, false alarms and the most uncertain, with maps where the method is a
+    prompt head; they are pictures of patients and show their ids. 0: none"""
     pictures: dict[str, str] = field(default_factory=dict)
     """caption → image file to show in the report; pictures of patients enter it only this way"""
     notes: list[str] = field(default_factory=list)
@@ -75,7 +98,8 @@ class EvaluateConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """stop at an unreadable image, or leave it out, count it and list it"""
     max_megapixels: PositiveFloat = 100
-    """million pixels above which an image counts as unreadable; it guards the memory"""
+    """million pixels above which an image counts as unreadable; it guards the memory, 3 bytes for each of them: so
+    fewer of colour, progressive JPEG and DICOM"""
     bit_depth: BitDepth | None = None
     """true depth of 16-bit PNGs, 8 to 16 bits; null: the smallest of 8, 10, 12, 14, 16 that holds an image's pixels,
     and images of which it could be a smaller one but for a few pixels are unreadable"""
@@ -99,6 +123,8 @@ class EvaluateConfig:
         self.adapter = located(self.adapter, folders, ".py")
 
 
+REPORT = ("metrics.json", "per_class.csv", "predictions.csv", "MODEL_CARD.md", "report.html")
+"""files of a report"""
 SOURCES = ("checkpoint", "clip", "predictions", "adapter")
 
 
@@ -108,6 +134,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
     Raises:
         UserError: naming the key and what to do.
     """
+    load_plugins(config.plugins)
     given = [f"--{name}" for name in SOURCES if getattr(config, name)]
     given += [f"--{name}" for name in config.other_source]
     if len(given) != 1:
@@ -120,4 +147,14 @@ def check_evaluate(config: EvaluateConfig) -> None:
             f"tail_below: {config.tail_below} is above head_above {config.head_above}; a class has one group"
         )
     check_output(config.output)
+    check_unused(*(Path(config.output) / name for name in REPORT), overwrite=config.overwrite)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)
+    check_input(calibration=config.calibration)
+    for name, place in config.compare.items():
+        if not name.strip() or not Path(place).exists():
+            what = "no such file or folder; name a run, a model folder, a .csv or a .py" if name.strip() else "no name"
+            raise UserError(f"compare: {name}: {place}: {what}")
+    for name, file in (config.class_lists or {}).items():
+        if not Path(file).is_file():
+            raise UserError(f"class_lists: {name}: {file}: no such file; a list is a text file, one class a line")
+    check_input(label_names=config.label_names)

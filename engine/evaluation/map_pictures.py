@@ -6,31 +6,29 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch.nn.functional as F
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
 from ..utils.files import naming
 
 COLUMNS, PANELS = 4, 12  # panels a row and a picture, the image's included
-STYLE: Any = {
-    "font.size": 8,
-    "text.parse_math": False,  # a class name may hold a dollar sign
-    "text.color": "#e5e7eb",
-    "axes.titlesize": 8.5,
-    "ytick.color": "#e5e7eb",
-    "axes.labelcolor": "#e5e7eb",
-}
+SIDE, GAP, HEADING, TEXT = 256, 8, 42, 13
+"""pixels: side of a panel, space around it, its heading's height, size of the letters"""
+SCALE = 96
+"""pixels: width of the colour scale with its numbers"""
+AGAINST, TOWARDS = np.array([64, 140, 255], np.float32), np.array([255, 64, 26], np.float32)
+"""blue for less, red for more, the clearer the larger: where the log-odds are near 0 the image shows through"""
+DENSEST = 0.65
+INK, SOFT = "#e5e7eb", "#9ca3af"
 
 
 def draw_maps(
@@ -51,35 +49,75 @@ def draw_maps(
         limit: end of the scale, positive.
         title: above all panels.
     """
-    size = image.shape[0]
-    large = F.interpolate(maps[None].float(), size=image.shape, mode="bilinear", align_corners=False)[0]
-    norm, colours = Normalize(-limit, limit), _colours()
     columns = min(COLUMNS, len(names) + 1)
     rows = math.ceil((len(names) + 1) / columns)
-    extent = (0, size, size, 0)
+    width, height = columns * (SIDE + GAP) + GAP + SCALE, 28 + rows * (SIDE + HEADING + GAP)
+    canvas = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((GAP, 8), title, INK, _font())
+    panels = [("the image as the model sees it", np.repeat(_panel(image)[..., None], 3, axis=2))]
+    headings = [f"{_two_lines(name)}{p:.2f}" for name, p in zip(names, probabilities, strict=True)]
+    panels += zip(headings, overlay(image, maps, limit), strict=True)
+    for number, (heading, pixels) in enumerate(panels):
+        x = GAP + number % columns * (SIDE + GAP)
+        y = 28 + number // columns * (SIDE + HEADING + GAP)
+        draw.multiline_text((x, y), heading, INK, _font(), spacing=2)
+        canvas.paste(Image.fromarray(pixels), (x, y + HEADING))
+    _draw_scale(canvas, draw, columns * (SIDE + GAP) + 2 * GAP, 28 + HEADING, limit)
     out = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(columns * 2.4 + 0.8, rows * 2.7 + 0.3), layout="constrained", facecolor="black")
-        figure.suptitle(title, fontsize=9)
-        panels = figure.subplots(rows, columns, squeeze=False)
-        for number, axes in enumerate(panels.flat):
-            axes.set_axis_off()
-            if number > len(names):
-                continue
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent)
-            if not number:
-                axes.set_title("the image as the model sees it\n")
-                continue
-            axes.imshow(large[number - 1].numpy(), cmap=colours, norm=norm, extent=extent)
-            axes.set_title(f"{_two_lines(names[number - 1])}{probabilities[number - 1]:.2f}")
-        bar = figure.colorbar(
-            ScalarMappable(norm, colours), ax=list(panels.flat), shrink=0.9 / rows, aspect=18, anchor=(0, 1)
-        )
-        bar.set_label("log-odds of the class at a position")
-        bar.ax.set_facecolor("black")
-        bar.outline.set_edgecolor("#6b7280")
-        figure.savefig(out, format="png", dpi=120)
+    canvas.save(out, "PNG", compress_level=1)
     return out.getvalue()
+
+
+def overlay(image: NDArray[np.uint8], maps: Tensor, limit: float) -> NDArray[np.uint8]:
+    """The image in the colours of each map, (K,SIDE,SIDE,3).
+
+    Args:
+        image: (h,w) grey.
+        maps: (K,g,g) log-odds.
+        limit: log-odds of the full colour.
+    """
+    if not len(maps):
+        return np.empty((0, SIDE, SIDE, 3), np.uint8)
+    large = F.interpolate(maps[None].float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0]
+    level = (large / limit).clamp(-1, 1).add(1).mul(127.5).round().byte().numpy()
+    return _blends()[level, _panel(image)]
+
+
+def beside(image: NDArray[np.uint8], maps: Tensor) -> NDArray[np.uint8]:
+    """The image (h,w) and, right of it, in the colours of its map (1,g,g), on a scale of its own: (SIDE,2·SIDE+4,3)."""
+    alone = np.repeat(_panel(image)[..., None], 3, axis=2)
+    gap = np.zeros((SIDE, 4, 3), np.uint8)
+    return np.concatenate([alone, gap, overlay(image, maps, max(float(maps.abs().max()), 1e-6))[0]], axis=1)
+
+
+@cache
+def _blends() -> NDArray[np.uint8]:
+    """Colour (256,256,3) of a level of log-odds, 0 to 255 for −limit to limit, over a grey: a lookup, for speed."""
+    strength = np.linspace(-1, 1, 256, dtype=np.float32)[:, None, None]
+    density = DENSEST * np.abs(strength)
+    grey = np.arange(256, dtype=np.float32)[:, None]
+    return (grey + density * (np.where(strength < 0, AGAINST, TOWARDS) - grey)).round().astype(np.uint8)
+
+
+def _panel(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, limit: float) -> None:
+    """The colours on black from `limit` at the top to −`limit`, with their numbers."""
+    colours = _blends()[np.linspace(255, 0, SIDE).round().astype(np.uint8), 0]
+    canvas.paste(Image.fromarray(np.repeat(colours[:, None], 14, axis=1)), (x, y))
+    draw.rectangle((x - 1, y - 1, x + 14, y + SIDE), outline="#6b7280")
+    draw.multiline_text((x - 2, y - 34), "log-odds\nof a place", SOFT, _font(11), spacing=1)
+    for value, place in ((limit, 0.0), (0.0, 0.5), (-limit, 1.0)):
+        draw.text((x + 20, y + place * SIDE), f"{value:+.2g}" if value else "0", INK, _font(), anchor="lm")
+
+
+@cache
+def _font(size: int = TEXT) -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib: it has Greek and Cyrillic letters, Pillow's own does not."""
+    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 class MapWriter:
@@ -151,16 +189,7 @@ class MapWriter:
         return f"{file}.png"
 
 
-def _colours() -> ListedColormap:
-    """Blue for less, red for more, the clearer the larger: where the log-odds are near 0 the image shows through."""
-    strength = np.linspace(-1, 1, 256)
-    colours = np.empty((256, 4))
-    colours[:, :3] = np.where(strength[:, None] < 0, [0.25, 0.55, 1.0], [1.0, 0.25, 0.1])
-    colours[:, 3] = 0.65 * np.abs(strength)
-    return ListedColormap(colours)
-
-
-def _two_lines(name: str, width: int = 34) -> str:
+def _two_lines(name: str, width: int = 32) -> str:
     """A class name, to be followed by its probability, always two lines, so that panels line up."""
     lines = fill(_shortened(name, 2 * width - 8), width).split("\n")
     return "\n".join(lines[:2]) + ("\n" if len(lines) == 1 else "  ")

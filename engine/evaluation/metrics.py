@@ -6,8 +6,8 @@ macro average and named in `Metrics.skipped`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,6 +56,10 @@ class Skip:
     reason: str
 
 
+OWN: dict[str, Callable[[Labels, Floats], float]] = {}
+"""metrics of the user's, by name; `report.evaluation.register_metric` adds them"""
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Metrics of one class list on one set of images; NaN where nothing defines them."""
@@ -76,6 +80,14 @@ class Metrics:
     per_class: list[ClassMetrics]
     """every class, in the order of the class list"""
     skipped: list[Skip]
+    own: dict[str, float] = field(default_factory=dict)
+    """metrics of the user's, by name; they are attributes, too"""
+
+    def __getattr__(self, name: str) -> float:
+        own = self.__dict__.get("own", {})
+        if name not in own:
+            raise AttributeError(name)
+        return float(own[name])
 
 
 def evaluate(
@@ -129,6 +141,7 @@ def evaluate(
         macro_mcc=macro("mcc"),
         per_class=per_class,
         skipped=skipped,
+        own={name: _own(name, truth, scores) for name in OWN},
     )
 
 
@@ -254,6 +267,19 @@ def _class_metrics(name: str, labels: Labels, scores: Floats, threshold: float) 
         }
     masked = labels.size - truth.size
     return ClassMetrics(name, positives, negatives, masked, threshold=threshold, **values)
+
+
+def _own(name: str, truth: Labels, scores: Floats) -> float:
+    """Value of a metric of the user's.
+
+    Raises:
+        UserError: it fails, or gives no number.
+    """
+    try:
+        return float(OWN[name](truth.copy(), scores.copy()))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"metric {name}: {OWN[name].__module__}: {reason}") from error
 
 
 def _f1(truth: Labels, predicted: NDArray[np.bool_]) -> float:

@@ -45,6 +45,13 @@ class Scores:
             np.concatenate([part.features for part in parts]),
         )
 
+    def of(self, ids: Sequence[str]) -> Scores:
+        """A copy for some of the images."""
+        place = {name: row for row, name in enumerate(self.ids)}
+        rows = [place[name] for name in ids]
+        labels = None if self.labels is None else self.labels[rows]
+        return Scores(list(ids), self.probabilities[rows], labels, self.features[rows])
+
 
 @torch.inference_mode()
 def score_batches(

@@ -86,6 +86,11 @@ def make_blend(
     return (weights.float() * spread.learned / spread.template)[:, None] * directions
 
 
+def weight_of(kind: BlendName, weight: float | None) -> float | None:
+    """The weight a that a setting means; None under `none`, which has no weight."""
+    return None if kind == "none" else WEIGHTS[kind] if weight is None else weight
+
+
 def template_directions(model: PsPG, names: list[str]) -> Tensor:
     """(C,D), float32: times an image's unit global feature, the log-odds of the paper's templates."""
     clip = model.clip

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from pspg.kernels.text_tower import PromptTemplate, encode
 
+from ..distributed.collectives import broadcast_host, rank, world_size
 from ..utils.errors import UserError
 from .clip import TextEncoder, text_encoder, tokenize, tokenizer
+
+CHUNK = 256
+"""names that are encoded at a time"""
 
 
 class ClassSet(nn.Module):
@@ -78,7 +82,12 @@ class ClassSet(nn.Module):
 
 @torch.no_grad()
 def make_class_set(
-    source: open_clip.CLIP | TextEncoder, names: Sequence[str], prefix: bool = False, *, prompt_length: int = 0
+    source: open_clip.CLIP | TextEncoder,
+    names: Sequence[str],
+    prefix: bool = False,
+    *,
+    prompt_length: int = 0,
+    shared: bool = False,
 ) -> ClassSet:
     """Tokenise and encode a class list, once.
 
@@ -87,6 +96,7 @@ def make_class_set(
         names: class names.
         prefix: prompts stand before the class name.
         prompt_length: n, to check that pair prompts fit the context.
+        shared: all ranks make this class list, on the CPU: each encodes a part.
 
     Raises:
         UserError: no names, empty names, duplicates (also for the tokenizer, which ignores case), names or prompts
@@ -110,7 +120,7 @@ def make_class_set(
     # Padding (token 0) fills up to the longest suffix; nothing pooled sees it.
     width = max(lengths) + max(tails) + 1
     suffix = torch.tensor([[*ids, eos] + [0] * (width - 1 - len(ids)) for ids in sentences], device=table.device)
-    features = _encode_names(encoder, names)
+    features = _encode_names(encoder, names, shared)
     class_set = ClassSet(
         names,
         features,
@@ -128,13 +138,21 @@ def make_class_set(
     return class_set
 
 
-def _encode_names(encoder: TextEncoder, names: Sequence[str]) -> Tensor:
-    """(C,D) features of the bare names, in chunks, each as long as its longest name."""
-    table = encoder.token_embedding
+def _encode_names(encoder: TextEncoder, names: Sequence[str], shared: bool) -> Tensor:
+    """(C,D) features of the bare names, in chunks, each as long as its longest name; `shared`: and each on one rank."""
+    table, projection = encoder.token_embedding, encoder.tower.projection
     parts = []
-    for tokens in tokenize(names, encoder.tower.context_length).to(table.device).split(256):
-        end = tokens.argmax(dim=-1)  # EOS is the largest id
-        parts.append(encode(encoder.tower, F.embedding(tokens[:, : int(end.max()) + 1], table), end))
+    for number, tokens in enumerate(tokenize(names, encoder.tower.context_length).to(table.device).split(CHUNK)):
+        owner = number % world_size() if shared else None
+        if owner is None or owner == rank():
+            end = tokens.argmax(dim=-1)  # EOS is the largest id
+            parts.append(encode(encoder.tower, F.embedding(tokens[:, : int(end.max()) + 1], table), end))
+        else:
+            parts.append(projection.new_empty(len(tokens), projection.shape[1]))
+    if shared:
+        parts = [part.contiguous() for part in parts]
+        for number, part in enumerate(parts):
+            broadcast_host(part, number % world_size())
     return torch.cat(parts)
 
 

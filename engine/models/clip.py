@@ -24,6 +24,7 @@ from pspg.kernels.text_tower import TextLayer, TextTower
 
 from ..utils.documents import Within, as_schema, read_json
 from ..utils.errors import UserError
+from .encoders import ENCODERS, ImageEncoder
 from .weights import load_strictly, read_weights, trained_with_quick_gelu
 
 # What `TextTower` and CLIP's tokenizer can follow; other keys are refused where they are set.
@@ -40,6 +41,8 @@ _TEXT_KEYS = {
 }
 _TEXT_DEFAULTS = {"pool_type": "argmax", "proj_type": "linear", "hf_model_pretrained": True}
 _FOREIGN_VISION = ("timm_model_name", "attentional_pool", "output_tokens")
+_STAND_IN = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
+"""vision_cfg that open_clip builds where an encoder of the user's takes its place"""
 _FOREIGN = ("custom_text", "multimodal_cfg", "init_logit_bias", "nonscalar_logit_scale")
 
 
@@ -123,8 +126,11 @@ def build_clip(config: Mapping[str, Any]) -> open_clip.CLIP:
     """
     arguments = {key: deepcopy(value) for key, value in config.items() if key not in _FOREIGN}
     check_config(arguments, "the configuration")
+    encoder = arguments["vision_cfg"].get("encoder")
     try:
-        clip = open_clip.CLIP(**deepcopy(arguments))
+        clip = open_clip.CLIP(**{**deepcopy(arguments), **({"vision_cfg": _STAND_IN} if encoder else {})})
+        if encoder:
+            clip.visual = ENCODERS[encoder](arguments["embed_dim"], deepcopy(arguments["vision_cfg"]))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"model.backbone: open_clip cannot build this configuration ({error})") from error
     clip.model_config = arguments
@@ -151,8 +157,8 @@ def load_clip(
         config["quick_gelu"] = True
     if image_size is not None:
         vision["image_size"] = image_size
-        step = vision["patch_size"] if isinstance(vision["layers"], int) else 32
-        if image_size % step:
+        step = vision["patch_size"] if isinstance(vision.get("layers"), int) else 32
+        if image_size % step and "encoder" not in vision:
             raise UserError(f"data.image_size: {image_size} is not a multiple of {step}, as {backbone} needs")
     file = None if pretrained is None else weights_file(backbone, pretrained, config)
     clip = build_clip(config)
@@ -218,6 +224,8 @@ def image_features(clip: open_clip.CLIP, images: Tensor) -> ImageFeatures:
     is the projected patch token.
     """
     visual = clip.visual
+    if isinstance(visual, ImageEncoder):
+        return with_unit_token(*visual.tokens(images))
     if isinstance(visual, ModifiedResNet):
         return with_unit_token(*_attention_pool(visual.attnpool, resnet_grid(visual, images)))
     return with_unit_token(*vit_features(visual, images))
@@ -371,8 +379,13 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
             f"{where} sets {', '.join(foreign)}, which PsPG cannot drive; use a plain CLIP "
             "(ModifiedResNet or ViT, causal text tower, CLIP tokenizer)"
         )
-    if "embed_dim" not in config or "layers" not in vision or "layers" not in text:
+    own = vision.get("encoder")
+    if "embed_dim" not in config or ("layers" not in vision and not own) or "layers" not in text:
         raise UserError(needs)
+    if own and (own not in ENCODERS.names() or "image_size" not in vision):
+        known = ", ".join(ENCODERS.names()) or "none, no module has registered one"
+        unknown = f"vision_cfg.encoder: {own!r} is not one of {known}"
+        raise UserError(f"{where}: {unknown if own not in ENCODERS.names() else 'vision_cfg needs image_size'}")
     check_numbers(config, where)
     if text.get("vocab_size", 49408) < tokenizer().vocab_size:
         raise UserError(f"{where}: text_cfg.vocab_size is below the tokenizer's 49408")

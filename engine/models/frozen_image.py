@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pspg.kernels.precision import no_autocast
 
 from .clip import ImageFeatures, resnet_grid, vit_features, with_unit_token
+from .encoders import ImageEncoder
 from .fused_convolution import Shape, fused_grid
 
 
@@ -45,7 +46,7 @@ class FrozenImageTower(nn.Module):
         self.fused: Collection[Shape] = ()
         self.trunk = _folded_trunk(visual) if resnet else deepcopy(visual)
         self.pool = AbsorbedPool(visual.attnpool) if resnet else None
-        self.to(dtype or visual.conv1.weight.dtype).to(memory_format=torch.channels_last)
+        self.to(dtype or next(visual.parameters()).dtype).to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FrozenImageTower:
@@ -60,8 +61,10 @@ class FrozenImageTower(nn.Module):
         Raises:
             ValueError: `fused` names shapes, and the images are not on a GPU with cuDNN.
         """
-        images = images.to(self.trunk.conv1.weight.dtype, memory_format=torch.channels_last)
+        images = images.to(next(self.trunk.parameters()).dtype, memory_format=torch.channels_last)
         with no_autocast(images):
+            if isinstance(self.trunk, ImageEncoder):
+                return with_unit_token(*self.trunk.tokens(images))
             if self.pool is None:
                 return with_unit_token(*vit_features(self.trunk, images))
             grid = fused_grid(self.trunk, images, self.fused) if self.fused else resnet_grid(self.trunk, images)

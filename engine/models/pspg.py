@@ -59,12 +59,19 @@ class PsPGOutput:
     """(C,D), unit norm; zeros where there are positive prompts only"""
 
 
-def probabilities(logits: Tensor) -> Tensor:
+def probabilities(logits: Tensor, lines: Tensor | None = None) -> Tensor:
     """(B,C) probabilities of logits (B,2,C): softmax over positive and negative (paper eq. 2).
 
     With positive prompts only this is the sigmoid of the positive logit.
+
+    Args:
+        logits: (B,2,C).
+        lines: (2,C) slopes and intercepts of a calibration, which the log-odds go through; None: as they are.
     """
-    return torch.softmax(logits, dim=1)[:, 0]
+    if lines is None:
+        return torch.softmax(logits, dim=1)[:, 0]
+    slope, intercept = lines.to(logits)
+    return torch.sigmoid(slope * (logits[:, 0] - logits[:, 1]) + intercept)
 
 
 def method_name(config: ModelConfig) -> str:
@@ -222,6 +229,7 @@ class PsPG(nn.Module):
         config: everything but the backbone is used.
         names: C class names.
         class_encoder: text encoder for class features and token embeddings; None: the CLIP's own.
+        shared: all ranks build this model alike, on the CPU, and each encodes a part of the class names.
 
     Raises:
         UserError: names or prompts that the text tower cannot take.
@@ -236,6 +244,7 @@ class PsPG(nn.Module):
         names: Sequence[str],
         *,
         class_encoder: TextEncoder | None = None,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -254,7 +263,7 @@ class PsPG(nn.Module):
         self._head = (head,)
         self._image_tower: tuple[FrozenImageTower] | None = None
         self.training_names = list(names)
-        self.class_set = self._make_class_set(names)
+        self.class_set = self._make_class_set(names, shared)
         self.training_set = self.class_set
         """the classes that the head was trained on"""
         self._place(self.class_set)
@@ -302,10 +311,10 @@ class PsPG(nn.Module):
         """Features of images (B,3,h,w), without gradients."""
         return image_features(self.clip, images) if self._image_tower is None else self._image_tower[0](images)
 
-    def _make_class_set(self, names: Sequence[str]) -> ClassSet:
+    def _make_class_set(self, names: Sequence[str], shared: bool = False) -> ClassSet:
         source = self.clip if self._class_encoder is None else self._class_encoder
         prefix = self.config.prefix or DECODERS[self.config.decoder].needs_prefix
-        return make_class_set(source, names, prefix, prompt_length=self.config.prompt_length)
+        return make_class_set(source, names, prefix, prompt_length=self.config.prompt_length, shared=shared)
 
     def _place(self, class_set: ClassSet) -> None:
         """Tell the classes which of the training classes' residuals they have."""

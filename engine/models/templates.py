@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import open_clip
@@ -13,12 +13,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
+from .absence import absent
 from .clip import tokenize
 
 POSITIVE = "Findings suggesting {}."
 NEGATIVE = "No evidence of {}."
 PAIRED = "positive–negative"
 """the variant of the paper's Table 1"""
+Absences = Literal["turned", "literal"]
+
+
+def sentences(name: str, absences: Absences = "turned") -> tuple[str, str]:
+    """The positive and the negative sentence about a class.
+
+    A class that is an absence has the templates in each other's place, about what is absent: No Finding is "No evidence
+    of abnormality.", not "Findings suggesting No Finding.", and its opposite is no "No evidence of No Finding.".
+
+    Args:
+        absences: literal: every name is put into the templates as it is, as in the paper.
+    """
+    missing = absent(name) if absences == "turned" else None
+    if missing is not None:
+        return NEGATIVE.format(missing), POSITIVE.format(missing)
+    return POSITIVE.format(name), NEGATIVE.format(name)
 
 
 class TemplateTexts(NamedTuple):
@@ -37,12 +54,14 @@ def template_texts(
     device: torch.device,
     *,
     tokenizer: Callable[..., Tensor] | None = None,
+    absences: Absences = "turned",
 ) -> TemplateTexts:
     """Text features of the paper's templates (footnote 3).
 
     Args:
         names: C class names.
         tokenizer: texts to token ids, of open_clip or `clip.tokenize`; None: CLIP's own.
+        absences: see `sentences`.
 
     Raises:
         UserError: a name whose sentences are longer than the context.
@@ -54,8 +73,9 @@ def template_texts(
         parts = [clip.encode_text(part.to(device), normalize=True) for part in tokens.split(256)]
         return torch.cat(parts).float()
 
-    sides = ([template.format(name) for name in names] for template in (POSITIVE, NEGATIVE, "{}"))
-    return TemplateTexts(*map(encode, sides))
+    both = [sentences(name, absences) for name in names]
+    positive, negative = ([pair[side] for pair in both] for side in (0, 1))
+    return TemplateTexts(encode(positive), encode(negative), encode(list(names)))
 
 
 def _whole(tokenizer: Callable[..., Tensor], texts: list[str], names: Sequence[str]) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from .. import config as shared  # its choices grow with plugins
 from ..config import (
     DataConfig,
     EvaluationConfig,
@@ -19,8 +21,10 @@ from ..config import (
     check_values,
 )
 from ..utils.errors import UserError
-from ..utils.files import check_input, check_output
+from ..utils.files import check_input, check_names, check_output
 from ..utils.packaged import located
+from ..utils.plugins import load_plugins
+from .loggers import LOGGERS
 
 
 @dataclass(kw_only=True)
@@ -57,6 +61,16 @@ class OptimConfig:
 
 
 @dataclass(kw_only=True)
+class ProfileConfig:
+    """A trace of some steps by torch.profiler, written to `profile/` of the run folder."""
+
+    start: NonNegativeInt = 20
+    """optimizer steps of this process before the first that is recorded; the first ones compile and fill caches"""
+    steps: NonNegativeInt = 0
+    """optimizer steps to record; 0: none"""
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     """One training run of either phase."""
 
@@ -82,8 +96,15 @@ class TrainConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what the processes share out. 1: optimizer state; 2: gradients, too; 3: weights, too, in
     phase 1"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register decoders, fusions, losses and image
+    encoders; one or a list"""
     resume: Literal["latest"] | None = None
     """latest: continue this run from its newest checkpoint, or start it if it has none"""
+    fork: str | None = None
+    """run folder: start this run from that one's newest good checkpoint, steps and epochs counted on. What resume may
+    change may differ, and seed, data.augment, data.augment_bicubic, data.flip, loss.*, and optim.* but name, accumulate
+    and ema_decay"""
     timeout_s: PositiveInt = 600
     """seconds that a batch may take to load, after which the loader counts as standing still and the run ends. Several
     processes: also seconds without a sign of life, or without a batch while the others wait, after which a rank counts
@@ -92,6 +113,14 @@ class TrainConfig:
     """optimizer steps between checkpoints within an epoch; 0: at the end of each epoch only"""
     log_every: PositiveInt = 10
     """optimizer steps between log lines; the host waits for the device only there"""
+    logger: shared.LoggerName | list[shared.LoggerName] = field(default_factory=lambda: ["tensorboard"])
+    """where metrics go beside metrics.jsonl: one name or a list of them. wandb and mlflow take their own environment
+    variables (WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, …) and may send metrics, settings and examples to
+    another machine"""
+    log_images: NonNegativeInt = 0
+    """phase 2: so many validation images go to the loggers at the end of each epoch, with their labels and highest
+    probabilities; 0: none, as images of patients then lie where the loggers write"""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """on a GPU: record the step of either phase as a CUDA graph and replay it, also with cached features and sampled
     pairs; smaller batches, a step that cannot be recorded, or whose replay differs, run as usual. auto: wherever it
@@ -110,13 +139,12 @@ class TrainConfig:
         self.model.backbone = located(self.model.backbone, folders, ".json") or self.model.backbone
 
 
-def graph_needs(config: TrainConfig, processes: int = 1) -> str | None:
-    """The first thing that so many processes lack for the step to be a CUDA graph; None: nothing, given a GPU."""
+def graph_needs(config: TrainConfig) -> str | None:
+    """The first thing that a run lacks for its step to be a CUDA graph; None: nothing, given a GPU."""
     needs = {
         "zero_stage 0": config.zero_stage == 0,
         "precision bf16 or fp32, fp16's loss scale does not enter the graph": config.precision != "fp16",
         "a GPU, device is cpu": config.device != "cpu",
-        "one process or scope local, collectives are not recorded": processes == 1 or config.scope == "local",
     }
     return next((need for need, met in needs.items() if not met), None)
 
@@ -127,12 +155,14 @@ def check_train(config: TrainConfig) -> None:
     Raises:
         UserError: naming the key and what to do.
     """
+    load_plugins(config.plugins)
     check_values(config)
     data, optim = config.data, config.optim
     if not data.train:
         raise UserError("data.train: name the training manifest (a JSONL file)")
     if (data.mean is None) != (data.std is None):
         raise UserError("data.mean: give data.mean and data.std together, or neither")
+    _check_loggers(config)
     if optim.patience and not data.val:
         raise UserError("optim.patience: needs data.val, a validation that can get better")
     if optim.warmup_epochs is not None and optim.warmup_epochs > optim.epochs:
@@ -168,6 +198,54 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.cache_features: needs data.flip 0, features are computed once")
 
 
+def loggers_of(config: TrainConfig) -> list[str]:
+    """Names of the loggers, each once."""
+    return list(dict.fromkeys([config.logger] if isinstance(config.logger, str) else config.logger))
+
+
+def _check_loggers(config: TrainConfig) -> None:
+    for name in loggers_of(config):
+        package = LOGGERS[name].package
+        if find_spec(package) is None:
+            raise UserError(f"logger: {name} needs the package {package}; pip install 'pspg-engine[{name}]'")
+    if config.log_images and config.task == "contrastive":
+        raise UserError("log_images: shows labels and scores, which phase 1 does not have; set it to 0")
+    if config.log_images and not config.data.val:
+        raise UserError("log_images: shows validation images; name data.val, or set it to 0")
+    if config.log_images and config.data.cache_features:
+        raise UserError("log_images: data.cache_features keeps no images; set one of them off")
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "checkpoints/last").is_file() or any(folder.glob("checkpoints/step-*/state.json"))
+
+
+def check_fresh(config: TrainConfig) -> None:
+    """Refuse to start a run over another one.
+
+    Raises:
+        UserError: the folder holds a run and `resume` was not asked for.
+    """
+    if config.resume is None and _holds_run(Path(config.output)):
+        raise UserError(
+            f"output: {config.output} already holds a run; continue it with --resume latest, or choose another folder"
+        )
+
+
+def check_backbone(config: TrainConfig) -> None:
+    """Refuse phase 2 without a backbone; a run that goes on, or a fork, has its own.
+
+    Raises:
+        UserError: naming the key and what to do.
+    """
+    own = config.fork is not None or _holds_run(Path(config.output))
+    if config.model.pretrained is None and config.task != "contrastive" and not own:
+        raise UserError(
+            "model.pretrained: phase 2 freezes the backbone, and its weights would be random; name a phase-1 run, a "
+            "weights file or an open_clip tag, or write random if you mean it"
+        )
+
+
 def check_run(config: TrainConfig) -> None:
     """Refuse, before torch is imported, what the settings alone and the presence of files can tell.
 
@@ -177,6 +255,17 @@ def check_run(config: TrainConfig) -> None:
     check_train(config)
     data = config.data
     check_output(config.output)
+    check_input(fork=config.fork)
+    if config.fork is not None and not (Path(config.fork) / "checkpoints").is_dir():
+        raise UserError(
+            f"fork: {config.fork} is not the folder of a run, it has no checkpoints; model.pretrained_head starts from "
+            "the weights of any model"
+        )
+    if config.fork is not None and Path(config.fork).resolve() == Path(config.output).resolve():
+        raise UserError(f"fork: {config.fork} is the output itself; choose another output, or use --resume latest")
+    check_fresh(config)
     files = {"train": data.train, "val": data.val, "label_names": data.label_names}
     folders = {"image_root": data.image_root, "cache": data.cache}
     check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})
+    check_names(**{"data.class_names": data.class_names})
+    check_backbone(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..checkpoints.model_folder import describe
+from ..data.leaks import check_apart
 from ..data.loaders.choose import load_with
 from ..data.loaders.evaluation import make_eval_loader
 from ..data.manifest import load_manifest
@@ -35,6 +36,7 @@ def build_contrastive(config: TrainConfig, world: World) -> Trainer:
     validation = None
     if data.val:
         held_out = load_manifest(data.val, image_root=data.image_root, need="text")
+        check_apart(manifest, held_out)
         validation = make_eval_loader(
             make_dataset(config, held_out, pixels, tokenize=words, augment=False),
             batch_size=config.evaluation.batch_size,

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..distributed.collectives import first_refusal, is_main
+
 log = logging.getLogger(__name__)
 
 
@@ -24,14 +26,29 @@ class Recordable(Protocol):
     """A task whose step can be recorded."""
 
     module: nn.Module
-    streams: tuple[torch.cuda.Stream, ...]
-    """other streams that a step has used, to be joined after its backward"""
 
     def tensors(self, batch: Any) -> dict[str, Tensor] | None:
-        """All that a step reads of a batch, by name, drawn samples included; None: this one cannot be recorded."""
+        """All that a step reads of a batch, by name, drawn samples included; None: this one cannot be recorded.
 
-    def step(self, batch: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and scalars of a batch whose tensors are replaced by others, on the device."""
+        Where ranks share a batch, all of them return None for the same ones, and the same shapes are new on all.
+        """
+
+    def outcome(self, batch: Any, tensors: dict[str, Tensor], *, reduce: bool) -> Outcome:
+        """Step, forward and backward, of a batch whose tensors are replaced by others, on the device.
+
+        Args:
+            reduce: gradients are the mean over the ranks.
+        """
+
+
+def outcome_of(loss: Tensor, parts: dict[str, Tensor], module: nn.Module) -> Outcome:
+    """Backward of a loss."""
+    return loss.detach(), parts, torch.autograd.grad(loss, trained(module), allow_unused=True)
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that train, in the order of gradients."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 class StepGraph:
@@ -41,19 +58,33 @@ class StepGraph:
     half precision: what a recording gets wrong (an input that is not copied, a value read on the host) is no rounding.
     A batch that is larger than the recorded one is recorded in its place; smaller ones take the ordinary step.
 
+    Ranks that share a batch record and replay together: a replay runs the collectives of all of them. If one rank
+    cannot, none does.
+
     Args:
         task: the objective; its parameters must stay where they are.
         device: a GPU.
         record: for tests, another way to record.
+        together: the ranks share a batch.
+        reduce: the recording also averages gradients over the ranks.
 
     Attributes:
         refusal: why there is no recording; None: there is one, or none was tried yet.
+        reduce: as the argument.
     """
 
-    def __init__(self, task: Recordable, device: torch.device, record: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        task: Recordable,
+        device: torch.device,
+        record: Recorder | None = None,
+        *,
+        together: bool = False,
+        reduce: bool = False,
+    ) -> None:
         self._task, self._device = task, device
         self._record: Recorder = record or _record_on_gpu
-        self._parameters = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
+        self._together, self.reduce = together, reduce
         self._inputs: dict[str, Tensor] = {}
         self._replay: Callable[[], None] | None = None
         self._outcome: Outcome | None = None
@@ -83,6 +114,11 @@ class StepGraph:
         loss, parts, gradients = self._outcome
         return loss.clone(), {name: part.clone() for name, part in parts.items()}, gradients
 
+    def close(self) -> None:
+        """Drop the recording: NCCL lets no group of ranks end while a graph holds its collectives."""
+        self._replay = self._outcome = None
+        self._inputs = {}
+
     def _fits(self, tensors: dict[str, Tensor]) -> bool:
         recorded = {name: (tensor.shape, tensor.dtype) for name, tensor in self._inputs.items()}
         return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == recorded
@@ -99,46 +135,69 @@ class StepGraph:
 
     def _try(self, batch: Any, tensors: dict[str, Tensor]) -> bool:
         """Record the step; where that fails, say so once and never try again."""
-        self._replay = self._outcome = None  # its memory is free for the new one
+        self.close()  # its memory is free for the new one
         self._inputs = {name: tensor.to(self._device, copy=True) for name, tensor in tensors.items()}
-
-        def run() -> Outcome:
-            loss, parts = self._task.step(batch, self._inputs)
-            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            for stream in self._task.streams:
-                torch.cuda.current_stream().wait_stream(stream)
-            return loss.detach(), parts, _owned(gradients)
-
         # Recording and checking draw random numbers that no step sees, and update statistics that count no batch.
         devices = [self._device] if self._device.type == "cuda" else []
         buffers = [(buffer, buffer.clone()) for buffer in self._task.module.buffers()]
         with torch.random.fork_rng(devices):
-            try:
-                # The ordinary step first: its memory is free again when the recording reserves its own.
-                torch.manual_seed(0)
-                expected = run()
-                # Recorded on mirrored inputs, checked on the true ones: what it kept of its own inputs shows.
-                for name, tensor in tensors.items():
-                    self._inputs[name].copy_(tensor.flip(-1))
-                replay, outcome = self._record(run)
-                # Mirrored labels may cost nearly the same: what no replay writes shows as NaN.
-                for tensor in (outcome[0], *filter(torch.is_tensor, outcome[2])):
-                    tensor.fill_(torch.nan)
-                for name, tensor in tensors.items():
-                    self._inputs[name].copy_(tensor)
-                torch.manual_seed(0)
-                replay()
-                reason = None if _agree(outcome, expected) else "its replay differs from the step"
-            except RuntimeError as error:
-                reason = (str(error).splitlines() or ["unknown"])[0]
+            reason = self._record_and_check(batch, tensors)
             for buffer, before in buffers:
                 buffer.copy_(before)
         if reason:
-            self.refusal, self._inputs = reason, {}
-            log.info(f"the step cannot be recorded as a CUDA graph, training goes on without: {reason}")
-            return False
-        self._replay, self._outcome = replay, outcome
-        return True
+            self.close()
+            self.refusal = reason
+            if is_main() or not self._together:
+                log.info(f"the step cannot be recorded as a CUDA graph, training goes on without: {reason}")
+        return reason is None
+
+    def _record_and_check(self, batch: Any, tensors: dict[str, Tensor]) -> str | None:
+        """Why there is no recording; None: there is one, on all ranks."""
+
+        def run() -> Outcome:
+            loss, parts, gradients = self._task.outcome(batch, self._inputs, reduce=self.reduce)
+            return loss, parts, _owned(gradients)
+
+        # The ordinary step first: its memory is free again when the recording reserves its own.
+        torch.manual_seed(0)
+        try:
+            expected = run()
+        except RuntimeError as error:
+            if self._together:
+                raise  # the others wait in a collective of this step
+            return _first_line(error)
+        # Recorded on mirrored inputs, checked on the true ones: what it kept of its own inputs shows.
+        for name, tensor in tensors.items():
+            self._inputs[name].copy_(tensor.flip(-1))
+        reason = None
+        try:
+            self._replay, self._outcome = self._record(run)
+        except RuntimeError as error:
+            reason = _first_line(error)
+        if reason := self._agreed(reason):
+            return reason
+        assert self._replay is not None
+        assert self._outcome is not None
+        # Mirrored labels may cost nearly the same: what no replay writes shows as NaN.
+        for tensor in (self._outcome[0], *filter(torch.is_tensor, self._outcome[2])):
+            tensor.fill_(torch.nan)
+        for name, tensor in tensors.items():
+            self._inputs[name].copy_(tensor)
+        torch.manual_seed(0)
+        try:
+            self._replay()
+            reason = None if _agree(self._outcome, expected) else "its replay differs from the step"
+        except RuntimeError as error:
+            reason = _first_line(error)
+        return self._agreed(reason)
+
+    def _agreed(self, reason: str | None) -> str | None:
+        """The same verdict on all ranks that share a batch."""
+        return first_refusal(reason) if self._together else reason
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).splitlines() or ["unknown"])[0]
 
 
 def _owned(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
+from ..config import LossConfig
 from ..data.loaders.choose import pixel_source
 from ..data.manifest import Manifest
-from .config import TrainConfig
+from ..utils.names import base_name
+from .config import OptimConfig, TrainConfig
 
 MUTABLE = {
     "output",
     "resume",
+    "fork",
     "dry_run",
+    "plugins",
     "timeout_s",
     "device",
     "zero_stage",
     "save_every",
     "log_every",
+    "logger",
+    "log_images",
+    "profile.start",
+    "profile.steps",
     "cuda_graphs",
     "images_ahead",
     "text_memory",
@@ -43,6 +51,19 @@ MUTABLE = {
 """settings that a run may change when it is resumed: where and how fast, not what is computed"""
 
 
+FORKABLE = {
+    "seed",
+    "data.augment",
+    "data.augment_bicubic",
+    "data.flip",
+    *(f"loss.{field.name}" for field in fields(LossConfig)),
+    *(f"optim.{field.name}" for field in fields(OptimConfig) if field.name not in ("name", "accumulate", "ema_decay")),
+}
+"""settings that a fork may change besides: how the same parameters are trained on the same data"""
+FORK_CHANGES = "seed, data.augment, data.augment_bicubic, data.flip, loss.*, optim.* but name, accumulate and ema_decay"
+"""the same for messages"""
+
+
 def resume_fingerprint(config: TrainConfig, extra: dict[str, Any]) -> dict[str, Any]:
     """Flat `key → value` of the settings that make two runs the same computation."""
     flat: dict[str, Any] = {}
@@ -52,6 +73,27 @@ def resume_fingerprint(config: TrainConfig, extra: dict[str, Any]) -> dict[str, 
     data = config.data
     source = pixel_source(data.loader, cached=data.cache is not None, augmented=data.augment or data.flip > 0)
     return {**flat, "data.loader": source, **extra}
+
+
+def flat_settings(config: TrainConfig) -> dict[str, str | int | float | bool]:
+    """Dotted key → value of all settings, for loggers: files and folders by their name alone."""
+    flat: dict[str, str | int | float | bool] = {}
+
+    def add(prefix: str, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                add(f"{prefix}{key}.", value)
+            else:
+                flat[f"{prefix}{key}"] = (
+                    value if isinstance(value, int | float) else ", ".join(map(base_name, _items(value)))
+                )
+
+    add("", asdict(config))
+    return flat
+
+
+def _items(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else ["null" if value is None else str(value)]
 
 
 def data_digest(manifest: Manifest, labels: np.ndarray | None = None) -> str:

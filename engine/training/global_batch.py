@@ -10,17 +10,29 @@ import open_clip
 import torch
 from torch import Tensor
 
-from pspg.kernels.pairs import number_of_pairs
+from pspg.kernels.pairs import PairSample, PairSelection, balanced_parts, number_of_pairs, pad_sample
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower
 
 from ..distributed.batch_norm import convert_sync_batch_norm
 from ..distributed.collectives import all_gather_host, all_gather_rows, local_slice, split
 from ..distributed.watch import advance
 from ..distributed.world import World
+from ..models.clip import ImageFeatures
 from ..models.pspg import PsPGOutput
 from ..utils.device import pin
+from .cuda_graph import Outcome
+from .early_mean import Cut, mean_gradients
 from .losses import GlobalBatch, contrastive_loss
-from .tasks import ContrastiveTask, PromptTask, temperature
+from .tasks import (
+    ContrastiveTask,
+    PromptTask,
+    image_tensors,
+    round_up,
+    sample_of,
+    temperature,
+    token_count,
+    with_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,12 @@ class SharedBatch:
     """that of every rank; the batch is their shares, one after the other"""
     labels: Tensor | None
     """float32 (sum of counts, C), on the CPU"""
+    full: bool = False
+    """every rank has its whole share: shapes are those of other full batches"""
+    most_tokens: int = 0
+    """of texts, on the rank that has most"""
+    context: Tensor | None = None
+    """(sum of counts, D) global features of all images, where they are known already"""
 
 
 class SharedBatches:
@@ -52,24 +70,31 @@ class SharedBatches:
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[SharedBatch]:
         for batch in self._loader.batches(epoch, start_batch):
-            counts, labels = self._exchange(batch)
-            yield SharedBatch(batch, counts[self._rank], counts, labels)
+            yield self._exchange(batch)
 
-    def _exchange(self, batch: Any) -> tuple[list[int], Tensor | None]:
-        """Images of every rank, and the labels of all: one message of (1 + share·C) floats, by way of the hosts."""
-        labels = torch.empty(len(batch.ids), 0) if batch.labels is None else batch.labels
-        message = torch.zeros(1 + self._share * labels.shape[1])
+    def _exchange(self, batch: Any) -> SharedBatch:
+        """The batch with images and labels, or numbers of tokens, of every rank.
+
+        That is one message of 1 + share·C floats, or 2, by way of the hosts.
+        """
+        known = batch.labels
+        if known is None:
+            known = torch.tensor([[float(token_count(batch.tokens))]])
+        room = 1 if batch.labels is None else self._share * known.shape[1]
+        message = torch.zeros(1 + room)
         message[0] = 0 if getattr(batch, "dummy", False) else len(batch.ids)
-        message[1 : 1 + labels.numel()] = labels.flatten()
+        message[1 : 1 + known.numel()] = known.flatten()
         advance()  # where a rank's loader stands still, the others are ahead
         found = all_gather_host(message)
         counts = [int(part[0]) for part in found]
+        full = min(counts) == self._share
         if not any(counts):
             counts[-1] = 1  # the image that stands in for the whole batch of one process
+        own = counts[self._rank]
         if batch.labels is None:
-            return counts, None
+            return SharedBatch(batch, own, counts, None, full, most_tokens=max(int(part[1]) for part in found))
         rows = [part[1:].view(self._share, -1)[:count] for part, count in zip(found, counts, strict=True)]
-        return counts, pin(torch.cat(rows))
+        return SharedBatch(batch, own, counts, pin(torch.cat(rows)), full)
 
 
 class GlobalContrastiveTask(ContrastiveTask):
@@ -84,6 +109,13 @@ class GlobalContrastiveTask(ContrastiveTask):
     def inputs(self, batch: Any) -> tuple[Tensor, ...]:
         return super().inputs(batch.own)
 
+    def tensors(self, batch: Any) -> dict[str, Tensor] | None:
+        """As of one process, with the same room for texts on all ranks."""
+        return self._packed(batch.own, batch.most_tokens) if batch.full else None
+
+    def _images(self, batch: Any, pixels: Tensor) -> Tensor:
+        return super()._images(batch.own, pixels)
+
     def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, texts, scale = output
         loss = contrastive_loss(images[: batch.count], texts[: batch.count], scale, batch.counts)
@@ -96,9 +128,30 @@ class GlobalPromptTask(PromptTask):
     All ranks draw the same random numbers, so they hold the same prompts and the same sample of pairs.
     """
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._rows = 0  # that the recorded pairs of a rank may lie in, the same on all
+        self._all_pairs = self._parts(None)
+
+    def features(self, batch: SharedBatch) -> ImageFeatures:
+        return super().features(batch.own)
+
+    def pixels(self, batch: SharedBatch) -> Tensor | None:
+        return super().pixels(batch.own) if batch.full else None
+
+    def with_pixels(self, batch: SharedBatch, pixels: Tensor) -> SharedBatch:
+        return replace(batch, own=super().with_pixels(batch.own, pixels))
+
+    def gathered(self, batch: SharedBatch, features: ImageFeatures) -> dict[str, Tensor]:
+        """The context: (sum of counts, D) global features of all ranks' images."""
+        return {"context": all_gather_rows(features.global_[: batch.count], batch.counts)}
+
+    def with_features(self, batch: SharedBatch, known: dict[str, Tensor]) -> SharedBatch:
+        return replace(batch, own=super().with_features(batch.own, known), context=known["context"])
+
     def inputs(self, batch: SharedBatch) -> tuple[Any, ...]:
-        features, class_set, tower = super().inputs(batch.own)
-        context = all_gather_rows(features.global_[: batch.count], batch.counts)
+        features, class_set, tower = super().inputs(batch)
+        context = self.gathered(batch, features)["context"] if batch.context is None else batch.context
         return features, class_set, tower, context, self._encode
 
     def _encode(self, prompts: Tensor, template: PromptTemplate, tower: TextTower) -> tuple[Tensor, Prompts]:
@@ -118,13 +171,107 @@ class GlobalPromptTask(PromptTask):
     def loss(self, output: PsPGOutput, batch: SharedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
         sample = self._sample(batch.labels)
-        pairs = number_of_pairs(len(self._model.class_set)) if sample is None else len(sample.first)
+        parts = self._all_pairs if sample is None else self._parts(sample)
+        return self._shared_loss(output, batch, batch.labels, sample, pairs=parts[self._world.rank])
+
+    def _shared_loss(
+        self, output: PsPGOutput, batch: SharedBatch, labels: Tensor, sample: PairSample | None, **own: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """This rank's part of the loss times the number of ranks; `own` says which pairs are its, as `GlobalBatch`."""
+        output, mine, share = self._share(output, batch, labels, **own)
+        loss, parts = self._prompt_loss(output, mine, sample, share)
+        return loss * self._world.size, {name: part * self._world.size for name, part in parts.items()}
+
+    def _share(
+        self, output: PsPGOutput, batch: SharedBatch, labels: Tensor, **own: Any
+    ) -> tuple[PsPGOutput, Tensor, GlobalBatch]:
+        """Output of the images that count, with the vectors of all, and the labels of both."""
         vectors = output.image_vectors
         if vectors is not None:
             vectors = vectors[: batch.count]
             if self._loss.needs_pairs:
                 vectors = all_gather_rows(vectors, batch.counts)
+        labels = labels.to(self._world.device, non_blocking=True)
+        first = sum(batch.counts[: self._world.rank])
         output = replace(output, logits=output.logits[: batch.count], image_vectors=vectors)
-        share = GlobalBatch(batch.labels.to(self._world.device, non_blocking=True), local_slice(pairs))
-        loss, parts = self._prompt_loss(output, batch.own.labels[: batch.count], sample, share)
-        return loss * self._world.size, {name: part * self._world.size for name, part in parts.items()}
+        return output, labels[first : first + batch.count], GlobalBatch(labels, **own)
+
+    def _parts(self, sample: PairSample | None) -> list[tuple[int, int]]:
+        """Start and stop of every rank's pairs, so that all take about as long."""
+        template = self._model.class_set.template
+        n = self._model.config.prompt_length
+        # Both are padded to the longest name, so the number of sequences tells the cost: a prefix, or a pair's suffix.
+        row_cost = (template.single_tokens(n) - 1) / (n + 1 + template.longest_name)
+        return balanced_parts(PairSelection(len(self._model.class_set), sample), self._world.size, row_cost)
+
+    def tensors(self, batch: SharedBatch) -> dict[str, Tensor] | None:
+        """As of one process, for a share of the batch; the labels are those of all ranks."""
+        if batch.labels is None or not batch.full:
+            return None
+        context = {} if batch.context is None else {"context": batch.context}
+        return {**image_tensors(batch.own), **context, "labels": batch.labels, **self._own_pairs(batch.labels)}
+
+    def _own_pairs(self, labels: Tensor) -> dict[str, Tensor]:
+        """This rank's part of the sampled pairs, and `row`, the first of the rows that they lie in, once for each row.
+
+        Both have the same room on all ranks: when it grows, all record anew.
+        """
+        sample = self._sample(labels)
+        if sample is None:
+            return {}
+        classes = labels.shape[1]
+        whole, parts = PairSelection(classes, sample), self._parts(sample)
+        spans = [whole.part(*part).rows for part in parts]
+        count, rows = max(stop - start for start, stop in parts), max(high - low for low, high in spans)
+        if count > self._room:
+            self._room = min(round_up(count * 5 // 4, 64), number_of_pairs(classes))
+        if rows > self._rows:
+            self._rows = min(round_up(rows * 5 // 4, 8), max(classes - 1, 1))
+        start, stop = parts[self._world.rank]
+        low = max(min(spans[self._world.rank][0], classes - 1 - self._rows), 0)
+        own = PairSample(*(tensor[start:stop] for tensor in sample))
+        padded = pad_sample(own, self._room, classes, (low, low + self._rows))
+        return {**padded._asdict(), "row": pin(torch.full((self._rows,), low))}
+
+    def _recorded(self, batch: SharedBatch, tensors: dict[str, Tensor]) -> tuple[SharedBatch, dict[str, Any]]:
+        """The batch with the tensors of a step, and which pairs are this rank's."""
+        batch = replace(batch, own=with_tensors(batch.own, tensors), context=tensors.get("context", batch.context))
+        if "row" not in tensors:
+            return batch, {"pairs": self._all_pairs[self._world.rank]}
+        rows = torch.arange(len(tensors["row"]), device=self._world.device)
+        return batch, {"pairs": None, "window": tensors["row"] + rows}
+
+    def step(self, batch: SharedBatch, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        batch, own = self._recorded(batch, tensors)
+        with self._precision():
+            output = self.module.forward(*self.inputs(batch))
+        return self._shared_loss(output, batch, tensors["labels"], sample_of(tensors), **own)
+
+    def outcome(self, batch: SharedBatch, tensors: dict[str, Tensor], *, reduce: bool) -> Outcome:
+        if not reduce:
+            return super().outcome(batch, tensors, reduce=False)
+        batch, own = self._recorded(batch, tensors)
+        cut, ranks = Cut(self._encode), self._world.size
+        with self._precision():
+            features, class_set, tower, context, _ = self.inputs(batch)
+            output = self.module.forward(features, class_set, tower, context, cut)
+            output, mine, share = self._share(output, batch, tensors["labels"], **own)
+            loss, parts = self._loss.classification(output, mine, share, impl=self.module.impl)
+        pair: Tensor | None = None
+
+        def pairs() -> Tensor | None:
+            nonlocal pair
+            with self._precision():
+                sample = sample_of(tensors)
+                options: dict[str, Any] = {"memory": self.module.text_memory, "impl": self.module.impl}
+                pair, part = self._loss.pairs(output, mine, self._model.tower, sample, share, **options)
+            parts.update(part)
+            return None if pair is None else pair * ranks
+
+        if self._loss.needs_pairs:
+            gradients = mean_gradients(self.module, cut, loss * ranks, pairs)
+        else:  # such a pair loss reaches all prompts
+            second = pairs()
+            gradients = mean_gradients(self.module, cut, loss * ranks if second is None else loss * ranks + second)
+        total = (loss if pair is None else loss + pair).detach() * ranks
+        return total, {name: part * ranks for name, part in parts.items()}, gradients

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..checkpoints.model_folder import read_description
-from ..checkpoints.run import last_checkpoint
 from ..data.labels import select_classes
 from ..data.manifest import load_manifest
 from ..data.sampler import EpochSampler, share_of
 from ..distributed.launcher import RankInfo
 from ..models.clip import build_clip, clip_config
+from ..models.hub import CONFIG, local_folder
 from ..models.pspg import PromptHead
 from ..utils.device import autocast_dtype
 from .config import TrainConfig
+from .fork import origin
+from .optimizer import make_optimizer
 from .prompt_learning import labelled_manifest
-from .trainer import make_optimizer
 
 MIB = 2**20
 
@@ -83,12 +83,15 @@ def _whole(config: TrainConfig, size: int, device: torch.device) -> list[str]:
 
 
 def _architecture(config: TrainConfig) -> dict[str, object]:
-    """Of the run that is continued, of the model that is started from, or by name."""
-    run, start = Path(config.output), Path(config.model.pretrained or "")
-    folder = run if last_checkpoint(run) is not None else start
-    if config.model.pretrained and (folder / "model.json").is_file():
+    """Of the run that is continued or forked, of the model that is started from, or by name."""
+    folder = origin(config)
+    if folder is None and config.model.pretrained:
+        folder = local_folder(config.model.pretrained, "model.pretrained")
+    if folder is not None and (folder / "model.json").is_file():
         found: dict[str, object] = read_description(folder)["clip"]
         return found
+    if folder is not None and (folder / CONFIG).is_file():
+        return clip_config(str(folder / CONFIG))
     return clip_config(config.model.backbone)
 
 

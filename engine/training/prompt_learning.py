@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ..checkpoints.model_folder import bank_tensors, describe, load_bank, load_head
-from ..checkpoints.run import last_checkpoint
 from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
+from ..data.leaks import check_apart
 from ..data.loaders.choose import load_with
 from ..data.loaders.evaluation import EvalLoader, make_eval_loader
 from ..data.manifest import Manifest, load_label_names, load_manifest
@@ -26,8 +26,10 @@ from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.names import data_name
 from .config import TrainConfig
+from .examples import FirstImages
 from .feature_cache import CachedBatches, cache_features
 from .fingerprint import data_digest, resume_fingerprint
+from .fork import origin
 from .global_batch import GlobalPromptTask
 from .losses import PromptLoss
 from .losses.pair import PAIR_LOSSES
@@ -45,15 +47,15 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     Raises:
         UserError: unusable data, backbone, class names or settings.
     """
-    data, run = config.data, Path(config.output)
+    data, begun = config.data, origin(config)
     manifest = labelled_manifest(config, data.train)
     names, columns = select_classes(manifest.label_names or [], data.class_names)
     labels = label_matrix(manifest.samples, columns, uncertain=data.uncertain, blank=data.blank)
     if world.is_main:
         _report_classes(names, labels)
     clip, pixels = load_backbone(config, manifest)
-    model = PsPG(clip, config.model, names)
-    if config.model.pretrained_head and last_checkpoint(run) is None:
+    model = PsPG(clip, config.model, names, shared=world.size > 1)
+    if config.model.pretrained_head and begun is None:
         load_head(model, Path(config.model.pretrained_head), other_classes=True)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
     training = f"{len(manifest.samples)} images labelled with {len(names)} classes, {data_name(data.train)}"
@@ -71,12 +73,11 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
         return make_eval_loader(dataset, batch_size=size, workers=data.workers, load=load, **share)
 
     def features_of(dataset: ImageDataset, title: str) -> CachedBatches:
-        return cache_features(model, in_order(dataset), world.device, autocast, title=title)
+        return cache_features(model, in_order(dataset, **own), world.device, autocast, title=title)
 
     dataset = make_dataset(config, manifest, pixels, labels=labels, augment=True)
-    resumed = last_checkpoint(run) is not None
-    features = None if resumed else _bank(config, manifest, pixels, features_of)
-    bank = load_bank(run / "bank.safetensors", model) if features is None else features.global_
+    features = _bank(config, manifest, pixels, features_of) if begun is None else None
+    bank = load_bank((begun or Path()) / "bank.safetensors", model) if features is None else features.global_
     loader: Any
     if data.cache_features:
         loader = features_of(dataset, "caching features").train_loader(
@@ -87,6 +88,7 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     validation: Iterable[Any] | None = None
     if data.val:
         held_out = labelled_manifest(config, data.val)
+        check_apart(manifest, held_out)
         _, held_columns = select_classes(held_out.label_names or [], names)
         held_labels = label_matrix(held_out.samples, held_columns, uncertain=data.uncertain, blank=data.blank)
         plain = make_dataset(config, held_out, pixels, labels=held_labels, augment=False)
@@ -97,6 +99,8 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
             loader.bad.update(cached.bad)
         else:
             validation = in_order(plain, **own)
+            if config.log_images and world.is_main:  # the first batch is the first rank's
+                validation = FirstImages(validation, config.log_images)
     if features is not None:
         write_start(config, world, description, {"clip": towers, "bank": bank_tensors(features)})
     task = _task(config, world, model, validation, bank.to(world.device))

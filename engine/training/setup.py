@@ -14,7 +14,6 @@ import yaml
 from torch import Tensor, nn
 
 from ..checkpoints.model_folder import load_clip_folder, write_model
-from ..checkpoints.run import last_checkpoint
 from ..data.augment import Augmentation
 from ..data.dataset import ImageDataset
 from ..data.loaders.choose import load_with
@@ -25,10 +24,13 @@ from ..data.statistics import reading_of, training_pixels
 from ..distributed.collectives import barrier
 from ..distributed.world import World
 from ..models.clip import load_clip
+from ..models.hub import CONFIG, hub_weights, local_folder
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
 from ..utils.files import write_text
-from .config import TrainConfig
+from ..utils.names import HUB
+from .config import TrainConfig, check_backbone
+from .fork import origin
 from .global_batch import SharedBatches
 
 log = logging.getLogger(__name__)
@@ -49,22 +51,23 @@ def share_batches(config: TrainConfig, world: World, loader: Any) -> Any:
 
 def load_backbone(config: TrainConfig, manifest: Manifest) -> tuple[open_clip.CLIP, Pixels]:
     """CLIP to start from, and the pixel rule: of the settings, else of the backbone, else of the training images."""
-    data, run = config.data, Path(config.output)
+    data = config.data
     pretrained = config.model.pretrained
     carried: Pixels | None = None
-    if last_checkpoint(run) is not None:
+    if (run := origin(config)) is not None:
         # A resumed run finds its backbone and pixel rule in its own folder, wherever they came from.
-        clip, carried = load_clip_folder(run)
-        return clip, carried
-    if pretrained and (Path(pretrained) / "model.json").is_file():
-        clip, carried = load_clip_folder(Path(pretrained))
-    elif pretrained is None and config.task != "contrastive":
+        return load_clip_folder(run)
+    check_backbone(config)
+    folder = local_folder(pretrained or "", "model.pretrained")
+    if pretrained and (folder / "model.json").is_file():
+        clip, carried = load_clip_folder(folder)
+    elif pretrained and (weights := hub_weights(folder, "model.pretrained")) is not None:
+        # The folder says which activation its weights need.
+        clip = load_clip(str(folder / CONFIG), str(weights), quick_gelu=False, image_size=data.image_size)
+    elif pretrained and folder.is_dir():
         raise UserError(
-            "model.pretrained: phase 2 freezes the backbone, and its weights would be random; name a phase-1 run, a "
-            "weights file or an open_clip tag, or write random if you mean it"
+            f"model.pretrained: {pretrained} is a folder without model.json or {CONFIG}; give a run folder or a file"
         )
-    elif pretrained and Path(pretrained).is_dir():
-        raise UserError(f"model.pretrained: {pretrained} is a folder without model.json; give a run folder or a file")
     else:
         clip = load_clip(
             config.model.backbone,
@@ -116,14 +119,16 @@ def report_run(config: TrainConfig, world: World, module: nn.Module, loader: Any
         return
     model, precision = config.model, autocast_dtype(config.precision, world.device)
     weights = "random weights" if model.pretrained in (None, RANDOM) else model.pretrained
-    if last_checkpoint(Path(config.output)) is not None:
-        weights = "weights of this run"
+    if (run := origin(config)) is not None:
+        weights = "weights of this run" if run == Path(config.output) else f"weights of {run}"
+    given = model.pretrained or ""
+    backbone = "CLIP" if given.startswith(HUB) or (given and Path(given).is_dir()) else model.backbone  # or its own
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     training = sum(size for size, trains in sizes if trains)
     steps = loader.batches_per_epoch // config.optim.accumulate
     log.info(
         f"{world.device.type}{f' × {world.size}' if world.size > 1 else ''}, "
-        f"{'fp32' if precision is None else str(precision).removeprefix('torch.')}; {model.backbone} with {weights}, "
+        f"{'fp32' if precision is None else str(precision).removeprefix('torch.')}; {backbone} with {weights}, "
         f"{training:,} of {sum(size for size, _ in sizes):,} parameters train; {data}; {steps:,} steps an epoch, "
         f"{steps * config.optim.epochs:,} in all"
     )
@@ -134,7 +139,7 @@ def write_start(
 ) -> None:
     """Write the resolved configuration and the model folder's fixed files."""
     run = Path(config.output)
-    if world.is_main and last_checkpoint(run) is None:
+    if world.is_main and origin(config) is None:
         run.mkdir(parents=True, exist_ok=True)
         write_text(run / "config.yaml", yaml.safe_dump(asdict(replace(config, resume=None)), sort_keys=False))
         write_model(run, description, tensors)

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from pspg.kernels.pairs import PaddedSample, PairSample, number_of_pairs, pad_sa
 from pspg.kernels.spcl import sample_pairs
 
 from ..data.batch import Batch
-from ..distributed.collectives import all_gather_object, in_order
+from ..distributed.collectives import all_gather_object, all_reduce_mean, in_order
 from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
 from ..evaluation.scoring import Scores, score_batches
@@ -26,6 +28,8 @@ from ..models.pspg import PromptHead, PsPG, PsPGOutput
 from ..models.texts import PackedTexts, encode_tokens, pack_tokens
 from ..utils.device import autocast_dtype, pin
 from ..utils.errors import UserError
+from .cuda_graph import Outcome, outcome_of
+from .examples import FirstImages, panel
 from .losses import GlobalBatch, PromptLoss, contrastive_loss
 
 
@@ -90,7 +94,6 @@ class ContrastiveTask:
         self._by_module = sharded or text_drop_path > 0
         self._autocast = autocast_dtype(precision, world.device)
         self._room = 0
-        self.streams: tuple[torch.cuda.Stream, ...] = ()
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return self._arguments(batch, by_module=self._by_module)
@@ -105,20 +108,33 @@ class ContrastiveTask:
     def tensors(self, batch: Batch) -> dict[str, Tensor] | None:
         """Pixels and packed texts, with rows for as many tokens as any batch had so far and some more."""
         assert batch.tokens is not None
+        return self._packed(batch, token_count(batch.tokens))
+
+    def _packed(self, batch: Batch, count: int) -> dict[str, Tensor] | None:
+        """The same with room for `count` tokens at least."""
+        assert batch.tokens is not None
         if self._by_module:
             return None
-        count = int((batch.tokens.argmax(dim=-1) + 1).sum())
         if count > self._room:
-            self._room = min(_round_up(count * 9 // 8, 64), max(batch.tokens.numel(), count))
+            self._room = min(round_up(count * 9 // 8, 64), max(batch.tokens.numel(), count))
         texts = pack_tokens(batch.tokens, self._room)
         return {"pixels": batch.pixels, **{name: pin(tensor) for name, tensor in texts._asdict().items()}}
 
     def step(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and loss, without the hooks that DeepSpeed has put on the module."""
-        images = replace(batch, pixels=tensors["pixels"]).images
+        images = self._images(batch, tensors["pixels"])
         with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
             output = self.module.forward(images, *(tensors[name] for name in PackedTexts._fields))
         return self.loss(output, batch)
+
+    def _images(self, batch: Any, pixels: Tensor) -> Tensor:
+        """(B,3,h,w) of the pixels in place of the batch's own."""
+        images: Tensor = replace(batch, pixels=pixels).images
+        return images
+
+    def outcome(self, batch: Batch, tensors: dict[str, Tensor], *, reduce: bool) -> Outcome:
+        loss, parts, gradients = outcome_of(*self.step(batch, tensors), self.module)
+        return loss, parts, all_reduce_mean(gradients) if reduce else gradients
 
     def loss(self, output: tuple[Tensor, Tensor, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return contrastive_loss(*output), temperature(output[2])
@@ -178,11 +194,28 @@ class PromptTask:
         self._validation, self._bank = validation, bank
         self._autocast = autocast_dtype(precision, world.device)
         self._room = 0
-        self.streams: tuple[torch.cuda.Stream, ...] = ()
+        self._first: Scores | None = None
 
     def features(self, batch: Any) -> ImageFeatures:
         """Features of the frozen image tower, on the device."""
         return frozen_features(self._model, batch, self._world.device, self._autocast)
+
+    def pixels(self, batch: Any) -> Tensor | None:
+        """Pixels of a batch whose step can be recorded; None: it cannot, on any rank."""
+        found: Tensor = batch.pixels
+        return found
+
+    def with_pixels(self, batch: Any, pixels: Tensor) -> Any:
+        return replace(batch, pixels=pixels)
+
+    def gathered(self, batch: Any, features: ImageFeatures) -> dict[str, Tensor]:
+        """What a step reads of the images of other ranks, by name."""
+        return {}
+
+    def with_features(self, batch: Any, known: dict[str, Tensor]) -> Any:
+        """The batch with features of its images, and what was gathered, in place of pixels."""
+        features = ImageFeatures(*(known[name] for name in ImageFeatures._fields))
+        return FeatureBatch(batch.ids, features, batch.labels, batch.index)
 
     def inputs(self, batch: Any) -> tuple[Any, ...]:
         return self.features(batch), self._model.class_set, self._model.tower
@@ -207,7 +240,7 @@ class PromptTask:
         if sample is None:
             return None
         if len(sample.first) > self._room:
-            self._room = min(_round_up(len(sample.first) * 5 // 4, 64), number_of_pairs(classes))
+            self._room = min(round_up(len(sample.first) * 5 // 4, 64), number_of_pairs(classes))
         return pad_sample(sample, self._room, classes)
 
     def _prompt_loss(
@@ -215,7 +248,7 @@ class PromptTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         labels, model = labels.to(self._world.device, non_blocking=True), self._model
         # DeepSpeed's autocast ends with the forward, but the pair prompts are encoded here.
-        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+        with self._precision():
             return self._loss(
                 output,
                 labels,
@@ -230,22 +263,21 @@ class PromptTask:
         """Pixels or cached features, labels, and the pairs where they are sampled."""
         if batch.labels is None:
             return None
-        cached = isinstance(batch, FeatureBatch)
-        tensors = batch.features._asdict() if cached else {"pixels": batch.pixels}
         sample = self._padded_sample(batch.labels)
-        return {**tensors, "labels": batch.labels, **({} if sample is None else sample._asdict())}
+        return {**image_tensors(batch), "labels": batch.labels, **({} if sample is None else sample._asdict())}
 
     def step(self, batch: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and loss, without the hooks that DeepSpeed has put on the module."""
-        if isinstance(batch, FeatureBatch):
-            batch = replace(batch, features=ImageFeatures(*(tensors[name] for name in ImageFeatures._fields)))
-        else:
-            batch = replace(batch, pixels=tensors["pixels"])
-        sampled = PairSample._fields[0] in tensors
-        sample = PaddedSample(*(tensors[name] for name in PairSample._fields)) if sampled else None
-        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
-            output = self.module.forward(*self.inputs(batch))
-        return self._prompt_loss(output, tensors["labels"], sample)
+        with self._precision():
+            output = self.module.forward(*self.inputs(with_tensors(batch, tensors)))
+        return self._prompt_loss(output, tensors["labels"], sample_of(tensors))
+
+    def outcome(self, batch: Any, tensors: dict[str, Tensor], *, reduce: bool) -> Outcome:
+        loss, parts, gradients = outcome_of(*self.step(batch, tensors), self.module)
+        return loss, parts, all_reduce_mean(gradients) if reduce else gradients
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None)
 
     def bad(self) -> dict[str, str]:
         return bad_images(self._validation)
@@ -269,7 +301,20 @@ class PromptTask:
             raise UserError("data.val: no image could be read")
         scores = Scores.join(parts)
         assert scores.labels is not None
+        self._first = scores.of(self._validation.ids) if isinstance(self._validation, FirstImages) else None
         return {"val_macro_auc": macro_auc(scores.labels, scores.probabilities)}
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The temperature of the fusion."""
+        return temperature(self.module.logit_scale)
+
+    def picture(self) -> NDArray[np.uint8] | None:
+        """The first validation images with their labels and scores; None: they were not kept."""
+        if self._first is None or not isinstance(self._validation, FirstImages) or not self._first.ids:
+            return None
+        assert self._first.labels is not None
+        names = self._model.class_set.names
+        return panel(self._validation.pixels, self._first.labels, self._first.probabilities, names)
 
     def score(self, metrics: dict[str, float]) -> float | None:
         """Validation Macro AUC."""
@@ -281,7 +326,29 @@ def temperature(logit_scale: Tensor) -> dict[str, Tensor]:
     return {"temperature": logit_scale.detach().exp().reciprocal().mean()}
 
 
-def _round_up(count: int, multiple: int) -> int:
+def token_count(tokens: Tensor) -> int:
+    """Tokens of texts (B,77) up to their EOS, the largest id."""
+    return int((tokens.argmax(dim=-1) + 1).sum())
+
+
+def image_tensors(batch: Any) -> dict[str, Tensor]:
+    """What a step reads of the images of a batch: their features, or pixels."""
+    return batch.features._asdict() if isinstance(batch, FeatureBatch) else {"pixels": batch.pixels}
+
+
+def with_tensors(batch: Any, tensors: dict[str, Tensor]) -> Any:
+    """The batch with those of `image_tensors` replaced."""
+    if isinstance(batch, FeatureBatch):
+        return replace(batch, features=ImageFeatures(*(tensors[name] for name in ImageFeatures._fields)))
+    return replace(batch, pixels=tensors["pixels"])
+
+
+def sample_of(tensors: dict[str, Tensor]) -> PaddedSample | None:
+    """The pairs among the tensors of a step; None: all of them."""
+    return PaddedSample(*(tensors[name] for name in PairSample._fields)) if PairSample._fields[0] in tensors else None
+
+
+def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 

@@ -1,4 +1,4 @@
-"""Reports of a run while it trains: metrics.jsonl, TensorBoard and a progress bar."""
+"""Reports of a run while it trains: metrics.jsonl, loggers and a progress bar."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..utils.errors import UserError
 from ..utils.files import naming, write_text
 from ..utils.metrics_log import read_metrics
+from .loggers import LOGGERS, Logger, RunStart
 
 log = logging.getLogger(__name__)
 
@@ -27,23 +31,38 @@ class Telemetry:
         folder: run folder.
         active: whether this process writes.
         step: optimizer step the run continues after; later rows of a killed run are cut off.
+        loggers: names of those that get the metrics, too.
+        settings: of the run, dotted key → value.
+        metrics: those that sum a run up.
+
+    Raises:
+        UserError: a logger that cannot start.
     """
 
-    def __init__(self, folder: Path, *, active: bool, step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        step: int,
+        loggers: Sequence[str] = (),
+        settings: dict[str, Any] | None = None,
+        metrics: tuple[str, ...] = (),
+    ) -> None:
         self._active = active
+        self._loggers: list[Logger] = []
         self._bar: tqdm | None = None
         self._since = time.perf_counter()
         self._images = 0
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         path = self._path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        start = RunStart(folder, step, settings or {}, metrics)
+        self._loggers += [_start(name, start) for name in loggers]
 
     def epoch(self, epoch: int, epochs: int, images: int, done: int) -> None:
         """Start the progress bar of an epoch of `images` images, `done` of which an earlier process trained on."""
@@ -88,24 +107,51 @@ class Telemetry:
         }
         with naming(self._path):
             self._file.write(json.dumps(clean) + "\n")
-        with naming(self._path.parent / "tensorboard"):
-            for key, value in clean.items():
-                if isinstance(value, float):
-                    self._tensorboard.add_scalar(key, value, row["step"])
+        values = {key: max(value) if isinstance(value, list) else value for key, value in clean.items()}
+        scalars = {key: float(value) for key, value in values.items() if value is not None and key != "step"}
+        self._tell(lambda logger: logger.scalars(scalars, row["step"]))
         if self._bar is not None:
             self._bar.set_postfix(
                 {key: f"{row[key]:.4g}" for key in ("loss", "lr") if key in row},
                 refresh=False,
             )
 
-    def close(self) -> None:
-        """Flush and close the files."""
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Give the loggers a picture (h,w,3)."""
+        self._tell(lambda logger: logger.picture(name, pixels, step))
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close the files; `failed`: the run did not come to its end."""
         self.end_epoch()
         if self._active:
             with naming(self._path):
                 self._file.close()
-            with naming(self._path.parent / "tensorboard"):
-                self._tensorboard.close()
+            self._tell(lambda logger: logger.close(failed=failed))
+
+    def _tell(self, what: Callable[[Logger], None]) -> None:
+        """Call every logger; a remote one that fails is told of once and left out, and the run goes on."""
+        for logger in list(self._loggers):
+            try:
+                what(logger)
+            except Exception as error:
+                if not logger.remote:
+                    raise
+                self._loggers.remove(logger)
+                log.warning(f"logger: {logger.name} no longer logs this run: {_first_line(error)}")
+
+
+def _start(name: str, start: RunStart) -> Logger:
+    logger = LOGGERS[name]
+    try:
+        return logger(start)
+    except Exception as error:
+        if not logger.remote:
+            raise
+        raise UserError(f"logger: {name} does not start: {_first_line(error)}; set it up, or leave it out") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class LoaderWatch:

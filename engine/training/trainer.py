@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +24,13 @@ from ..models.weights import check_fit
 from ..utils.device import autocast_dtype, peak_bytes, reserved_bytes
 from ..utils.errors import UserError
 from ..utils.numerics import numerics
-from .config import OptimConfig, TrainConfig, graph_needs
-from .cuda_graph import StepGraph
+from .config import TrainConfig, check_fresh, graph_needs, loggers_of
+from .cuda_graph import Recorder, StepGraph
+from .fingerprint import FORK_CHANGES, FORKABLE, flat_settings
+from .fork import check_same_parent, parent_checkpoint, read_fork, write_fork
 from .images_ahead import ImagesAhead, with_next
+from .optimizer import learning_rate, make_optimizer
+from .profile import StepProfiler
 from .remarks import Remarks
 from .tasks import PromptTask
 from .telemetry import LoaderWatch, Telemetry
@@ -65,68 +69,13 @@ class Task(Protocol):
     def score(self, metrics: dict[str, float]) -> float | None:
         """Score of an epoch, of which the best has most; None: no validation, the last epoch is the best."""
 
-
-def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: biases, norms and the temperature (at most 1-D) go without.
-
-    A residual has a learning rate and a decay of its own.
-    """
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    parameters = [parameter for name, parameter in named if not name.startswith("residual.")]
-    lr, decay = config.lr, config.weight_decay
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
-        {
-            "params": [p for name, p in named if name.startswith("residual.")],
-            "lr": lr if config.residual_lr is None else config.residual_lr,
-            "weight_decay": decay if config.residual_decay is None else config.residual_decay,
-        },
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW over `parameter_groups`."""
-    groups = parameter_groups(module, config)
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: OptimConfig) -> float:
-    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then cosine or constant.
-
-    The cosine counts from the end of the warm-up or, with `cosine_from: start`, from step 0, and is entered late.
-    """
-    epochs = min(5, config.epochs / 2) if config.warmup_epochs is None else config.warmup_epochs
-    warmup = round(epochs * steps_per_epoch)
-    if step < warmup:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
-    if config.schedule == "constant":
-        return config.lr
-    start = warmup if config.cosine_from == "warmup" else 0
-    progress = (step - start) / max(config.epochs * steps_per_epoch - start, 1)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    # Two more that a task may have. `scalars()`: detached scalars of its weights to log, read at log points only;
+    # `picture()`: after a validation, a picture (h,w,3) of it for the loggers, or None.
 
 
 def step_seed(seed: int, batch: int, rank: int) -> int:
     """Seed of the random draws (dropout) of one batch: a function of its arguments, so resuming needs no state."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{batch}/{rank}".encode()).digest()[:8]) >> 1
-
-
-def check_fresh(config: TrainConfig) -> None:
-    """Refuse to start a run over another one.
-
-    Raises:
-        UserError: the folder holds a run and `resume` was not asked for.
-    """
-    if config.resume is None and last_checkpoint(Path(config.output)) is not None:
-        raise UserError(
-            f"output: {config.output} already holds a run; continue it with --resume latest, or choose another folder"
-        )
 
 
 class Trainer:
@@ -173,13 +122,11 @@ class Trainer:
             zero_stage=config.zero_stage,
             autocast=autocast_dtype(config.precision, world.device),
         )
-        recordable = (
-            config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config, world.size) is None
-        )
-        self.graph = StepGraph(task, world.device) if recordable else None  # type: ignore[arg-type]
+        recordable = config.cuda_graphs != "off" and world.device.type == "cuda" and graph_needs(config) is None
+        self.graph: StepGraph | None = None
         self.ahead: ImagesAhead | None = None
-        if recordable and config.images_ahead and isinstance(task, PromptTask) and not config.data.cache_features:
-            self.graph, self.ahead = None, ImagesAhead(task, world.device)
+        if recordable:
+            self.record()
         self.average: AveragedModel | None = None
         if config.optim.ema_decay:
             self.average = AveragedModel(
@@ -195,11 +142,36 @@ class Trainer:
             if self.average is not None:
                 load_into(self.average.module, checkpoint / "ema.safetensors")
             self.engine.load_scaler(state.scaler)
-        self.telemetry = Telemetry(self.run, active=world.is_main, step=self.step)
+        self.telemetry = Telemetry(
+            self.run,
+            active=world.is_main,
+            step=self.step,
+            loggers=loggers_of(config),
+            settings=flat_settings(config) if world.is_main else {},
+            metrics=("loss", "val_loss" if config.task == "contrastive" else "val_macro_auc"),
+        )
+        self.profiler = StepProfiler(config.profile, self.run, world.rank)
         epochs = config.optim.epochs
         self.remarks = Remarks(epochs, epochs * self.steps_per_epoch, self.step, active=world.is_main)
         cache = "" if config.data.cache else ", or decode them once: pspg-engine prepare cache, data.cache"
         self.waits = LoaderWatch(f"raise data.workers ({config.data.workers}){cache}", active=world.is_main)
+
+    def record(self, recorder: Recorder | None = None) -> None:
+        """Record steps from now on.
+
+        Ranks that share a batch average gradients within the recording where every batch is a step; else the engine
+        does so, once a step.
+
+        Args:
+            recorder: as of `StepGraph`.
+        """
+        task: Any = self.task
+        together = self.config.scope == "global" and self.world.size > 1
+        ranks = {"together": together, "reduce": together and self.config.optim.accumulate == 1}
+        if self.config.images_ahead and isinstance(task, PromptTask) and not self.config.data.cache_features:
+            self.ahead = ImagesAhead(task, self.world.device, recorder, **ranks)
+        else:
+            self.graph = StepGraph(task, self.world.device, recorder, **ranks)
 
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch.
@@ -211,19 +183,31 @@ class Trainer:
             UserError: the loss is no longer finite.
         """
         metrics: dict[str, float] = {}
+        failed = True
         try:
+            self.profiler.step()
             while self.epoch < self.config.optim.epochs and not self._waited_long():
                 self._train_epoch()
                 broadcast_buffers(self.evaluated)
                 metrics = self._validate()
+            failed = False
         finally:
-            self.telemetry.close()
+            self.profiler.stop()
+            self.telemetry.close(failed=failed)
+            if self.graph is not None:
+                self.graph.close()
+            if self.ahead is not None:
+                self.ahead.graph.close()
         return {"step": self.step, **self.best, **metrics}
 
     def _waited_long(self) -> bool:
         """As many epochs have passed without a better one as the settings allow."""
         patience, best = self.config.optim.patience, self.best["best_step"]
-        if not patience or best is None or self.epoch - best // self.steps_per_epoch < patience:
+        if not patience or best is None:
+            return False
+        fork = read_fork(self.run)
+        since = max(best, 0 if fork is None else fork.step)  # what the parent waited for does not count
+        if self.epoch - since // self.steps_per_epoch < patience:
             return False
         if self.world.is_main:
             log.info(f"no better epoch for {patience}: training ends after epoch {self.epoch} (optim.patience)")
@@ -262,51 +246,78 @@ class Trainer:
         for number, (batch, following) in enumerate(pairs, start + 1):
             advance()
             torch.manual_seed(step_seed(self.config.seed, self.epoch * last + number, rank))
-            replayed = None if self.graph is None else self.graph(batch)
+            replayed, graph = None, self.graph
             if self.ahead is not None:
-                replayed = self.ahead(batch, following)
+                replayed, graph = self.ahead(batch, following), self.ahead.graph
+            elif graph is not None:
+                replayed = graph(batch)
             if replayed is None:
                 loss, parts = self.task.loss(self.engine(*self.task.inputs(batch)), batch)
                 self.engine.backward(loss)
                 loss = loss.detach()  # nothing of this step's graph may live while another is recorded
             else:
                 loss, parts, gradients = replayed
-                self.engine.accumulate(gradients)
+                self.engine.accumulate(gradients, reduced=graph is not None and graph.reduce)
+            # What a row needs of this step is computed only where a row is written.
+            whole, upcoming = number % accumulate == 0, self.step + 1
+            save = whole and self.config.save_every and upcoming % self.config.save_every == 0 and number < last
+            due = whole and (upcoming % self.config.log_every == 0 or number == last or save)
             lr = self.engine.lr
-            self.engine.step()
+            norm = self.engine.step(norm=bool(due))
             for key, value in {"loss": loss, **parts}.items():
                 sums[key] = sums[key] + value if key in sums else value.clone()
             pending += 1
             self.telemetry.batch(self.config.batch_size)
-            if number % accumulate:
+            if not whole:
                 continue
             self.step += 1
             if self.average is not None:
                 self.average.update_parameters(self.task.module)
-            save = self.config.save_every and self.step % self.config.save_every == 0 and number < last
-            if self.step % self.config.log_every == 0 or number == last or save:
-                self._log(sums, pending, lr)
+            if due:
+                self._log(sums, pending, lr, norm)
                 sums, pending = {}, 0
+            self.profiler.step()
             if save:
                 self._save()
         self.telemetry.end_epoch()
         self.epoch += 1
 
-    def _log(self, sums: dict[str, Tensor], batches: int, lr: float) -> None:
+    def _log(self, sums: dict[str, Tensor], batches: int, lr: float, norm: Tensor | None) -> None:
         """Read the sums (here the host waits for the device), average them over ranks, and stop on a lost run."""
-        values = torch.stack([value.double() for value in sums.values()]) / batches
+        read = {key: value.double() / batches for key, value in sums.items()}
+        if norm is not None:
+            read["gradient_norm"] = norm.double().to(self.world.device)
+        read |= {key: value.double() for key, value in getattr(self.task, "scalars", dict)().items()}
+        values = torch.stack(list(read.values()))
         clock = time.perf_counter()
         own = values.tolist()
         device_wait = time.perf_counter() - clock
-        means = torch.tensor(all_gather_object(own), dtype=torch.float64).mean(0).tolist()
+        of_ranks = all_gather_object((own, self._fingers()))
+        if len({fingers for _, fingers in of_ranks}) > 1:
+            raise UserError(
+                f"the ranks' weights differ after step {self.step}, which they cannot on GPUs of one kind; "
+                "set cuda_graphs to off"
+            )
+        means = torch.tensor([values for values, _ in of_ranks], dtype=torch.float64).mean(0).tolist()
         row: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": lr}
-        row.update(zip(sums, means, strict=True))
+        row.update(zip(read, means, strict=True))
         row["images_per_s"] = self.telemetry.images_per_second()
         row["loader_wait"] = self.waits.share(device_wait)
         self.telemetry.log(row)
         if not math.isfinite(row["loss"]):
             raise UserError(f"training diverged: the loss is {row['loss']} at step {self.step}; {self._advice()}")
         self.remarks.logged(row, batches)
+
+    def _fingers(self) -> int:
+        """Sum of the bits of the weights, where ranks compute the same gradients on their own; else 0.
+
+        Summed as integers, in whatever order, it is the same for the same weights.
+        """
+        graph = self.graph if self.ahead is None else self.ahead.graph
+        if graph is None or not graph.reduce:
+            return 0
+        weights = [weight.detach() for weight in self.task.module.parameters() if weight.dtype == torch.float32]
+        return int(torch.stack([weight.view(torch.int32).sum() for weight in weights]).sum())
 
     def _advice(self) -> str:
         last = last_checkpoint(self.run)
@@ -325,6 +336,9 @@ class Trainer:
         if all(reserved):
             row["reserved_bytes"] = reserved
         self.telemetry.log(row)
+        picture = getattr(self.task, "picture", lambda: None)() if self.world.is_main else None
+        if picture is not None:
+            self.telemetry.picture("examples", picture, self.step)
         best_step = self.best["best_step"]
         best_epoch = None if best_step is None else best_step // self.steps_per_epoch
         self.remarks.validated(self.epoch, self.engine.lr, metrics, best_epoch)
@@ -352,17 +366,32 @@ class Trainer:
 
     def _resume_from(self) -> tuple[Path, State] | None:
         check_fresh(self.config)
-        if self.config.resume is None:
-            return None
-        found = good_checkpoint(self.run)
-        if self.world.is_main:
+        found = None if self.config.resume is None else good_checkpoint(self.run)
+        if found is None and self.config.fork is not None:
+            return self._fork()
+        if self.world.is_main and self.config.resume is not None:
             log.info(f"resuming from {found[0]}" if found else f"{self.run} holds no checkpoint yet: starting fresh")
         if found:
+            check_same_parent(self.config)
             self._check_state(*found)
         return found
 
-    def _check_state(self, checkpoint: Path, state: State) -> None:
-        """Refuse a state that this run cannot have written.
+    def _fork(self) -> tuple[Path, State]:
+        """Begin the run as a fork, once everything about it is checked; its first checkpoint."""
+        checkpoint, state = parent_checkpoint(self.config)
+        self._check_state(checkpoint, state, FORKABLE)
+        if self.world.is_main:
+            write_fork(self.config, checkpoint, state, self.fingerprint)
+        barrier()
+        return self.run / "checkpoints" / checkpoint.name, state
+
+    def _how_to_change(self, key: str) -> str:
+        if key in FORKABLE:
+            return f"--fork {self.run} starts a run from it in which this may change, or resume with the same settings"
+        return "resume with the same settings or start another run"
+
+    def _check_state(self, checkpoint: Path, state: State, may_differ: Collection[str] = ()) -> None:
+        """Refuse a state that this run cannot have written, or that it may not fork.
 
         Raises:
             UserError: impossible numbers, or other settings.
@@ -371,11 +400,10 @@ class Trainer:
         if state.epoch is None or state.contract is None:
             raise UserError(f"{checkpoint / 'state.json'}: is not the state of a training run")
         for key, value in self.fingerprint.items():
-            if state.contract.get(key) != value:
-                raise UserError(
-                    f"{key}: {checkpoint} was made with {state.contract.get(key)!r}, this run asks for {value!r}; "
-                    "resume with the same settings or start another run"
-                )
+            if state.contract.get(key) != value and key not in may_differ:
+                advice = f"a fork may change {FORK_CHANGES}" if may_differ else self._how_to_change(key)
+                theirs = state.contract.get(key)
+                raise UserError(f"{key}: {checkpoint} was made with {theirs!r}, this run asks for {value!r}; {advice}")
         if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps or state.epoch > self.config.optim.epochs:
             raise UserError(
                 f"{checkpoint / 'state.json'}: step {state.step} after {state.epoch} epochs, and an epoch has {steps}; "

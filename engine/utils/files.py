@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import UserError
+from .names import HUB
 
 
 @contextmanager
@@ -71,14 +72,27 @@ def sync(path: Path) -> None:
 
 
 def check_input(**paths: str | Path | None) -> None:
-    """Refuse files and folders that are not there; key → path, None or empty: not given.
+    """Refuse files and folders that are not there; key → path, None or empty: not given. Names on the Hub are let pass.
 
     Raises:
         UserError: naming key and path.
     """
     for key, path in paths.items():
-        if path and not Path(path).exists():
+        if path and not Path(path).exists() and not str(path).startswith(HUB):
             raise UserError(f"{key}: {path}: no such file or folder")
+
+
+def check_names(**names: str | list[str] | None) -> None:
+    """Refuse a text file of names that is not there, most often a name itself; key → file, or a list of names.
+
+    Raises:
+        UserError: naming key and file, and how a list is given.
+    """
+    for key, value in names.items():
+        if isinstance(value, str) and value and not Path(value).is_file():
+            raise UserError(
+                f"{key}: {value}: no such file of names, one a line; names themselves go in a list, --{key} '[{value}]'"
+            )
 
 
 def check_output(path: str | Path, *, folder: bool = True, key: str = "output") -> None:
@@ -97,6 +111,17 @@ def check_output(path: str | Path, *, folder: bool = True, key: str = "output") 
         raise UserError(f"{key}: {path} lies below {place}, which is a file; choose another name")
     if not os.access(place, os.W_OK):
         raise UserError(f"{key}: {place} is not writable; choose another place")
+
+
+def check_unused(*files: str | Path, overwrite: bool, key: str = "output") -> None:
+    """Refuse, before any work is done, to replace results unless `overwrite`; `key` as in `check_output`.
+
+    Raises:
+        UserError: naming the first file that would be replaced.
+    """
+    held = next((file for file in files if Path(file).exists()), None)
+    if held is not None and not overwrite:
+        raise UserError(f"{key}: {held} is there already; choose another name, or give --overwrite true to replace it")
 
 
 def check_new_folder(path: str | Path, *, key: str = "output") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Self
 
@@ -13,10 +14,20 @@ from .text import printable
 ROOT = "pspg"
 
 
+def is_first() -> bool:
+    """Whether this is the first of several processes, or the only one, as its launcher says."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class AboveProgressBars(logging.Handler):
-    """Writes each message as one printable line on standard error, without breaking a progress bar."""
+    """Writes each message as one printable line on standard error, without breaking a progress bar.
+
+    Of several processes the first tells what all of them meet; the others show errors only, which are their own.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR and not is_first():
+            return
         tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("ViT-", "RN", "hf-hub:", "EVA", "coca_")
+HUB = "hf-hub:"
+"""what the name of a folder on the Hugging Face Hub begins with"""
+FAMILIES = ("ViT-", "RN", HUB, "EVA", "coca_")
 """how names of models begin that hold a slash and are no paths"""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,11 +17,27 @@ def choices(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_")))
 
 
+_registered: dict[str, set[str]] = {}
+"""setting → names of the classes registered so far"""
+_listeners: list[Callable[[], None]] = []
+
+
+def registered(setting: str) -> tuple[str, ...]:
+    """Names of the classes registered so far for a setting, sorted; among them those of no file of the engine's."""
+    return tuple(sorted(_registered.get(setting, ())))
+
+
+def on_register(listener: Callable[[], None]) -> None:
+    """Call a function whenever a class has been registered."""
+    _listeners.append(listener)
+
+
 class Registry(Generic[T]):
     """Classes of a package by the value of the setting that chooses them; each is imported when it is asked for.
 
     A module `<package>/<name>.py` holds one class with the attribute `name`, under the decorator `register`. A class of
-    your own can be registered from any module, before it is asked for.
+    your own can be registered from any module, before it is asked for; defined anew, as in a notebook, it takes the
+    place of the one before.
 
     Args:
         setting: dotted name of the setting, for messages.
@@ -39,8 +56,14 @@ class Registry(Generic[T]):
             ValueError: another class has that name.
         """
         name: str = cls.name  # type: ignore[attr-defined]
-        if self._classes.setdefault(name, cls) is not cls:
+        other = self._classes.get(name)
+        taken = name in choices(self._folder) and not cls.__module__.startswith(f"{self._package}.")
+        if taken or (other is not None and _place(other) != _place(cls)):
             raise ValueError(f"{self.setting}: {name!r} is registered twice")
+        self._classes[name] = cls
+        _registered.setdefault(self.setting, set()).add(name)
+        for listener in _listeners:
+            listener()
         return cls
 
     def names(self) -> tuple[str, ...]:
@@ -58,3 +81,8 @@ class Registry(Generic[T]):
         if name not in self._classes:
             raise UserError(f"{self.setting}: {name!r} is not one of {', '.join(self.names())}")
         return self._classes[name]
+
+
+def _place(cls: type) -> tuple[str, str]:
+    """Module and name, by which a class that is defined anew is known."""
+    return cls.__module__, cls.__qualname__

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .text import printable
+
 PLAIN_WIDTH = 200
 """characters of a line that no terminal limits"""
 
@@ -24,13 +26,14 @@ def show_table(
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else None)
+    heading = Text(printable(title)) if title else None
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else None)
     shown = list(rows)[:most]
     for number, column in enumerate(columns):
         figures = number > 0 and all(row[number][:1].isdigit() or row[number] in ("", "–") for row in shown)
-        table.add_column(Text(column), justify="right" if figures else "left", no_wrap=number > 0)
+        table.add_column(Text(printable(column)), justify="right" if figures else "left", no_wrap=number > 0)
     for row in shown:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"… and {len(rows) - len(shown)} more")

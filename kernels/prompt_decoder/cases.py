@@ -9,7 +9,13 @@ import torch
 
 from ..cases import HEADS, B, C, Case, D, G, H, N, empty
 from .gru import parameter_shapes
-from .triton import decode
+from .triton import decode, host
+from .triton.persistent import Sizes
+
+
+def _run_in_one_launch(dtype: torch.dtype) -> None:
+    with host.use("one"):
+        _run(dtype)
 
 
 def _run(dtype: torch.dtype) -> None:
@@ -27,6 +33,13 @@ def _flops(inputs: int, outputs: int) -> Callable[[Mapping[str, Any]], float]:
     return lambda a: 2.0 * G * a["classes"] * inputs * outputs
 
 
+def _steps(sizes: Sizes, attention: int) -> float:
+    """FLOPs of all steps: five layers, six matrices of the GRU but for the first step, attention to classes, images."""
+    layers = sizes.steps * 5 + (sizes.steps - 1) * 6
+    attended = attention * sizes.classes + 2 * sizes.heads * sizes.images
+    return 2.0 * sizes.decoders * sizes.classes * sizes.hidden * (layers * sizes.hidden + sizes.steps * attended)
+
+
 CASES = (
     Case(
         "prompt decoder",
@@ -42,5 +55,14 @@ CASES = (
             "gru_backward_kernel": _flops(3 * H, H),
             "recurrence_backward_kernel": _flops(6 * H, H),
         },
+    ),
+    Case(
+        "prompt decoder in one launch",
+        _run_in_one_launch,
+        flops={
+            "forward_kernel": lambda a: _steps(a["sizes"], 2),
+            "backward_kernel": lambda a: _steps(a["sizes"], 7),
+        },
+        may_spill=True,
     ),
 )

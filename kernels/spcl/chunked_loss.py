@@ -61,21 +61,29 @@ def chunked_loss(
     )
     first, second, weights = pairs.to(vectors.device)
     low, high = pairs.rows
+    window, prefix_index = pairs.window, first
+    if window is not None:
+        low, high, prefix_index = 0, len(window), first - window[0]
     impl = "eager" if operations is EAGER else "triton"
     with no_autocast(vectors):
         if prompts.cache is None:
-            rows = vectors[None, low:high], template.rows(low, high)
-            cache = encode_prompts(tower, rows[1], rows[0], keep_cache=True, memory=memory, impl=impl).prompts.cache
+            if window is None:
+                own, around = vectors[low:high], template.rows(low, high)
+            else:
+                own, around = vectors.index_select(0, window), template.take(window)
+            cache = encode_prompts(tower, around, own[None], keep_cache=True, memory=memory, impl=impl).prompts.cache
             assert cache is not None
+        elif window is not None:
+            cache = tuple(state.index_select(0, window) for state in prompts.cache)
         else:
             cache = prompts.cache if pairs.bounds is None else tuple(state[low:high] for state in prompts.cache)
         suffixes = pair_suffixes(tower, template, vectors)
         suffix_index = pair_suffix_index(template, first, second)
         ragged = PairChunks(
-            first,
+            prefix_index,
             suffix_index,
             size,
-            prefixes=len(vectors),
+            prefixes=len(vectors) if window is None else high,
             suffixes=len(suffixes.x),
             prefix_tokens=cache[0].shape[1],
             suffix_tokens=tokens,

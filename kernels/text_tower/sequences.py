@@ -71,6 +71,20 @@ class PromptTemplate:
             tails=self.tails[part],
         )
 
+    def take(self, rows: Tensor) -> PromptTemplate:
+        """The template of classes `rows` (K,) on the device, which the host does not know: all names count as longest.
+
+        It serves prefixes; `longest_pair` and the groups of pair suffixes are not those of the classes.
+        """
+        return replace(
+            self,
+            token_suffix=self.token_suffix.index_select(0, rows),
+            name_lengths=self.name_lengths.index_select(0, rows),
+            lengths=(self.longest_name,) * len(rows),
+            tail_lengths=None if self.tail_lengths is None else self.tail_lengths.index_select(0, rows),
+            tails=(max(self.tails),) * len(rows) if self.tails else (),
+        )
+
     def to(self, dtype: torch.dtype) -> PromptTemplate:
         """The template in another dtype."""
         return replace(

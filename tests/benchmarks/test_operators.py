@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks import bench
 from benchmarks.harness import Sizes
 from benchmarks.operator_case import OperatorCase
-from benchmarks.operators import OPERATORS, Problem, outcome
+from benchmarks.operators import OPERATORS
+from benchmarks.problem import Problem, outcome
 from benchmarks.rows import FAILED, OK, UNAVAILABLE, Row
 from pspg.kernels.pairs import PairSample, PairSelection
 from pspg.kernels.spcl import ImageBatch, spcl

@@ -46,7 +46,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pspg.engine.data.phantoms.dataset import PhantomConfig, write_phantoms
 
     folder = tmp_path_factory.mktemp("data") / "phantoms"
-    write_phantoms(PhantomConfig(train=72, val=24, test=40, size=64, classes=20), folder, workers=1)
+    write_phantoms(PhantomConfig(train=72, val=24, test=40, image_size=64, classes=20), folder, workers=1)
     (folder / "clip.json").write_text(json.dumps(PHANTOM_CLIP))
     return folder
 

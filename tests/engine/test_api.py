@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -15,6 +16,17 @@ def test_every_public_name_is_there() -> None:
     assert sorted(pspg.engine.__all__) == sorted(pspg.engine._HOME)
     for name in pspg.engine.__all__:
         assert getattr(pspg.engine, name).__name__ == name if name != name.upper() else getattr(pspg.engine, name)
+
+
+def test_the_package_is_light_until_it_is_used() -> None:
+    """Neither the import nor the version needs torch."""
+    script = (
+        "import sys, pspg.engine as pspg; print(pspg.__version__, sorted(set(pspg.__all__) - set(dir(pspg))));"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'open_clip', 'jsonargparse')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [metadata.version("pspg-engine"), "[]"]
 
 
 def test_settings_of_a_run_are_read_without_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from pspg.engine.commands.train import check_parts
 from pspg.engine.config import DataConfig, LossConfig, ModelConfig
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.losses import PromptLoss
-from pspg.engine.training.trainer import learning_rate
+from pspg.engine.training.optimizer import learning_rate
 from pspg.engine.utils.errors import UserError
+from pspg.engine.utils.help import plain_type
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -81,7 +83,8 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
     ("arguments", "message"),
     [
         ("", "pspg-engine: error: give a command; --help lists them"),
-        ("prepare", "pspg-engine prepare: error: give a command; --help lists them"),
+        ("prepare", "pspg-engine prepare: error: give a command, one of chestxray14, chexpert, folder, mimic-cxr, "),
+        ("predict images", "images: belongs to no setting; give it as --input images"),
         ("trian", "there is no command 'trian'; did you mean train?"),
         ("padchest", "there is no command 'padchest'; did you mean prepare padchest?"),
         ("prepare padchst --output x", "there is no command 'padchst'; did you mean padchest?"),
@@ -102,6 +105,13 @@ def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str], argument
         ("train --resume foo", "resume: 'foo' is not one of latest, null"),
         ("train --loss.pair_reduction max", "loss.pair_reduction: 'max' is not one of sum, mean, null"),
         ("evaluate --class_lists x", "class_lists: must be names and values, {NAME: VALUE}, got x"),
+        ("phantom --size 3", "there is no setting --size; its name is --image_size now"),
+        ("prepare cache --size=3", "there is no setting --size; its name is --image_size now"),
+        ("train --output a b.yaml", "b.yaml: a file of settings stands first, or behind --config"),
+        ("evaluate --notes a", "notes: must be a list, [A, B], got a"),
+        ("evaluate --pictures {a:{b:c}}", "pictures: must be names and values, {NAME: VALUE}, got {a:{b:c}}"),
+        ("prepare table --label_columns Edema", "label_columns: must be a list, [A, B], got Edema"),
+        ("train --model.dropout null", "model.dropout: must be a number, got null"),
         ("study", "study: error: give FILE, a YAML file with its settings"),
         ("study none.yaml", "config: none.yaml: no such file"),
         ("train none.yaml", "config: none.yaml: no such file"),
@@ -261,6 +271,7 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
     for field in dataclasses.fields(settings):
         assert f"--{field.name}" in text
     assert "(type:" in text
+    assert not re.search(r"Union\[|Optional\[|Literal\[|typing|<class", text)
     assert not re.search(r"default:\s*\)", text)
 
 
@@ -269,7 +280,7 @@ def test_the_example_of_a_command_is_valid(command: str, monkeypatch: pytest.Mon
     monkeypatch.chdir(CONFIGS[0].parents[1])
     name, config = parse([*command.split(), *str(COMMANDS[command].example).split()])
     assert name == command
-    assert config.output
+    assert config.checkpoint if command == "calibrate" else config.output  # it writes to the model
 
 
 def test_shells_complete_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,6 +290,79 @@ def test_shells_complete_commands_and_settings(capsys: pytest.CaptureFixture[str
     script = capsys.readouterr().out
     assert "--optim.lr" in script
     assert "import-checkpoint" in script
+
+
+def every_type() -> list[tuple[str, str]]:
+    """A setting of each type: command and dotted key."""
+    found: dict[str, tuple[str, str]] = {}
+
+    def walk(settings: Any, command: str, prefix: str = "") -> None:
+        for field in dataclasses.fields(settings):
+            if dataclasses.is_dataclass(field.default_factory):
+                walk(field.default_factory, command, f"{prefix}{field.name}.")
+            else:
+                found.setdefault(str(field.type), (command, prefix + field.name))
+
+    for name, command in COMMANDS.items():
+        walk(command.load(command.settings), name)
+    return list(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "key"), every_type())
+def test_no_value_of_a_wrong_type_shows_the_parser_s_own_words(command: str, key: str) -> None:
+    for value in ("x", "3", "-1", "1.5", "[a, b]", "{a: b}", "null", "true", "[1, [2]]", "[{a: b}]", "{a: {b: c}}", ""):
+        said = ""
+        try:
+            parse([*command.split(), f"--{key}={value}"])
+        except UserError as error:
+            said = str(error)
+        assert not said or key in said
+        assert not re.search(r"[Pp]arser key|Union|ubtype|<class|typing|Expected|NoneType|restriction", said)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Optional[Literal['a', 'b']]", "{a, b} | null"),
+        ("Union[str, list[str], null]", "str | list[str] | null"),
+        ("Union[Literal['a', 'b'], list[Literal['a', 'b']]]", "{a, b} | list[{a, b}]"),
+        ("dict[str, int | null]", "dict[str, int | null]"),
+        ("PositiveInt | null", "PositiveInt | null"),
+    ],
+)
+def test_types_are_shown_as_alternatives(text: str, shown: str) -> None:
+    assert plain_type(text) == shown
+
+
+def test_a_configuration_is_found_without_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, config = parse(["train", "chexpert_phase2", "--output", "a"])
+    assert (config.output, config.task) == ("a", "prompt")
+    Path("own.yaml").write_text("batch_size: 3\n")
+    assert parse(["train", "own"])[1].batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --data.train {file} --data.class_names Edema", "data.class_names: Edema: no such file of names"),
+        ("predict --checkpoint {file} --input {file} --class_names Edema", "names themselves go in a list, --class"),
+        ("predict --checkpoint {file} --input {file} --maps m --map_classes A", "map_classes: A: no such file of"),
+        ("export-checkpoint --checkpoint {file} --output o --layout classifier --class_names A", "A: no such file of"),
+        ("import-checkpoint --source {file} --output o --class_names A", "class_names: A: no such file of names"),
+        ("evaluate --clip RN50 --manifest {file} --output o --class_lists {lists}", "class_lists: a: Mass: no such"),
+        ("evaluate --clip RN50 --manifest {file} --output o --label_names Mass", "label_names: Mass: no such file"),
+    ],
+)
+def test_a_class_name_where_a_file_is_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    words = shlex.split(arguments.replace("{lists}", "'{a: Mass}'").replace("{file}", str(file)))
+    assert main([*words, *(["--model.pretrained", "random"] if words[0] == "train" else [])]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +398,8 @@ def test_a_command_that_takes_a_file_asks_for_it(capsys: pytest.CaptureFixture[s
 REFUSALS = [
     ("train --data.train none.jsonl", "data.train: none.jsonl: no such file or folder"),
     ("train --data.train {file} --data.image_root none", "data.image_root: none: no such file or folder"),
+    ("train --data.train {file}", "model.pretrained: phase 2 freezes the backbone, and its weights would be random"),
+    ("train --data.train {file} --output {run}", "output: {run} already holds a run; continue it with --resume latest"),
     ("train --data.train {file} --data.cache none", "data.cache: none: no such file or folder"),
     ("train --data.train {file} --output {file}", "output: {file} is a file; choose another name"),
     ("train --data.train {file} --optim.warmup_epochs 60", "optim.warmup_epochs: 60"),
@@ -356,12 +442,66 @@ def test_a_refusal_that_needs_no_model_imports_no_torch(tmp_path: Path) -> None:
         "    slow = {'torch', 'open_clip', 'deepspeed', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
         "    print('END', status, *slow, file=sys.stderr)\n"
     )
-    lines = [arguments.replace("{file}", str(file)) for arguments, _ in REFUSALS]
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last").write_text("step-00000001")
+
+    def filled(text: str) -> str:
+        return text.replace("{file}", str(file)).replace("{run}", str(run))
+
+    lines = [filled(arguments) for arguments, _ in REFUSALS]
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, input="\n".join(lines), capture_output=True, text=True, check=True
     )
     told = re.split(r"END (.*)\n", done.stderr)
     for (arguments, message), error, end in zip(REFUSALS, told[::2], told[1::2], strict=False):
         assert end == ("2" if message else "0"), arguments
-        assert message.replace("{file}", str(file)) in error
+        assert filled(message) in error
     assert len(told[1::2]) == len(REFUSALS)
+
+
+@pytest.mark.parametrize("command", [[], ["prepare", "check"], ["train"], ["predict"]])
+def test_help_says_what_each_exit_status_means(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0, all was done, with on_bad_image skip also where images were left out" in shown
+    assert "prepare check found images that cannot be used; 3, all was done, and a damaged checkpoint" in shown
+
+
+@pytest.mark.parametrize(("content", "status"), [(b"no image", 2), (None, 2), ("whole", 0)])
+def test_the_exit_status_of_a_damaged_image_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | str | None, status: int
+) -> None:
+    """2 where it is checked or met, 0 where it was asked to leave such images out."""
+    from PIL import Image
+
+    for name in ("a.png", "b.png"):
+        Image.new("L", (16, 16), 40).save(tmp_path / name)
+    if content is None:
+        (tmp_path / "b.png").unlink()
+    elif isinstance(content, bytes):
+        (tmp_path / "b.png").write_bytes(content)
+    lines = [f'{{"id": "{name}", "filepath": "{name}"}}\n' for name in ("a.png", "b.png")]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    source = ["--manifest", str(tmp_path / "a.jsonl")]
+    assert main(["prepare", "check", *source, "--workers", "1"]) == status
+    cache = ["prepare", "cache", *source, "--workers", "1", "--size", "8", "--output"]
+    assert main([*cache, str(tmp_path / "stop")]) == status
+    assert main([*cache, str(tmp_path / "skip"), "--on_bad_image", "skip"]) == 0
+    assert ("1 unreadable images were left out" in capsys.readouterr().err) == (status == 2)
+
+
+@pytest.mark.parametrize("output", ["a.png", "A.JPEG", "a.dcm", "a.jsonl", "linked.csv"])
+def test_nothing_is_written_over_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "filepath": "a.png"}\n')
+    (tmp_path / "a.png").write_bytes(b"precious")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "linked.csv").symlink_to("a.jsonl")
+    source, target = str(tmp_path / "a.jsonl"), str(tmp_path / output)
+    assert main(["predict", "--checkpoint", str(tmp_path / "model"), "--input", source, "--output", target]) == 2
+    assert f"error: output: {target} " in capsys.readouterr().err
+    if output in ("a.jsonl", "linked.csv"):
+        assert main(["prepare", "check", "--manifest", source, "--output", target]) == 2
+        assert f"error: output: {target} is the input" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == b"precious"

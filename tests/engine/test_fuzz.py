@@ -1,31 +1,40 @@
-"""Files of any content: success or one line, nothing else. 21,000 inputs with a fixed seed."""
+"""Files of any content: success or one line, nothing else. 21,850 inputs with a fixed seed (`test_how_many`)."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save
 
 from pspg.engine.checkpoints.integrity import read_state
 from pspg.engine.checkpoints.model_folder import FORMAT, read_description
 from pspg.engine.cli import parse
-from pspg.engine.data.cache.pixel_cache import Header
+from pspg.engine.data.cache.pixel_cache import Header, Shard, open_pixels, read_index
 from pspg.engine.data.images import read_image
 from pspg.engine.data.manifest import load_label_names, load_manifest
 from pspg.engine.data.tables import Table
 from pspg.engine.evaluation.sources.predictions import read_predictions
+from pspg.engine.models.weights import read_weights
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.metrics_log import read_metrics
+from tests.engine.conftest import tiny_config
+
+EXAMPLES = 1150
+"""inputs for each reader"""
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=8),
@@ -109,6 +118,93 @@ READERS |= {
 }
 
 
+def dicom(kind: str) -> bytes:
+    """A DICOM file of 8 × 8 pixels with most of the attributes that are read."""
+    pydicom = pytest.importorskip("pydicom")
+    from tests.engine.data.dicom_files import dataset, lut
+
+    ds = dataset(np.arange(64, dtype=np.uint16).reshape(8, 8) * 60, WindowCenter=2000, WindowWidth=3000)
+    ds.RescaleSlope, ds.RescaleIntercept, ds.PixelPaddingValue = "2", "-10", 0
+    ds.VOILUTSequence = lut(16, 0, 8, bytes(range(16)))
+    if kind == "RLE":
+        del ds.VOILUTSequence
+        ds.compress(pydicom.uid.RLELossless)
+    out = io.BytesIO()
+    ds.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def close(path: Path) -> None:
+    os.close(open_pixels(path.parent, Shard(0, 2, "", ""), 4)[0])
+
+
+def index(path: Path) -> object:
+    """As if the checksum were right, so that the content is read."""
+    return read_index(path.parent, Shard(0, 2, "", hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def torch_file() -> bytes:
+    out = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(2), "module.b": torch.ones(1)}}, out)
+    return out.getvalue()
+
+
+def array_file() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.zeros((2, 4, 4), np.uint8))
+    return out.getvalue()
+
+
+def replaced(document: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """A JSON document with some of its values, at any depth, replaced or left out."""
+
+    def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        return [*([at] if at else []), *(place for key, part in inner for place in places(part, (*at, key)))]
+
+    def apply(changes: list[tuple[tuple[Any, ...], Any]]) -> bytes:
+        changed = json.loads(json.dumps(document))
+        for place, new in changes:
+            parent = changed
+            try:
+                for key in place[:-1]:
+                    parent = parent[key]
+                parent[place[-1]] = new
+            except (KeyError, IndexError, TypeError):  # an earlier change took it away
+                continue
+        return json.dumps(changed).encode()
+
+    change = st.tuples(st.sampled_from(places(document)), JSON | st.sampled_from([0, 1, -1, 0.5, "gru", [], {}, 2**40]))
+    return st.lists(change, min_size=1, max_size=3).map(apply)
+
+
+ENTRY = b'{"id": "x", "filepath": "a.png", "bytes": 9, "mtime_ns": 5}\n'
+FOLDER = {
+    "format": FORMAT,
+    "kind": "pspg",
+    "clip": tiny_config(),
+    "head": {"prompt_length": 3, "hidden_size": 8, "decoder_heads": 2, "decoder": "gru", "fusion": "gate_after_norm"},
+    "class_names": ["edema", "no finding"],
+    "pixels": {"size": 32, "resize": "pad", "mean": 0.5, "std": 0.25},
+    "training": "1 image",
+}
+READERS |= {
+    **{
+        f"DICOM {kind}": ("a.dcm", lambda path: read_image(path, max_megapixels=1), mixed(dicom(kind)))
+        for kind in ("native", "RLE")
+    },
+    "cache index": (
+        "index-00000.jsonl",
+        index,
+        mixed(ENTRY * 2) | objects("id", "filepath", "bytes", "mtime_ns", "bad"),
+    ),
+    "cache pixels": ("pixels-00000.npy", close, mixed(array_file())),
+    "weights": ("a.safetensors", read_weights, mixed(save({"a": torch.zeros(2), "b": torch.ones(1)}))),
+    "pickled weights": ("a.pth", read_weights, mixed(torch_file())),
+    "model folder": ("model.json", lambda path: read_description(path.parent), replaced(FOLDER)),
+}
+
+
 def check(tmp_path: Path, name: str, content: bytes) -> None:
     file, read, _ = READERS[name]
     path = tmp_path / file
@@ -126,9 +222,17 @@ def check(tmp_path: Path, name: str, content: bytes) -> None:
 def test_any_content_is_success_or_one_line(tmp_path: Path, name: str) -> None:
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
-    @settings(max_examples=1750, deadline=None, derandomize=True, database=None, suppress_health_check=quiet)
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=quiet)
     @given(READERS[name][2])
     def run(content: bytes) -> None:
         check(tmp_path, name, content)
 
     run()
+
+
+def test_how_many(tmp_path: Path) -> None:
+    """At least 20,000, of every kind of file; and the folder whose values are replaced is good as it is."""
+    assert EXAMPLES * len(READERS) >= 20_000
+    assert f"{EXAMPLES * len(READERS):,} inputs" in str(__doc__)
+    (tmp_path / "model.json").write_text(json.dumps(FOLDER))
+    assert read_description(tmp_path)["kind"] == "pspg"

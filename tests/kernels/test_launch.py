@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -84,3 +85,16 @@ def test_a_tensor_descriptor_must_describe_a_contiguous_tensor() -> None:
     assert launches[0].arguments["x"] is good
     assert launch.tensor_of(good) is good.base
     assert launch.tensor_of(3) is None
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor | None
+
+
+def test_tensors_of_a_named_tuple_are_checked_and_named() -> None:
+    good = Pair(torch.empty(2, 3, device=META), None)
+    assert list(launch.tensors_of("pair", good)) == ["pair.x"]
+    with launch.record(80) as launches, pytest.raises(ValueError, match=r"^kernel: y.x must be contiguous"):
+        launch.launch(KERNEL, (1,), good, 0, Pair(good.x.T, good.x))
+    assert launches == []

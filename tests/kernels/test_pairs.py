@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pspg.kernels.pairs import PairSample, PairSelection, pad_sample, pair_indices
+from pspg.kernels.pairs import PairSample, PairSelection, balanced_parts, pad_sample, pair_indices
 
 CPU = torch.device("cpu")
 
@@ -69,3 +69,35 @@ def test_a_padded_sample_has_the_same_weight_of_every_pair(count: int) -> None:
     assert all((low, high) == (0, 5) for _, _, low, high in PairSelection(5, sample).chunks(2))
     with pytest.raises(ValueError, match="3 pairs are more than 2"):
         pad_sample(PairSample(first, second, torch.ones(3)), 2, 5)
+
+
+def cost(pairs: PairSelection, part: tuple[int, int], row_cost: float) -> float:
+    """Of a part: its pairs, and the rows from its first to its last."""
+    low, high = pairs.part(*part).rows
+    return part[1] - part[0] + row_cost * (high - low) if part[1] > part[0] else 0.0
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("row_cost", [0.0, 1.0, 2.5])
+def test_parts_cost_about_the_same(pieces: int, row_cost: float) -> None:
+    """More parts than pairs, rows without pairs, and one class without any pair included."""
+    sparse = PairSample(torch.tensor([3, 3, 9, 9, 9, 10]), torch.tensor([4, 5, 10, 11, 12, 12]), torch.ones(6))
+    selections = [PairSelection(1), PairSelection(2), PairSelection(5), PairSelection(60), PairSelection(14, sparse)]
+    for pairs in selections:
+        parts = balanced_parts(pairs, pieces, row_cost)
+        assert len(parts) == pieces
+        assert (parts[0][0], parts[-1][1]) == (0, len(pairs))
+        assert [stop for _, stop in parts[:-1]] == [start for start, _ in parts[1:]]
+        assert all(start <= stop for start, stop in parts)
+        whole = cost(pairs, (0, len(pairs)), row_cost)
+        assert max(cost(pairs, part, row_cost) for part in parts) <= whole / pieces + row_cost + 1
+
+
+def test_parts_of_equal_cost_are_not_of_equal_number() -> None:
+    pairs, by_number = PairSelection(60), [(885 * part, 885 * part + 885) for part in range(2)]
+    parts = balanced_parts(pairs, 2, 1.0)
+    costs, before = ([cost(pairs, part, 1.0) for part in found] for found in (parts, by_number))
+    assert max(costs) < max(before)
+    assert parts[0][1] > 885
+    with pytest.raises(ValueError, match="a part already"):
+        balanced_parts(pairs.part(0, 3), 2, 1.0)

@@ -13,6 +13,8 @@ from pspg.kernels.launch import record
 from pspg.kernels.prompt_decoder import decode, folding
 from pspg.kernels.prompt_decoder.gru import parameter_shapes
 
+triton = pytest.importorskip("triton", reason="needs triton")
+tl = pytest.importorskip("triton.language", reason="needs triton")  # which kernels of this file need
 host = pytest.importorskip("pspg.kernels.prompt_decoder.triton.host", reason="needs triton")
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -110,6 +112,51 @@ def test_outputs_and_gradients(
     assert ours <= 1.5 * torchs
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        (SHAPES[1], torch.bfloat16),
+        (SHAPES[2], torch.float32),
+        *(pytest.param(shape, dtype, marks=pytest.mark.slow) for shape in (*SHAPES, LARGE[0]) for dtype in DTYPES),
+    ],
+)
+def test_all_steps_in_one_launch_give_the_same(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """The interpreter runs a phase at a time, and refuses one that reads what another program of the phase writes."""
+    classes, images, hidden, heads, count, n = shape
+    inputs = Inputs(device, classes=classes, images=images, hidden=hidden, heads=heads, count=count)
+    many = inputs.outcome("triton", dtype, n)
+    with torch.no_grad(), host.use("one"):
+        short = [tensor.to(dtype) for tensor in inputs.tensors]
+        unsaved = inputs.run("triton", short, n)
+    with torch.no_grad():
+        assert torch.equal(unsaved, inputs.run("triton", short, n)) or device.type == "cuda"
+    with host.use("one"):
+        one = inputs.outcome("triton", dtype, n)
+    for number, (found, other) in enumerate(zip(one, many, strict=True)):
+        # On a GPU the compiler may share out the sums of a row over threads otherwise.
+        allowed = 0.0 if device.type == "cpu" else 4 * torch.finfo(dtype).eps * other.abs().max()
+        assert (found - other).abs().max() <= allowed, f"tensor {number}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter sees conflicts, a GPU does not")
+def test_phases_need_the_barrier(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a program reads what another has just written, which the interpreter refuses."""
+    from pspg.kernels.prompt_decoder.triton import persistent
+
+    monkeypatch.setattr(persistent, "meet", triton.jit(_pass_by))
+    monkeypatch.setattr(host, "interpreted", lambda device: False)
+    monkeypatch.setattr(host, "multiprocessors", lambda device: 3)
+    inputs = Inputs(device, classes=3, images=2)
+    with host.use("one"), torch.no_grad(), pytest.raises(RuntimeError, match="forward_kernel: conflict"):
+        inputs.run("triton", [tensor.float() for tensor in inputs.tensors], 2)
+
+
+def _pass_by(counter, arrivals):  # type: ignore[no-untyped-def]
+    pass
+
+
 def test_gradients_of_some_inputs(device: torch.device) -> None:
     """They are the same as among all, bit for bit, so no result depends on the order that programs run in."""
     inputs = Inputs(device, classes=3, images=3)
@@ -180,16 +227,29 @@ def test_refuses_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("architecture", "overlaps"), [(80, False), (90, True)])
-def test_overlap_is_asked_of_every_launch_where_it_can_be_had(
-    architecture: int, overlaps: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overlap_is_asked_of_every_launch_where_it_can_be_had(architecture: int, overlaps: bool) -> None:
     """A kernel that did not wait would read what the one before has not written."""
     from pspg.kernels.prompt_decoder.cases import CASES
 
-    (case,) = CASES
-    monkeypatch.setattr(host, "OVERLAP", True)
-    with record(architecture) as launches:
+    case, _ = CASES
+    with record(architecture) as launches, host.use("overlapped"):
         case.run(torch.bfloat16)
     assert len(launches) > 200
     assert all(launch.arguments["OVERLAP"] is overlaps for launch in launches)
     assert all(launch.options.get("launch_pdl", False) is overlaps for launch in launches)
+
+
+def test_one_launch_is_two_that_are_cooperative() -> None:
+    """Programs that wait for one another must all run at once."""
+    from pspg.kernels.prompt_decoder.cases import CASES
+
+    _, case = CASES
+    with record(90) as launches:
+        case.run(torch.bfloat16)
+    found = {launch.kernel.fn.__name__: launch for launch in launches}
+    assert [len(launches), *found] == [3, "forward_kernel", "self_attention_kernel", "backward_kernel"]
+    for name in ("forward_kernel", "backward_kernel"):
+        launch = found[name]
+        assert launch.options["launch_cooperative_grid"]
+        assert launch.grid == (132,)
+        assert (launch.arguments["first"], launch.arguments["last"]) == (0, 7 * 16)

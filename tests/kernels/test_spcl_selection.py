@@ -100,6 +100,35 @@ def test_pairs_of_weight_0_change_nothing(
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("impl", ["eager", "reference"])
+@pytest.mark.parametrize("names", [None, [1, 2, 1, 3, 1, 2]], ids=["", "prefix"])
+def test_rows_that_the_host_does_not_know(
+    tower: TextTower, make_template: MakeTemplate, impl: str, names: list[int] | None, kept: bool
+) -> None:
+    """A padded part whose rows lie in a window is the part itself; only the window's prefixes are encoded."""
+    template, y, (vectors, *images) = make_template(6, names), labels(6), inputs(6)
+    sample = sample_pairs(y, 4, torch.Generator().manual_seed(0))
+    start, stop = int((sample.first == 0).sum()), len(sample.first)
+    low, high = PairSelection(6, sample).part(start, stop).rows
+    assert low > 0
+    own = PairSample(*(tensor[start:stop] for tensor in sample))
+    padded = pad_sample(own, stop - start + 3, 6, (low, high))
+    assert padded.first.min() >= low
+    assert padded.first.max() < high
+
+    def found(pairs: PairSelection) -> list[Tensor]:
+        prompts = Prompts(vectors, template)
+        if kept:
+            prompts = encode_prompts(tower, template, vectors[None], keep_cache=True).prompts
+        options: dict[str, Any] = {"target": "batch", "reduction": "mean", "memory": TINY, "impl": impl}
+        return outcome(spcl(tower, prompts, ImageBatch(*images, y), pairs=pairs, **options), [vectors, *images])
+
+    whole = found(PairSelection(6, sample).part(start, stop))
+    for one, other in zip(found(PairSelection(6, padded, window=torch.arange(low, high))), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_a_sample_need_not_begin_with_the_first_class(tower: TextTower, make_template: MakeTemplate) -> None:
     """One chunk of pairs of the last classes only."""
     template, y, (vectors, *images) = make_template(6), labels(6), inputs(6)

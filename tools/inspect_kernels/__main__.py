@@ -47,8 +47,10 @@ def main(cases: Sequence[Case] | None = None) -> int:
 
     start = time.perf_counter()
     units: dict[tuple[str, str, Unit], int] = {}  # of a case and dtype → launches
+    may_spill: set[str] = set()
     modelled: list[tuple[Case, str, list[Launch], list[Unit]]] = []
     for case in all_cases() if cases is None else cases:
+        may_spill |= {case.name} if case.may_spill else set()
         for dtype in arguments.dtype or case.dtypes:
             for architecture in arguments.arch:
                 launches = _launches(case, dtype, architecture, arguments.kernel)
@@ -78,6 +80,7 @@ def main(cases: Sequence[Case] | None = None) -> int:
             launches,
             texts[unit],
             compiled[unit],
+            case in may_spill,
         )
         for (case, dtype, unit), launches in units.items()
     ]

@@ -12,7 +12,7 @@ import tempfile
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -28,6 +28,9 @@ from triton.runtime.jit import create_function_from_signature
 
 from pspg.kernels.launch import Launch
 
+TENSOR = r"[A-Z]MMA\b|[A-Z]GMMA\b|UTC\w*MMA\b"
+"""instructions of tensor cores"""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -37,10 +40,12 @@ class Unit:
     kernel: str
     """qualified name in the module"""
     architecture: int
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    attributes: tuple[tuple[int, str], ...]
-    """parameter number → what is known of its value, as Triton writes it ("D": divisible by 16)"""
+    signature: tuple[tuple[str, Any], ...]
+    """parameter → type; of a named tuple, a named tuple of types"""
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    """parameter number, and number within a tuple → value"""
+    attributes: tuple[tuple[tuple[int, ...], str], ...]
+    """the same → what is known of its value, as Triton writes it ("D": divisible by 16)"""
     options: tuple[tuple[str, int], ...]
 
 
@@ -50,6 +55,8 @@ class Resources:
 
     registers: int = 0
     spill_bytes: int = 0
+    spills_in_products: int = 0
+    """instructions that spill or fetch again within loops of products"""
     shared_bytes: int = 0
     tensor_instructions: int = 0
     wide_loads: int = 0
@@ -74,17 +81,29 @@ def specialise(launch: Launch, architecture: int) -> Unit:
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, known, _ = bind(**launch.arguments)
     types = [(name, kind[0]) for name, kind in zip(bound, known, strict=True)]
+    parts = [
+        part
+        for number, (name, kind) in enumerate(zip(bound, known, strict=True))
+        for part in _parts((number,), kind[0], kind[1], bound[name])
+    ]
     return Unit(
         kernel.fn.__module__,
         kernel.fn.__qualname__,
         architecture,
         signature=tuple(types),
-        constants=tuple((name, bound[name]) for name, kind in types if kind == "constexpr"),
-        attributes=tuple(
-            (number, value[1]) for number, value in enumerate(known) if value[0] != "constexpr" and value[1]
-        ),
+        constants=tuple((path, value) for path, kind, _, value in parts if kind == "constexpr"),
+        attributes=tuple((path, known) for path, kind, known, _ in parts if kind != "constexpr" and known),
         options=tuple(sorted(launch.options.items())),
     )
+
+
+def _parts(path: tuple[int, ...], kind: Any, known: Any, value: Any) -> Iterator[tuple[tuple[int, ...], str, Any, Any]]:
+    """Path, type, what is known and value of a parameter, or of every entry of a tuple."""
+    if isinstance(kind, tuple):
+        for number, entry in enumerate(zip(kind, known, value, strict=True)):
+            yield from _parts((*path, number), *entry)
+    else:
+        yield path, kind, known, value
 
 
 def jit_function(kernel: Any) -> Any:
@@ -121,7 +140,8 @@ def compile_all(units: Sequence[Unit], jobs: int) -> dict[Unit, Resources]:
                 results[unit],
                 instructions=len(listing) - instructions["NOP"],
                 loop=longest_loop(listing),
-                tensor_instructions=_count(instructions, r"[A-Z]MMA\b|[A-Z]GMMA\b|UTC\w*MMA\b"),
+                spills_in_products=spills_in_products(listing),
+                tensor_instructions=_count(instructions, TENSOR),
                 wide_loads=_count(instructions, r"LDG(STS)?\b.*\.(128|256)\b|UTMALDG\b"),
                 loads=_count(instructions, r"LDG(STS)?\b|UTMALDG\b"),
             )
@@ -143,7 +163,7 @@ def _compile(unit: Unit) -> tuple[Resources, bytes]:
         for name in unit.kernel.split("."):
             kernel = getattr(kernel, name)
         target = GPUTarget("cuda", unit.architecture, 32)
-        attributes = {(number,): make_backend(target).parse_attr(known) for number, known in unit.attributes}
+        attributes = {path: make_backend(target).parse_attr(known) for path, known in unit.attributes}
         source = ASTSource(jit_function(kernel), dict(unit.signature), dict(unit.constants), attributes)
         with contextlib.redirect_stdout(log):
             compiled = triton.compile(source, target=target, options=dict(unit.options))
@@ -185,13 +205,33 @@ class Instruction(NamedTuple):
 
 def longest_loop(listing: Sequence[Instruction]) -> int:
     """Instructions of the longest loop: from where a branch leads back to, to the branch."""
+    return max((end - start + 1 for start, end in _loops(listing)), default=0)
+
+
+def spills_in_products(listing: Sequence[Instruction]) -> int:
+    """Instructions on local memory in the innermost loops that have tensor-core instructions."""
+    loops = _loops(listing)
+    innermost = [
+        listing[start : end + 1]
+        for start, end in loops
+        if not any((start, end) != other and start <= other[0] and other[1] <= end for other in loops)
+    ]
+    return sum(
+        instruction.name.startswith(("LDL", "STL"))
+        for loop in innermost
+        if any(re.match(TENSOR, instruction.name) for instruction in loop)
+        for instruction in loop
+    )
+
+
+def _loops(listing: Sequence[Instruction]) -> list[tuple[int, int]]:
+    """Numbers of the first and the last instruction of every loop."""
     addresses = [instruction.address for instruction in listing]
-    spans = [
-        number - bisect_left(addresses, instruction.target) + 1
+    return [
+        (bisect_left(addresses, instruction.target), number)
         for number, instruction in enumerate(listing)
         if instruction.target is not None and addresses[0] <= instruction.target < instruction.address
     ]
-    return max(spans, default=0)
 
 
 def disassemble(codes: Sequence[bytes], architecture: int) -> list[list[Instruction]]:

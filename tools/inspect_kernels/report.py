@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import triton
 
@@ -104,11 +105,16 @@ def variants(units: Iterable[Unit]) -> dict[Unit, str]:
     for group in by_kernel.values():
         values: dict[str, set[str]] = {}
         for unit in group:
-            constants = dict(unit.constants)
+            constants = dict(_named(unit))
             for name, kind in unit.signature:
-                values.setdefault(name, set()).add(repr(constants[name]) if name in constants else kind)
+                values.setdefault(name, set()).add(repr(constants[name]) if name in constants else repr(kind))
         for unit in group:
             words = [f"{value} {name.removeprefix('num_')}" for name, value in unit.options]
-            words += [f"{name}={value}" for name, value in unit.constants if len(values[name]) > 1]
+            words += [f"{name}={value}" for name, value in _named(unit) if len(values[name]) > 1]
             texts[unit] = ", ".join(words)
     return texts
+
+
+def _named(unit: Unit) -> list[tuple[str, Any]]:
+    """Constants that are parameters by name; those within a named tuple are left out."""
+    return [(unit.signature[path[0]][0], value) for path, value in unit.constants if len(path) == 1]

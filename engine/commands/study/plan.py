@@ -158,7 +158,7 @@ class _Resolver:
         content = ""
         if run.config is not None:
             try:
-                content = Path(run.config).read_text(encoding="utf-8")
+                content = Path(run.config).read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 reason = f"cannot be read ({error}){near_names(run.config)}"
                 raise UserError(f"runs: {name}: config: {run.config}: {reason}") from None

@@ -88,6 +88,8 @@ def run(step: Step, processes: int) -> int:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     if step.command == "train":
         words += ["--resume", "latest"]
+    if step.command == "evaluate":
+        words += ["--overwrite", "true"]  # of an evaluation that was killed
     begin = time.monotonic()
     status = subprocess.run([*command, "pspg.engine", *words], env=os.environ, check=False).returncode
     status = 0 if status == DAMAGED else status  # told, and done

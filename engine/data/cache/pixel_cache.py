@@ -297,7 +297,7 @@ class PixelCache:
         if (header.size, header.resize) != (size, resize):
             raise UserError(
                 f"{folder}: holds images of {header.size} pixels ({header.resize}), the run needs {size} ({resize});"
-                " build another cache"
+                f" build another cache: pspg-engine prepare cache --image_size {size} --resize {resize}"
             )
         header.check_depth(folder, bit_depth)
         for shard in header.shards:

@@ -5,7 +5,8 @@ Expects in the source `mimic-cxr-2.0.0-metadata.csv`, `-split.csv` and `-chexper
 `files/p10/p10000032/s50414267.txt`.
 
 The paper's choices: frontal views (ViewPosition PA or AP); the text is the report's impression or conclusion, see
-`reports.py`, and images whose report has neither are left out. Official splits. Labels are CheXpert's 14,
+`reports.py`, and images whose report has none are left out and counted by the reason: no text, no headings, an
+impression that is another's or empty, or none at all. Official splits. Labels are CheXpert's 14,
 given for each study (null where it is not in the table), as in `chexpert.py`.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from ...utils.errors import UserError
 from ..preparation.dataset import DataSet, PrepareConfig
-from ..preparation.reports import impression
+from ..preparation.reports import impression, why_none
 from ..preparation.rows import Journal, Labels, Row
 from ..tables import Table, find_table
 
@@ -68,7 +69,7 @@ def _rows(
     config: MimicConfig,
     journal: Journal,
 ) -> Iterator[Row]:
-    texts: dict[str, str | None] = {}
+    texts: dict[str, tuple[str | None, str]] = {}
     for line in metadata:
         image, patient, study = line["dicom_id"], line["subject_id"], line["study_id"]
         if line["ViewPosition"] not in {"PA", "AP"}:
@@ -81,12 +82,10 @@ def _rows(
         study_folder = f"files/p{patient[:2]}/p{patient}/s{study}"
         text = None
         if config.reports is not None:
-            report = Path(config.reports, f"{study_folder}.txt")
             if study not in texts:
-                texts[study] = impression(report.read_text("utf-8", "replace")) if report.is_file() else None
-            text = texts[study]
+                texts[study] = _text(Path(config.reports, f"{study_folder}.txt"))
+            text, reason = texts[study]
             if text is None:
-                reason = "report without impression or conclusion" if report.is_file() else "no report"
                 journal.drop(reason, line.place, f"{study_folder}.txt")
                 continue
         yield Row(
@@ -98,6 +97,15 @@ def _rows(
             patient=patient,
             text=text,
         )
+
+
+def _text(path: Path) -> tuple[str | None, str]:
+    """The impression of a report, else why there is none."""
+    if not path.is_file():
+        return None, "no report"
+    report = path.read_text("utf-8-sig", "replace")
+    text = impression(report)
+    return text, "" if text else why_none(report)
 
 
 DATASET = DataSet("mimic-cxr", "manifests from MIMIC-CXR-JPG and its reports", MimicConfig, read)

@@ -7,6 +7,10 @@ The paper's subset: rows labelled by radiologists (`MethodLabel` is Physician) i
 AP_horizontal, and labels with more than 50 positives among them: 26,432 images and 108 classes. Labels come as Python
 lists with stray spaces and empty strings. A class that a row does not list is 0. There are no official splits. The
 reports are Spanish, reduced to word stems, and not used.
+
+Three of the paper's 108 classes are not seen in the one image: `exclude` and `suboptimal study` say that it should not
+be read, `unchanged` compares it with an earlier one. `not_findings` says what becomes of them; the default is the
+paper's. `normal` is a class like others, an absence (`models/absence.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from ..preparation.dataset import DataSet, SplitConfig
 from ..preparation.rows import Journal, Row
@@ -21,6 +26,8 @@ from ..preparation.splits import split_by_hash
 from ..tables import Line, Table, find_table
 
 FRONTAL = {"PA", "AP", "AP_horizontal"}
+UNUSABLE = {"exclude", "suboptimal study"}
+NOT_FINDINGS = UNUSABLE | {"unchanged"}
 COLUMNS = ("ImageID", "ImageDir", "PatientID", "Projection", "MethodLabel", "Labels")
 
 
@@ -30,14 +37,21 @@ class PadChestConfig(SplitConfig):
 
     min_positives: int = 51
     """labels with fewer positives are left out (the paper keeps those with more than 50: 108 of them)"""
+    not_findings: Literal["keep", "drop_classes", "drop_images"] = "keep"
+    """what becomes of exclude, suboptimal study and unchanged. keep: they are classes, as in the paper; drop_classes:
+    they are none, their images stay; drop_images: likewise, and images marked exclude or suboptimal study go, too"""
 
 
 def read(config: PadChestConfig, journal: Journal) -> tuple[list[str], list[Row]]:
     """Class names in alphabetical order, and the rows of the paper's subset."""
     table = Table(find_table(config.source, "PADCHEST_chest_x_ray_images_labels_160K*.csv"), COLUMNS)
-    found = [(line, names) for line in table if (names := _select(line, journal)) is not None]
+    found = [(line, names) for line in table if (names := _select(line, config, journal)) is not None]
     positives = Counter(name for _, names in found for name in names)
     classes = sorted((name for name, number in positives.items() if number >= config.min_positives), key=str.casefold)
+    if config.not_findings != "keep":
+        for name in sorted(NOT_FINDINGS & set(classes)):
+            journal.drop("class that is no finding (not_findings)", table.path.name, f"{name} ({positives[name]})")
+        classes = [name for name in classes if name not in NOT_FINDINGS]
     for name, number in positives.most_common():
         if number < config.min_positives:
             journal.drop("class with too few positives", table.path.name, f"{name} ({number})")
@@ -57,7 +71,7 @@ def read(config: PadChestConfig, journal: Journal) -> tuple[list[str], list[Row]
     return classes, rows
 
 
-def _select(line: Line, journal: Journal) -> set[str] | None:
+def _select(line: Line, config: PadChestConfig, journal: Journal) -> set[str] | None:
     """The labels of a row that belongs to the subset."""
     image = line["ImageID"]
     if line["MethodLabel"] != "Physician":
@@ -66,6 +80,8 @@ def _select(line: Line, journal: Journal) -> set[str] | None:
         journal.drop("not a frontal view", line.place, image)
     elif (names := parse_labels(line["Labels"])) is None:
         journal.drop("labels that are no list", line.place, image)
+    elif config.not_findings == "drop_images" and names & UNUSABLE:
+        journal.drop("marked exclude or suboptimal study (not_findings)", line.place, image)
     else:
         return names
     return None

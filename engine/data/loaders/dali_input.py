@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from ..augment import Crop, Jitter, Plan, Warp
 from ..bad_image import check_extent
 from ..batch import Batch
+from ..bounds import bytes_a_pixel, check_memory
 from ..dataset import ImageDataset
 from ..images import read_bytes, read_image, resize
 from ..plain_files import plain_size
@@ -104,6 +105,7 @@ class DaliInput(Dataset[Prepared]):
         size = None if decode or path.suffix.lower() == ".dcm" else plain_size(content)
         if size is not None:
             check_extent(path, *size, limit)
+            check_memory(path, *size, bytes_a_pixel(content), len(content), limit)
             return content, size
         rule = self.dataset.rule
         image = resize(read_image(path, content, **self.dataset.reading.limits), rule.size, rule.resize)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
@@ -37,13 +38,15 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 FORMAT = 1  # raise it whenever the same configuration gives other images, reports or labels
 CONFIG_FILE = "phantoms.json"
+STORED = {"image_size": "size"}
+"""settings that files have under an earlier name"""
 FINDINGS_FILE = "findings.jsonl"
 CHUNK = 64
 
 
 @dataclass(kw_only=True)
 class PhantomConfig:
-    """A phantom data set. Images depend on the seed, the split and their index there (and on size and classes)."""
+    """A phantom data set. Images depend on the seed, the split, their index there, image_size and classes."""
 
     train: int = 6000
     """training images"""
@@ -51,7 +54,7 @@ class PhantomConfig:
     """validation images"""
     test: int = 1500
     """test images"""
-    size: int = 64
+    image_size: int = 64
     """side of an image, pixels"""
     classes: int = 52
     """class names in all: seen ones, unseen compositions and unseen types; images show only kinds that they name"""
@@ -69,8 +72,8 @@ def check_phantoms(config: PhantomConfig) -> None:
             raise UserError(f"{key}: must not be negative, got {getattr(config, key)}")
     if config.train + config.val + config.test == 0:
         raise UserError("train: no images asked for; give train, val or test at least 1")
-    if not 16 <= config.size <= 2048:
-        raise UserError(f"size: must lie between 16 and 2048 pixels, got {config.size}")
+    if not 16 <= config.image_size <= 2048:
+        raise UserError(f"image_size: must lie between 16 and 2048 pixels, got {config.image_size}")
     if config.seed < 0:
         raise UserError(f"seed: must not be negative, got {config.seed}")
     make_vocabulary(config.classes)
@@ -115,7 +118,7 @@ def _holds(target: Path, config: PhantomConfig) -> bool:
 
 
 def _stored(config: PhantomConfig) -> dict[str, Any]:
-    return {"format": FORMAT, "config": asdict(config)}
+    return {"format": FORMAT, "config": {STORED.get(key, key): value for key, value in asdict(config).items()}}
 
 
 def _write(config: PhantomConfig, folder: Path, workers: int | None) -> None:
@@ -162,23 +165,41 @@ def _map(
 
 def _make_radiograph(config: PhantomConfig, folder: str, place: tuple[str, int]) -> Radiograph:
     """Draw and save one image; its manifest row and findings."""
-    split, index = place
+    pixels, row, findings = _drawn(config, *place)
+    path = Path(folder, row["filepath"])
+    with naming(path):
+        Image.fromarray(pixels).save(path, compress_level=4)
+    return row, findings
+
+
+def draw_phantom(config: PhantomConfig, split: str, index: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """One radiograph of the data set in memory: uint8 (image_size,image_size), and its line of the manifest.
+
+    The same as `write_phantoms` writes, however many images the configuration counts.
+
+    Raises:
+        UserError: an impossible configuration, or no such split.
+    """
+    check_phantoms(config)
+    if split not in SPLITS:
+        raise UserError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+    pixels, row, _ = _drawn(config, split, index)
+    return pixels, row
+
+
+def _drawn(config: PhantomConfig, split: str, index: int) -> tuple[NDArray[np.uint8], dict[str, Any], list[Finding]]:
     # One stream each: neither the size of the image nor the wording of the report changes what it shows.
     streams = [np.random.default_rng([config.seed, SPLITS.index(split), index, part]) for part in range(3)]
     vocabulary = make_vocabulary(config.classes)
     findings = draw_findings(vocabulary.kinds, streams[0])
     identifier = f"{split}-{index:06d}"
-    filepath = f"images/{identifier}.png"
-    pixels = draw_radiograph(findings, config.size, streams[1])
-    with naming(Path(folder, filepath)):
-        Image.fromarray(pixels).save(Path(folder, filepath), compress_level=4)
     row = {
         "id": identifier,
-        "filepath": filepath,
+        "filepath": f"images/{identifier}.png",
         "text": write_report(findings, vocabulary.kinds, streams[2]),
         "labels": label_row(vocabulary.names, findings).tolist(),
     }
-    return row, findings
+    return draw_radiograph(findings, config.image_size, streams[1]), row, findings
 
 
 def read_findings(folder: str | Path) -> dict[str, list[Finding]]:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ...config import check_values, require
@@ -53,6 +54,12 @@ def build(dataset: DataSet, config: PrepareConfig) -> None:
         journal.warn(f"{len(rows) - texts:,} rows have no text; phase 1 needs one in every row")
     for split, names in without_positives(counts).items():
         journal.warn(f"{split}: no positive of {', '.join(names)}")
+    seen = _seen(rows, classes)
+    if seen:
+        known = Path(config.output or "OUTPUT", "seen.txt")
+        journal.warn(
+            f"train: {len(seen['unseen'])} classes have no label; train on the others: data.class_names {known}"
+        )
     report = {
         "dataset": dataset.name,
         "settings": {key: value for key, value in asdict(config).items() if key != "salt"},
@@ -67,7 +74,7 @@ def build(dataset: DataSet, config: PrepareConfig) -> None:
         print("dry run: nothing was written")
         return
     with new_folder(config.output) as folder:
-        _write(folder, rows, classes, config.salt)
+        _write(folder, rows, {"classes": list(classes), **seen}, config.salt)
         write_text(folder / "statistics.json", _json(statistics))
         # Relative, so that manifests and images can be moved together.
         place = os.path.relpath(os.path.realpath(root), os.path.realpath(config.output))
@@ -176,7 +183,7 @@ def _describe(name: str, tables: str, statistics: dict[str, Any], report: dict[s
     return "\n".join(lines)
 
 
-def _write(folder: Path, rows: Sequence[Row], classes: Sequence[str], salt: str | None) -> None:
+def _write(folder: Path, rows: Sequence[Row], lists: dict[str, list[str]], salt: str | None) -> None:
     key = hashlib.blake2b(secrets.token_bytes(32) if salt is None else salt.encode()).digest()
     for split in SPLITS:
         chosen = [row for row in rows if row.split == split]
@@ -184,8 +191,25 @@ def _write(folder: Path, rows: Sequence[Row], classes: Sequence[str], salt: str 
             path = folder / f"{split}.jsonl"
             with naming(path), path.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(_line(row, key), ensure_ascii=False) + "\n" for row in chosen)
-    if classes:
-        write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+    for stem, names in lists.items():
+        if names:
+            write_text(folder / f"{stem}.txt", "".join(f"{name}\n" for name in names))
+
+
+def _seen(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, list[str]]:
+    """Classes with and without a label in training; nothing where all have one, or where none can have."""
+    labelled = np.zeros(len(classes), dtype=bool)
+    for row in rows:
+        if row.split == "train" and row.labels is not None:
+            labelled |= np.array([value is not None for value in row.labels])
+            if labelled.all():
+                return {}
+    if not labelled.any():
+        return {}
+    return {
+        "seen": [name for name, known in zip(classes, labelled, strict=True) if known],
+        "unseen": [name for name, known in zip(classes, labelled, strict=True) if not known],
+    }
 
 
 def _line(row: Row, key: bytes) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
@@ -31,6 +31,8 @@ class PrepareConfig:
     salt: str | None = None
     """secret that patient ids are hashed with: the same salt gives the same ids; it is written nowhere. null: a random
     one, so that ids group images within this output only. Splits do not depend on it"""
+    plugins: str | list[str] = field(default_factory=list)
+    """modules or Python files of your own, which are imported and may register data sets; one or a list"""
     dry_run: bool = False
     """print everything, write nothing"""
 

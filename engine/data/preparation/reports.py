@@ -9,20 +9,7 @@ from __future__ import annotations
 
 import re
 
-# A heading begins a line, in capitals up to a colon; the two wanted ones count in lower case, too, and without a colon.
-# Those that no sentence holds in capitals count anywhere.
-HEADING = re.compile(
-    r"^[ \t]*(?:[A-Z][A-Z0-9 /&,()'-]*?[ \t]*:|(?:FINAL )?(?:IMPRESSION|CONCLUSION)S?[ \t]*$"
-    r"|(?:[Ii]mpression|[Cc]onclusion)s?[ \t]*:)|\b(?:IMPRESSION|CONCLUSION|FINDINGS|NOTIFICATION):",
-    re.MULTILINE,
-)
-WANTED = re.compile("IMPRESSION|CONCLUSION", re.IGNORECASE)
-# Other headings, such as "CHEST:", stand inside a section.
-SECTIONS = re.compile(
-    "ADDENDUM|CLINICAL|COMMENT|COMMUNICATION|COMPARISON|CONCLUSION|DATE|EXAM|FINDING|HISTORY|IMPRESSION|INDICATION"
-    "|NOTIFICATION|PROCEDURE|READ|REASON|RECOMMENDATION|REPORT|STUDY|TECHNIQUE|VIEWS",
-    re.IGNORECASE,
-)
+from .headings import sections
 
 REDACTED = r"(?:_{2,}+|X{4,}+)"
 VIEW = (
@@ -41,6 +28,14 @@ ABBREVIATIONS = [
     (re.compile(r"<br ?/?>", re.IGNORECASE), " "),
 ]
 NUMBER = re.compile(r"(?:(?<=[\s.])|^)\(?(\d{1,2})[.)],?\s*(?=[A-Z(])")
+# What a number belongs to that ends a sentence, "sarcoidosis stage 1." or "ribs 7 and 8."; a list goes on without.
+COUNTED = re.compile(
+    r"(?:\b(?:stage|grade|types?|class|categor(?:y|ies)|levels?|zones?|segments?|ribs?|vertebra[el]?|number|no|days?|POD"
+    r"|leads?|phase|group|series|images?|scores?|rads|NYHA|ASA|WHO|factor|index|ratio|gauge|size|tubes?|drains?|lines?"
+    r"|x|of|to|at|than|about|approximately|least|most|is|was|are|and|or|by|from|in|with|per|between|only|all"
+    r"|lumbar|thoracic|cervical|[TLCS])|[#=/+<>-])\s*$",
+    re.IGNORECASE,
+)
 ENDED = ("", ".", ":", ";", "?", "!")
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
@@ -130,14 +125,24 @@ def impression(report: str) -> str | None:
     Args:
         report: the whole report, with headings such as `IMPRESSION:` at the beginning of lines.
     """
-    headings = [match for match in HEADING.finditer(report) if SECTIONS.search(match[0])]
-    ends = [match.start() for match in headings[1:]] + [len(report)]
-    for heading, end in reversed(list(zip(headings, ends, strict=False))):  # without a heading there is one end more
-        # A clinical impression is what the referring physician suspects.
-        wanted = WANTED.search(heading[0]) and not re.match(r"\W*clinical\b", heading[0], re.IGNORECASE)
-        if wanted and (text := clean(report[heading.end() : end])):
+    for section in reversed(sections(report)):
+        if section.is_impression and (text := clean(section.text)):
             return text
     return None
+
+
+def why_none(report: str) -> str:
+    """Why a report has no `impression`, in a few words that are the same for all reports of a kind."""
+    if not re.search("[A-Za-z]{2}", report):
+        return "report without text"
+    found = sections(report)
+    if not found:
+        return "report without headings"
+    if any(section.is_impression for section in found):
+        return "report whose impression is empty, or only redacted, views or names"
+    if any(section.names_impression for section in found):
+        return "report whose only impression is a clinical, preliminary or other one"
+    return "report without impression or conclusion"
 
 
 def clean(text: str) -> str:
@@ -153,6 +158,8 @@ def _without_numbers(text: str) -> str:
     parts, last, expected = [], 0, 1
     for match in NUMBER.finditer(text):
         before = text[last : match.start()].rstrip()
+        if COUNTED.search(before):
+            continue
         # A list begins a text or a sentence, or follows a short title such as "Chest".
         begins = match[1] == "1" and len(re.split("[.:;?!]", before)[-1].split()) <= 3
         if not begins and int(match[1]) != expected:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from ...checkpoints.calibration import ClassCalibration
 from ...config import EvaluationConfig
-from ..bootstrap import Intervals, bootstrap_groups
-from ..metrics import Metrics, check_scores, evaluate_groups
+from ..bootstrap import Intervals, Samples, intervals, resample_groups
+from ..metrics import OWN, Metrics, check_scores, evaluate_groups
 
 SUMMARY = {
     "macro_auc": "Macro AUC",
@@ -22,6 +24,34 @@ SUMMARY = {
     "macro_mcc": "MCC",
 }
 """attribute of `Metrics` → heading of its column"""
+Metric = Callable[[NDArray[np.int8], NDArray[np.float64]], float]
+_BUILT_IN = frozenset(field.name for field in fields(Metrics))
+
+
+def register_metric(name: str, heading: str | None = None) -> Callable[[Metric], Metric]:
+    """Decorator that adds a metric to every evaluation: tables, page, card, metrics.json and the terminal.
+
+    The function takes labels (N,C) in {1, 0, −1}, of which −1 masks an entry, and probabilities (N,C) of one group of
+    classes, and returns a number, the greater the better, or NaN. Defined anew, it takes the place of the one before.
+
+    Args:
+        name: identifier of the metric.
+        heading: of its column; None: the name.
+
+    Raises:
+        ValueError: no identifier, or a metric of the engine's.
+    """
+    if not name.isidentifier() or name in _BUILT_IN:
+        raise ValueError(f"metric: {name!r} is no identifier, or a metric of the engine's; choose another name")
+
+    def register(function: Metric) -> Metric:
+        OWN[name] = function
+        SUMMARY[name] = heading or name
+        return function
+
+    return register
+
+
 CONTEXTS = {
     "batch": "scores depend on which images share a batch; the batch size is part of the result",
     "bank": "scores do not depend on batches: the prompts attend to a fixed bank of training images",
@@ -40,6 +70,35 @@ class MethodResult:
     """empty: no bootstrap"""
     parameters: int | None = None
     """how many its training adapts (a CLIP under templates: all of its own); None: not known"""
+    samples: Mapping[str, Samples] = field(default_factory=dict)
+    """metrics of the resamples, which are the same for all methods of an evaluation; empty: no bootstrap"""
+    ceiling: bool = False
+    """it saw labels that no method under evaluation has, and is never the best of a group"""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibration of the method under evaluation, fitted on other images than these."""
+
+    classes: Sequence[ClassCalibration]
+    """in the order of the class names"""
+    reasons: Mapping[str, str]
+    """class name → why it is not calibrated"""
+    point: str
+    """what the thresholds were chosen for"""
+    data: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the gallery."""
+
+    kind: str
+    """a key of `gallery.KINDS`"""
+    caption: str
+    image: bytes
+    """PNG or JPEG"""
 
 
 @dataclass(kw_only=True)
@@ -77,6 +136,14 @@ class Evaluation:
     """rows of metrics.jsonl"""
     training_data: str | None = None
     """what the model was trained on, for the model card"""
+    fitted: Fitted | None = None
+    """calibration and thresholds; None: the method's own probabilities, and the threshold of the settings"""
+    train: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """class name → positives and labelled images of the training; empty: not known"""
+    splits: Mapping[str, int] = field(default_factory=dict)
+    """name of a split → its images; these are added"""
+    gallery: Sequence[Picture] = ()
+    """images chosen by what the method made of them"""
     notes: Sequence[str] = ()
     """statements shown at the top, such as that phantoms are no clinical data"""
 
@@ -124,6 +191,7 @@ def measure(
     settings: EvaluationConfig,
     *,
     parameters: int | None = None,
+    ceiling: bool = False,
     progress: bool = True,
 ) -> MethodResult:
     """Metrics of a method on each group of classes, with intervals where the settings ask for resamples.
@@ -138,8 +206,10 @@ def measure(
     """
     classes = next(iter(groups.values()))
     metrics = evaluate_groups(labels, probabilities, classes, groups, threshold=settings.threshold, progress=progress)
-    intervals: Mapping[str, Intervals] = {}
+    found: Mapping[str, Intervals] = {}
+    samples: Mapping[str, Samples] = {}
     if settings.bootstrap:
         options: dict[str, Any] = {"resamples": settings.bootstrap, "seed": settings.seed, "progress": progress}
-        intervals = bootstrap_groups(labels, probabilities, classes, groups, **options)
-    return MethodResult(name, metrics, intervals, parameters)
+        samples = resample_groups(labels, probabilities, classes, groups, **options)
+        found = {group: intervals(each, groups[group], seed=settings.seed) for group, each in samples.items()}
+    return MethodResult(name, metrics, found, parameters, samples, ceiling)

@@ -15,7 +15,9 @@ import numpy as np
 from ...utils.tables import write_csv
 from ..bootstrap import Interval, Intervals
 from ..metrics import Metrics
+from .differences import class_differences, differences
 from .evaluation import Evaluation
+from .operating import operating
 
 PER_CLASS = ("auc", "ap", "ap_trapezoid", "f1", "mcc")
 WITH_INTERVAL = ("auc", "ap", "ap_trapezoid")
@@ -34,12 +36,61 @@ def metrics_json(evaluation: Evaluation) -> str:
             }
             for method in evaluation.methods
         },
+        "differences": {
+            other.name: {
+                "groups": {
+                    group: {key: asdict(one) for key, one in differences(evaluation, other, group).items()}
+                    for group in evaluation.method.metrics
+                },
+                "classes": {
+                    name: {key: asdict(one) for key, one in found.items()}
+                    for name, found in class_differences(evaluation, other).items()
+                },
+            }
+            for other in evaluation.methods[1:]
+        },
+        "operating": asdict(operating(evaluation)),
+        "fitted": None if evaluation.fitted is None else asdict(evaluation.fitted),
     }
     return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
 
 
 def write_per_class(path: Path, evaluation: Evaluation) -> None:
     """One row for each method, group and class."""
+    write_csv(path, *_per_class(evaluation))
+
+
+def data_tables(evaluation: Evaluation) -> dict[str, dict[str, list[Any]]]:
+    """Tables of an evaluation, name → column → values, as `pandas.DataFrame` takes each.
+
+    `summary`: a row a method and group, with every metric of `Metrics` and, where there are intervals, its bounds.
+    `per_class`: a row a method, group and class. `predictions`: a row an image, its id and probabilities. `labels`:
+    likewise, in {1, 0, −1}. NaN where nothing defines a metric, None for a bound that there is not.
+    """
+    rows = []
+    for method in evaluation.methods:
+        for group, metrics in method.metrics.items():
+            row: dict[str, Any] = {"method": method.name, "group": group, "parameters": method.parameters}
+            intervals = method.intervals.get(group)
+            for key, value in (vars(metrics) | metrics.own).items():
+                if isinstance(value, int | float):
+                    row[key] = value
+                    if isinstance(bounds := getattr(intervals, key, None), Interval):
+                        row[f"{key}_low"], row[f"{key}_high"] = low_high(bounds) or (None, None)
+            rows.append(row)
+    columns = dict.fromkeys(key for row in rows for key in row)
+    header, lines = _per_class(evaluation)
+    scores, labels = np.asarray(evaluation.probabilities), np.asarray(evaluation.labels)
+    names = evaluation.class_names
+    return {
+        "summary": {key: [row.get(key) for row in rows] for key in columns},
+        "per_class": {key: [line[place] for line in lines] for place, key in enumerate(header)},
+        "predictions": {"id": list(evaluation.ids), **{n: scores[:, c].tolist() for c, n in enumerate(names)}},
+        "labels": {"id": list(evaluation.ids), **{n: labels[:, c].tolist() for c, n in enumerate(names)}},
+    }
+
+
+def _per_class(evaluation: Evaluation) -> tuple[list[str], list[list[object]]]:
     header = ["method", "group", "class", "positives", "negatives", "masked"]
     for key in PER_CLASS:
         header += [key, f"{key}_low", f"{key}_high"] if key in WITH_INTERVAL else [key]
@@ -54,7 +105,7 @@ def write_per_class(path: Path, evaluation: Evaluation) -> None:
                     if key in WITH_INTERVAL:
                         cells += low_high(getattr(intervals, key)[row.name] if intervals else None) or (None, None)
                 rows.append([*cells, row.threshold])
-    write_csv(path, [*header, "threshold"], rows)
+    return [*header, "threshold"], rows
 
 
 def write_predictions(path: Path, evaluation: Evaluation) -> None:
@@ -85,4 +136,5 @@ def low_high(interval: Interval | None) -> tuple[float, float] | None:
 
 
 def _as_json(metrics: Metrics, intervals: Intervals | None) -> dict[str, Any]:
-    return asdict(metrics) | {"intervals": None if intervals is None else asdict(intervals)}
+    found = asdict(metrics)
+    return found | found.pop("own") | {"intervals": None if intervals is None else asdict(intervals)}

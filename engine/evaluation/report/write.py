@@ -8,6 +8,7 @@ from ...utils.files import write_text
 from .evaluation import Evaluation
 from .figures import data_uri, draw_figures
 from .model_card import model_card
+from .operating import operating
 from .page import content, html_page
 from .tables import metrics_json, write_per_class, write_predictions
 
@@ -29,9 +30,15 @@ def write_report(folder: Path, evaluation: Evaluation, *, progress: bool = True)
         UserError: a picture is missing or neither PNG nor JPEG.
     """
     pictures = [(caption, data_uri(picture)) for caption, picture in evaluation.pictures]
-    figures = draw_figures(evaluation, progress=progress)
-    shown = content(evaluation)
-    results, card, page = metrics_json(evaluation), model_card(evaluation, shown), html_page(shown, figures, pictures)
+    gallery = [(one.kind, one.caption, data_uri(one.image)) for one in evaluation.gallery]
+    found = operating(evaluation)
+    figures = draw_figures(evaluation, found, progress=progress)
+    shown = content(evaluation, found)
+    results, card, page = (
+        metrics_json(evaluation),
+        model_card(evaluation, shown),
+        html_page(shown, figures, pictures, gallery),
+    )
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "metrics.json", results)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...checkpoints.calibration import Calibration
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
-from ...data.images import Resize
+from ...data.images import Resize, read_image
 from ...data.loaders.choose import load_with
 from ...data.loaders.evaluation import make_eval_loader
 from ...data.manifest import Manifest
@@ -77,6 +78,25 @@ class Method(ABC):
     def baselines(self, scores: Scores, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Probabilities (N,C) by name of what the method is compared with on the same features."""
         return {}
+
+    def calibration(self, class_lists: Sequence[list[str]]) -> Calibration | None:
+        """The calibration kept with the method that holds for its scores of these class lists; None: there is none."""
+        return None
+
+    def pictures(
+        self, config: EvaluateConfig, split: Split, entries: Sequence[tuple[int, int]]
+    ) -> list[NDArray[np.uint8]]:
+        """For each (row of the manifest, column of the labels) a picture, (h,w) grey or (h,w,3).
+
+        Here: the image alone, within 512 pixels.
+        """
+        found = []
+        for row, _ in entries:
+            path = split.manifest.samples[row].path
+            image = read_image(path, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth)
+            image.thumbnail((512, 512))
+            found.append(np.asarray(image))
+        return found
 
 
 class ImageMethod(Method):

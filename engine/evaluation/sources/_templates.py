@@ -11,12 +11,21 @@ import torch
 from numpy.typing import NDArray
 
 from ...checkpoints.model_folder import load_clip_folder, read_description, training_data, weights_of
+from ...checkpoints.run import run_of
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
 from ...data.manifest import Manifest
 from ...models.any_clip import AnyClip, load_any_clip
 from ...models.clip import tokenize
-from ...models.templates import NEGATIVE, PAIRED, POSITIVE, TemplateTexts, template_probabilities, template_texts
+from ...models.templates import (
+    NEGATIVE,
+    PAIRED,
+    POSITIVE,
+    Absences,
+    TemplateTexts,
+    template_probabilities,
+    template_texts,
+)
 from ...utils.errors import UserError
 from ...utils.metrics_log import read_metrics
 from ..config import EvaluateConfig
@@ -36,6 +45,7 @@ class Templates(ImageMethod):
         settings: Mapping[str, str],
         device: torch.device,
         autocast: torch.dtype | None,
+        absences: Absences,
     ) -> None:
         self.name = name
         self.about = (
@@ -43,10 +53,12 @@ class Templates(ImageMethod):
             f"“{POSITIVE.format('…')}” and “{NEGATIVE.format('…')}”; a class's probability is the softmax over their "
             "similarities to the image. The sentences are fixed: nothing is trained for them."
         )
+        if absences == "turned":
+            self.about += " Classes that are an absence, such as No Finding, have the two in each other's place."
         pixels = {"size": clip.size, "resize": clip.resize, "mean": clip.mean, "std": clip.std}
         self.settings = {**settings, "pixels": pixels}
         self.parameters = self.baseline_parameters = sum(parameter.numel() for parameter in clip.model.parameters())
-        self._clip, self._device, self._autocast = clip, device, autocast
+        self._clip, self._device, self._autocast, self._absences = clip, device, autocast, absences
         clip.model.to(device).eval()
 
     @classmethod
@@ -67,9 +79,9 @@ class Templates(ImageMethod):
             std=(pixels.std,) * 3,
         )
         settings = {"checkpoint": str(weights_of(folder))}
-        method = cls(config.method or "CLIP fine-tuned", clip, settings, device, autocast)
+        method = cls(config.method or "CLIP fine-tuned", clip, settings, device, autocast, config.template_absences)
         method.library = "pspg-engine"
-        method.training = read_metrics(folder / "metrics.jsonl")
+        method.training = read_metrics(run_of(folder) / "metrics.jsonl")
         method.training_data = training_data(read_description(folder))
         return method
 
@@ -85,7 +97,7 @@ class Templates(ImageMethod):
         clip = load_any_clip(config.clip, config.clip_weights)
         settings = {"clip": config.clip, "clip_weights": config.clip_weights}
         name = Path(config.clip).stem if config.clip.endswith(".json") else config.clip
-        method = cls(config.method or name, clip, settings, device, autocast)
+        method = cls(config.method or name, clip, settings, device, autocast, config.template_absences)
         method.library = "open_clip"
         return method
 
@@ -117,4 +129,5 @@ class Templates(ImageMethod):
         return {f"template, {name}": values for name, values in found.items() if name != PAIRED}
 
     def _texts(self, names: Sequence[str]) -> TemplateTexts:
-        return template_texts(self._clip.model, names, self._device, tokenizer=self._clip.tokenizer)
+        tokenizer = self._clip.tokenizer
+        return template_texts(self._clip.model, names, self._device, tokenizer=tokenizer, absences=self._absences)

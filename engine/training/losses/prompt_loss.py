@@ -81,20 +81,41 @@ class PromptLoss:
         Raises:
             ValueError: SPCL or PCL of an output without image vectors.
         """
+        total, parts = self.classification(output, labels, global_batch, impl=impl)
+        pair, part = self.pairs(output, labels, tower, sample, global_batch, memory=memory, impl=impl)
+        return total if pair is None else total + pair, {**parts, **part}
+
+    def classification(
+        self, output: PsPGOutput, labels: Tensor, global_batch: GlobalBatch | None = None, *, impl: str = "auto"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted classification loss, and the detached unweighted one; arguments as of the whole."""
         config = self.config
         assert config.classification_weight is not None
-        assert config.pair_weight is not None
         assert config.classification_reduction is not None
-        assert config.pair_reduction is not None
         reduction = config.classification_reduction if global_batch is None else "sum"
-        classification = self._classification(output.logits, labels, reduction=reduction, impl=impl)
+        loss = self._classification(output.logits, labels, reduction=reduction, impl=impl)
         if global_batch is not None and config.classification_reduction == "mean":
-            classification = classification / (global_batch.labels >= 0).sum().clamp(min=1)
-        total = config.classification_weight * classification
-        parts = {"classification": classification.detach()}
-        pair = self._pair(
-            PairInputs(output, labels, tower, config.pair_reduction, sample, global_batch, memory=memory, impl=impl)
-        )
-        if pair is None:
-            return total, parts
-        return total + config.pair_weight * pair, {**parts, "pair": pair.detach()}
+            loss = loss / (global_batch.labels >= 0).sum().clamp(min=1)
+        return config.classification_weight * loss, {"classification": loss.detach()}
+
+    def pairs(
+        self,
+        output: PsPGOutput,
+        labels: Tensor,
+        tower: TextTower,
+        sample: PairSample | None = None,
+        global_batch: GlobalBatch | None = None,
+        *,
+        memory: int | None = None,
+        impl: str = "auto",
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The weighted pair loss, None without one, and the detached unweighted one; arguments as of the whole.
+
+        Raises:
+            ValueError: SPCL or PCL of an output without image vectors.
+        """
+        assert self.config.pair_weight is not None
+        assert self.config.pair_reduction is not None
+        reduction = self.config.pair_reduction
+        pair = self._pair(PairInputs(output, labels, tower, reduction, sample, global_batch, memory=memory, impl=impl))
+        return (None, {}) if pair is None else (self.config.pair_weight * pair, {"pair": pair.detach()})

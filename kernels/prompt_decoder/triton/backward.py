@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import add_product, dot, follow, load_tile, load_vector, load_weight, store_tile
+from .tiles import add_product, dot, extent, follow, load_tile, load_vector, load_weight, place, store_tile
 
 
 @triton.jit
@@ -22,11 +22,12 @@ def cross_attention_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """Gradient of the scores of the images in one head."""
     follow(OVERLAP)
-    g, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    rows, columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK)
+    g, head, heads = place(TILE, 2).to(tl.int64), place(TILE, 1), extent(TILE, 1)
+    rows, columns = place(TILE, 0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK)
     rows_in, width = rows < classes, heads * images
     inside = rows_in[:, None] & (columns < images)[None, :]
     d_summed += g * d_summed_batch
@@ -58,11 +59,12 @@ def norm_linear_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """Back through LayerNorm and the linear layer under it, pre_norm = … + input·weightᵀ."""
     follow(OVERLAP)
-    g = tl.program_id(2).to(tl.int64)
-    rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = place(TILE, 2).to(tl.int64)
+    rows, columns = place(TILE, 1) * BLOCK_C + tl.arange(0, BLOCK_C), place(TILE, 0) * BLOCK + tl.arange(0, BLOCK)
     rows_in = rows < classes
     d_normed += g * d_normed_batch
     if scale is not None:
@@ -97,7 +99,7 @@ def norm_linear_backward_kernel(
         centred = load_tile(pre_norm, hidden, rows, k, inside) - mean[:, None]
         d = rstd[:, None] * (d - part[:, None] - centred * slope[:, None])
         # The programs of a row take turns.
-        mine = inside & (k // BLOCK_K % tl.num_programs(0) == tl.program_id(0))[None, :]
+        mine = inside & (k // BLOCK_K % extent(TILE, 0) == place(TILE, 0))[None, :]
         store_tile(exact, hidden, rows, k, mine, d)
         store_tile(d_pre_norm, hidden, rows, k, mine, d)
         sums = dot(d.to(weight.dtype.element_ty), load_weight(weight, hidden, hidden, k, columns, True), sums)
@@ -123,6 +125,7 @@ def self_attention_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """Gradients in one head of a block of queries or, in the second half of the programs, of keys and values.
 
@@ -130,9 +133,9 @@ def self_attention_backward_kernel(
     gradient.
     """
     follow(OVERLAP)
-    g, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    blocks = tl.num_programs(0) // 2
-    rows, d = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    g, head = place(TILE, 2).to(tl.int64), place(TILE, 1)
+    blocks = extent(TILE, 0) // 2
+    rows, d = place(TILE, 0) % blocks * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     rows_in, d_in = rows < classes, d < WIDTH
     inside = rows_in[:, None] & d_in[None, :]
     qkv += g * qkv_batch + head * WIDTH
@@ -141,7 +144,7 @@ def self_attention_backward_kernel(
     lse += g * lse_batch + head * classes
     d_qkv += g * d_qkv_batch + head * WIDTH
     zeros = tl.zeros((BLOCK, BLOCK), tl.float32)
-    if tl.program_id(0) < blocks:
+    if place(TILE, 0) < blocks:
         q = load_tile(qkv, 3 * hidden, rows, d, inside)
         d_o = load_tile(d_attended, hidden, rows, d, inside)
         o = load_tile(attended, hidden, rows, d, inside)
@@ -201,11 +204,12 @@ def gru_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """Back through the projection to q, k, v and through the GRU cell."""
     follow(OVERLAP)
-    g = tl.program_id(2).to(tl.int64)
-    rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = place(TILE, 2).to(tl.int64)
+    rows, columns = place(TILE, 1) * BLOCK_C + tl.arange(0, BLOCK_C), place(TILE, 0) * BLOCK + tl.arange(0, BLOCK)
     rows_in, wide = rows < classes, 3 * hidden
     inside = rows_in[:, None] & (columns < hidden)[None, :]
     d_qkv += g * d_qkv_batch
@@ -246,16 +250,17 @@ def recurrence_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """Gradients of h_{i−1}, in the first half of the programs, and of what is fed back, in the second."""
     follow(OVERLAP)
-    count = tl.num_programs(2) // 2
-    g = (tl.program_id(2) % count).to(tl.int64)
-    rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    count = extent(TILE, 2) // 2
+    g = (place(TILE, 2) % count).to(tl.int64)
+    rows, columns = place(TILE, 1) * BLOCK_C + tl.arange(0, BLOCK_C), place(TILE, 0) * BLOCK + tl.arange(0, BLOCK)
     rows_in, wide = rows < classes, 3 * hidden
     inside = rows_in[:, None] & (columns < hidden)[None, :]
     d_gates += g * d_gates_batch
-    if tl.program_id(2) < count:
+    if place(TILE, 2) < count:
         weight = recurrent + g * wide * hidden
         sums = load_tile(carry + g * classes * hidden, hidden, rows, columns, inside)
         sums = add_product(sums, d_gates, 4 * hidden, rows, rows_in, weight, wide, hidden, columns, True, BLOCK_K)

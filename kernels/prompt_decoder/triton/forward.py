@@ -1,7 +1,8 @@
 """Kernels of a step forward. Letters of shapes: G decoders, C classes, H hidden width, B images; M = heads·B.
 
-Programs: (blocks of columns or of rows, blocks of rows or heads, G). `x_batch` is the distance between the matrices of
-a stack x (launch.py); a stack without one is contiguous.
+Programs: (blocks of columns or of rows, blocks of rows or heads, G); who calls a kernel from another says by TILE which
+program it stands for. `x_batch` is the distance between the matrices of a stack x (launch.py); a stack without one is
+contiguous.
 """
 
 import triton
@@ -12,11 +13,13 @@ from .tiles import (
     add_product,
     add_three_products,
     dot,
+    extent,
     follow,
     load_tile,
     load_transposed,
     load_vector,
     load_weight,
+    place,
     row_statistics,
     store_tile,
 )
@@ -42,11 +45,12 @@ def gru_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """The GRU cell: gates u, r, z, n where they are saved, and inner = n + z⊙(h − n)."""
     follow(OVERLAP)
-    g = tl.program_id(2).to(tl.int64)
-    rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = place(TILE, 2).to(tl.int64)
+    rows, columns = place(TILE, 1) * BLOCK_C + tl.arange(0, BLOCK_C), place(TILE, 0) * BLOCK + tl.arange(0, BLOCK)
     rows_in = rows < classes
     inside = rows_in[:, None] & (columns < hidden)[None, :]
     x += g * x_batch
@@ -102,11 +106,12 @@ def linear_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """output = residual + other + bias + x·weightᵀ; with NORMALISE of LayerNorm(x) without scale and shift."""
     follow(OVERLAP)
-    g = tl.program_id(2).to(tl.int64)
-    rows, columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = place(TILE, 2).to(tl.int64)
+    rows, columns = place(TILE, 1) * BLOCK_C + tl.arange(0, BLOCK_C), place(TILE, 0) * BLOCK + tl.arange(0, BLOCK)
     rows_in = rows < classes
     inside = rows_in[:, None] & (columns < outputs)[None, :]
     x += g * x_batch
@@ -146,11 +151,12 @@ def self_attention_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """Self-attention of a block of queries in one head, over blocks of keys with a running maximum."""
     follow(OVERLAP)
-    a, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    rows, d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    a, head, heads = place(TILE, 2).to(tl.int64), place(TILE, 1), extent(TILE, 1)
+    rows, d = place(TILE, 0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     rows_in, d_in = rows < classes, d < WIDTH
     inside = rows_in[:, None] & d_in[None, :]
     qkv += a * qkv_batch + head * WIDTH
@@ -196,11 +202,12 @@ def cross_attention_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TILE=None,
 ):
     """h_i = LayerNorm(pre_norm), its scores of the images in one head, where they are saved, and their softmax."""
     follow(OVERLAP)
-    g, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    rows, columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK)
+    g, head, heads = place(TILE, 2).to(tl.int64), place(TILE, 1), extent(TILE, 1)
+    rows, columns = place(TILE, 0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK)
     rows_in, columns_in = rows < classes, columns < images
     inside = rows_in[:, None] & columns_in[None, :]
     pre_norm += g * pre_norm_batch

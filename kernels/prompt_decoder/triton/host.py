@@ -12,13 +12,15 @@ pre_norm_1 and pre_norm_2, what the two LayerNorms read; h_i; scores of the imag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 import triton
 from torch import Tensor
 
-from ...launch import Batched, can_overlap, configuration, launch, pin
+from ...launch import Batched, can_overlap, configuration, interpreted, launch, multiprocessors, pin
 from .. import folding
 from ..recurrence import (
     EPS,
@@ -39,6 +41,7 @@ from .backward import (
     self_attention_backward_kernel,
 )
 from .forward import cross_attention_kernel, gru_kernel, linear_kernel, self_attention_kernel
+from .persistent import PHASES, BackwardBuffers, ForwardBuffers, Sizes, backward_kernel, forward_kernel
 
 # BLOCK_C: rows, BLOCK: columns, BLOCK_K: inputs at a time. Products of float32 are three, with more registers.
 pin("decoder_gru", sm_80={"BLOCK_C": 32, "BLOCK": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3})
@@ -57,11 +60,31 @@ pin("decoder_images", sm_80={"BLOCK_C": 16, "BLOCK_K": 64, "num_warps": 4, "num_
 pin("decoder_images_fp32", sm_80={"BLOCK_C": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3})
 pin("decoder_attention", sm_80={"BLOCK": 32, "num_warps": 4, "num_stages": 2})
 pin("decoder_attention_fp32", sm_80={"BLOCK": 16, "num_warps": 4, "num_stages": 2})
+# All phases in one kernel: their block sizes are those above.
+pin("decoder_steps", sm_80={"num_warps": 4, "num_stages": 3})
+pin("decoder_steps_fp32", sm_80={"num_warps": 8, "num_stages": 2})
 
-OVERLAP = False
-"""Programmatic dependent launch: kernels start while the one before ends, on compute capability 9.0 and newer.
+Choice = Literal["separate", "overlapped", "one"]
+"""separate: each kernel after the one before; overlapped: each is set up while the one before ends (programmatic
+dependent launch, compute capability 9.0 and newer, elsewhere separate); one: all steps forward are one launch, and all
+backward, of programs that wait for one another"""
+CHOICE_NAMES: tuple[Choice, ...] = ("separate", "overlapped", "one")
+_launches: Choice = "separate"
 
-Compiled, never run: set it once a GPU has shown the same bits and less time."""
+
+@contextmanager
+def use(launches: Choice) -> Iterator[None]:
+    """Within this context the decoder is launched so. No GPU has run any but the first: `use` compares them."""
+    global _launches
+    before, _launches = _launches, launches
+    try:
+        yield
+    finally:
+        _launches = before
+
+
+INTERPRETED_PROGRAMS = 3
+"""programs of a persistent kernel in the interpreter, which runs one after the other"""
 
 
 def decode(
@@ -82,6 +105,16 @@ def forward_steps(weights: StepWeights, n: int, heads: int, save: bool) -> tuple
     saved = empty_saved(weights, n if save else 1, outputs)
     attended, mixed = (weights.start.new_empty(count, classes, width) for width in (hidden, heads * images))
     inner, state = (weights.scale.new_empty(count, classes, hidden) for _ in range(2))
+    sizes = Sizes(count, n, classes, images, hidden, heads)
+    if _persists(sizes):
+        _in_one_launch(
+            forward_kernel,
+            sizes,
+            *(weights, saved, ForwardBuffers(outputs, inner, state, attended, mixed)),
+            SAVE=save,
+            EPS=EPS,
+        )
+        return outputs, saved if save else None
     options = _options("decoder_gru", weights.start)
     images_options = _options("decoder_images", weights.start)
     for i in range(n):
@@ -130,6 +163,28 @@ def backward_steps(
     d_state = weights.scale.new_zeros(count, classes, hidden)
     d_normed, residual_1, residual_2, carry = (torch.empty_like(d_state) for _ in range(4))
     d_attended = attended.new_empty(count, classes, hidden)
+    gradients = StepGradients(
+        outputs=d_outputs,
+        gates=d_gates,
+        qkv=d_qkv,
+        pre_norm_1=d_pre_norm_1,
+        pre_norm_2=d_pre_norm_2,
+        scores=d_scores,
+        summed=d_outputs,
+        h=d_h,
+        keys=None,
+        values=None,
+        attended=attended,
+    )
+    sizes = Sizes(count, n, classes, images, hidden, heads)
+    if _persists(sizes):
+        _in_one_launch(
+            backward_kernel,
+            sizes,
+            *(weights, saved, recomputed, gradients),
+            BackwardBuffers(d_state, d_normed, residual_1, residual_2, carry, d_attended, lse),
+        )
+        return gradients
     options = _options("decoder_linear", weights.start)
     images_options = _options("decoder_images", weights.start)
     attention_options = _attention_options(weights.start, hidden // heads)
@@ -184,19 +239,7 @@ def backward_steps(
                 *(Batched(d_outputs[:, i - 1]), classes, hidden),
                 **options,
             )
-    return StepGradients(
-        outputs=d_outputs,
-        gates=d_gates,
-        qkv=d_qkv,
-        pre_norm_1=d_pre_norm_1,
-        pre_norm_2=d_pre_norm_2,
-        scores=d_scores,
-        summed=d_outputs,
-        h=d_h,
-        keys=None,
-        values=None,
-        attended=attended,
-    )
+    return gradients
 
 
 def _linear(
@@ -238,9 +281,43 @@ def _self_attention(qkv: Tensor, heads: int, attended: Tensor, lse: Tensor | Non
     )
 
 
+def _persists(sizes: Sizes) -> bool:
+    """Tell if all steps are one launch, whose offsets within a decoder are 32-bit."""
+    widest = max(4 * sizes.hidden, sizes.heads * sizes.images)
+    return _launches == "one" and (sizes.steps + 1) * sizes.classes * widest < 2**31
+
+
+def _in_one_launch(kernel: Any, sizes: Sizes, *arguments: Any, **constants: Any) -> None:
+    """Launch a persistent kernel with a program a multiprocessor; in the interpreter launch each of its phases."""
+    like: Tensor = arguments[0].start
+    width = sizes.hidden // sizes.heads
+    blocks = _options("decoder_linear", like)
+    options = configuration("decoder_steps_fp32" if like.dtype == torch.float32 else "decoder_steps", like.device)
+    if width > 64:
+        options["num_warps"] = 8
+    together = not interpreted(like.device)
+    phases = PHASES * sizes.steps
+    counter = torch.zeros(1, dtype=torch.int32, device=like.device)
+    for first, last in [(0, phases)] if together else zip(range(phases), range(1, phases + 1), strict=True):
+        launch(
+            kernel,
+            (multiprocessors(like.device) if together else INTERPRETED_PROGRAMS,),
+            *(*arguments, counter, first, last, sizes, width**-0.5),
+            **constants,
+            WIDTH=width,
+            BLOCK_D=_block(width),
+            BLOCK_B=_block(sizes.images),
+            **{name: blocks[name] for name in ("BLOCK_C", "BLOCK", "BLOCK_K")},
+            IMAGES_C=_options("decoder_images", like)["BLOCK_C"],
+            ATTENTION=_options("decoder_attention", like)["BLOCK"],
+            launch_cooperative_grid=True,  # all programs run at once, or the launch fails
+            **options,
+        )
+
+
 def _options(kernel: str, like: Tensor) -> dict[str, int]:
     """Configuration of a kernel for the dtype and device of a tensor, and whether it overlaps the one before."""
-    overlap = OVERLAP and can_overlap(like.device)
+    overlap = _launches == "overlapped" and can_overlap(like.device)
     options = configuration(f"{kernel}_fp32" if like.dtype == torch.float32 else kernel, like.device)
     return {**options, "OVERLAP": overlap, **({"launch_pdl": True} if overlap else {})}
 

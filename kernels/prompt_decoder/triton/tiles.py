@@ -21,6 +21,18 @@ def follow(OVERLAP: tl.constexpr):
 
 
 @triton.jit
+def place(tile, axis: tl.constexpr):
+    """Number of the program along an axis: this one's, or what `tile` says, three numbers and the extents of all."""
+    return tl.program_id(axis) if tile is None else tile[axis]
+
+
+@triton.jit
+def extent(tile, axis: tl.constexpr):
+    """Programs along an axis."""
+    return tl.num_programs(axis) if tile is None else tile[axis + 3]
+
+
+@triton.jit
 def load_tile(x, width, rows, columns, inside):
     return tl.load(x + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
 

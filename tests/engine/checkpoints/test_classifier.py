@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import Tensor
 
@@ -18,15 +20,18 @@ from pspg.engine.checkpoints.classifier import Classifier, load_classifier
 from pspg.engine.checkpoints.model_folder import load_model
 from pspg.engine.checkpoints.run import load_tensors, write_tensors
 from pspg.engine.cli import main
+from pspg.engine.commands.evaluate import evaluate_model
 from pspg.engine.commands.predict import predict
 from pspg.engine.commands.settings import PredictConfig
+from pspg.engine.config import EvaluationConfig
+from pspg.engine.evaluation.config import EvaluateConfig
 from pspg.engine.models.clip import tokenize
 from pspg.engine.models.pspg import probabilities
 from pspg.engine.utils.errors import UserError
 from tests.engine.seal import seal
 
 Make = Callable[..., Path]
-FILES = {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors"}
+FILES = {"README.md", "open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors"}
 
 
 @pytest.fixture
@@ -124,7 +129,9 @@ def test_predict_scores_with_a_classifier(
     monkeypatch.setattr("pspg.engine.models.pspg.encode_prompts", None)
 
     def scores(**settings: Any) -> dict[str, np.ndarray]:
-        config = PredictConfig(checkpoint=str(folder), output=str(tmp_path / "x.csv"), workers=0, **settings)
+        config = PredictConfig(
+            checkpoint=str(folder), output=str(tmp_path / "x.csv"), overwrite=True, workers=0, **settings
+        )
         found = predict(config)
         return dict(zip(found.ids, found.probabilities, strict=True))
 
@@ -142,6 +149,76 @@ def test_predict_scores_with_a_classifier(
     some = scores(input=str(image_folder), class_names=["no finding", "edema"])
     for name, row in some.items():
         np.testing.assert_allclose(row, everything[name][[3, 2]], atol=1e-6)
+
+
+def test_evaluate_scores_a_classifier_and_compares_it_with_its_templates(
+    export: Callable[..., tuple[Path, Path]], image_folder: Path, tmp_path: Path
+) -> None:
+    source, folder = export(vit=True)
+    names = ["edema", "cardiomegaly"]
+    rows = [
+        {"id": name, "filepath": name, "labels": {"edema": n % 2, "cardiomegaly": n // 2 % 2}}
+        for n, name in enumerate(["a.png", "A_.png", "b/a.png", "b/c d.png"])
+    ]
+    manifest = image_folder / "test.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (image_folder / "classes.txt").write_text("\n".join(names))
+    found = {
+        checkpoint: evaluate_model(
+            EvaluateConfig(
+                checkpoint=str(checkpoint),
+                manifest=str(manifest),
+                output=str(tmp_path / f"report-{checkpoint.name}"),
+                workers=0,
+                device="cpu",
+                evaluation=EvaluationConfig(bootstrap=0, context="batch" if checkpoint == folder else "bank"),
+            )
+        )
+        for checkpoint in (source, folder)
+    }
+    frozen, live = found[folder], found[source]
+    assert frozen is not None
+    assert live is not None
+    classifier = load_classifier(folder)
+    classifier.set_classes(names)
+    pixels = torch.stack([classifier.read(image_folder / row["filepath"]) for row in rows])
+    np.testing.assert_allclose(frozen.probabilities, classifier(pixels).numpy(), atol=1e-6)
+    assert [method.name for method in frozen.methods] == ["frozen classifier", *(m.name for m in live.methods[1:])]
+    for one, other in zip(frozen.methods[1:], live.methods[1:], strict=True):  # the templates of the same CLIP
+        assert one.metrics["all"].macro_auc == other.metrics["all"].macro_auc
+    assert frozen.settings["context"] == "none"
+    assert frozen.training_data == "trained on noise"
+    assert "frozen" in (tmp_path / "report-classifier" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vit", [False, True])
+def test_torch_exports_a_classifier_for_any_number_of_images(
+    export: Callable[..., tuple[Path, Path]], tmp_path: Path, vit: bool
+) -> None:
+    classifier = load_classifier(export("--class_names", '["edema", "a mass"]', vit=vit)[1])
+    batch = torch.export.Dim("images", min=1, max=64)
+    with torch.no_grad():
+        program = torch.export.export(classifier, (images(2),), dynamic_shapes={"images": {0: batch}})
+    torch.export.save(program, tmp_path / "classifier.pt2")
+    module = torch.export.load(tmp_path / "classifier.pt2").module()
+    for count in (1, 5):
+        torch.testing.assert_close(module(images(count)), classifier(images(count)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["pspg-engine", "published", "classifier"])
+def test_an_export_can_be_pushed_to_the_hub_as_it_is(model_folder: Make, tmp_path: Path, layout: str) -> None:
+    """A card that the Hub's client takes, and no file that runs code or names a place on this machine."""
+    source, folder = model_folder(vit=True), tmp_path / "out"
+    command = ["export-checkpoint", "--checkpoint", str(source), "--output", str(folder), "--layout", layout]
+    assert main(command) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "pspg-engine"
+    assert card.data.license is None
+    assert "pleural effusion" in card.text
+    assert "trained on noise" in card.text
+    assert {path.suffix for path in folder.iterdir()} <= {".md", ".json", ".safetensors"}
+    assert not [path.name for path in folder.glob("*.[mj]*") if str(tmp_path) in path.read_text()]
 
 
 def test_what_the_json_holds(export: Callable[..., tuple[Path, Path]]) -> None:
@@ -167,8 +244,10 @@ def test_what_the_json_holds(export: Callable[..., tuple[Path, Path]]) -> None:
         ),
         (["predict", "--class_names", "[edema, odema, edema]"], "did you mean 'edema'?"),
         (["predict", "--context", "batch"], "context: "),
-        (["evaluate", "--manifest", "x.jsonl"], "holds a frozen classifier, which predict reads"),
-        (["export-checkpoint", "--layout", "classifier"], "holds a frozen classifier, which predict reads"),
+        (["evaluate", "--manifest", "gallstone.jsonl"], "class_lists: unknown class name 'gallstone' (the classes"),
+        (["evaluate", "--manifest", "x.jsonl", "--evaluation.context", "bank"], "only PsPG's scores have a context"),
+        (["evaluate", "--manifest", "x.jsonl", "--evaluation.blend", "fixed"], "only learned prompts are blended"),
+        (["export-checkpoint", "--layout", "classifier"], "holds a frozen classifier, which evaluate and predict read"),
     ],
 )
 def test_what_a_classifier_cannot_do_is_one_line(
@@ -183,7 +262,11 @@ def test_what_a_classifier_cannot_do_is_one_line(
     (tmp_path / "x.jsonl").write_text('{"id": "a", "filepath": "a.png", "labels": [1]}\n')
     (tmp_path / "classes.txt").write_text("edema\n")
     capsys.readouterr()
-    arguments = [word.replace("x.jsonl", str(tmp_path / "x.jsonl")) for word in arguments]
+    shutil.copy(image_folder / "a.png", tmp_path)
+    (tmp_path / "gallstone.jsonl").write_text('{"id": "a", "filepath": "a.png", "labels": {"gallstone": 1}}\n')
+    if "gallstone.jsonl" in arguments:
+        (tmp_path / "classes.txt").write_text("gallstone\n")
+    arguments = [str(tmp_path / word) if word.endswith(".jsonl") else word for word in arguments]
     source = ["--input", str(image_folder)] if arguments[0] == "predict" else []
     assert main([*arguments, *source, "--checkpoint", str(folder), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err

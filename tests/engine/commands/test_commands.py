@@ -18,7 +18,8 @@ from pspg.engine.commands.evaluate import evaluate_model
 from pspg.engine.commands.predict import predict
 from pspg.engine.commands.settings import PredictConfig
 from pspg.engine.config import EvaluationConfig
-from pspg.engine.evaluation.config import EvaluateConfig
+from pspg.engine.evaluation.config import REPORT, EvaluateConfig
+from pspg.engine.evaluation.report.tables import data_tables
 from tests.engine.seal import seal
 
 
@@ -84,6 +85,16 @@ def test_evaluate_writes_the_report_and_prints_its_summary(
     assert all(list(groups) == ["all", "seen", "unseen"] for groups in document["results"].values())
     assert len(rows(tmp_path / "report" / "predictions.csv")) == 40
     assert evaluation is not None
+    tables = data_tables(evaluation)
+    assert {len(column) for column in tables["summary"].values()} == {6 * 3}
+    assert {len(column) for column in tables["predictions"].values()} == {40}
+    assert tables["predictions"].keys() == tables["labels"].keys() == {"id", *evaluation.class_names}
+    written = rows(tmp_path / "report" / "per_class.csv")
+    assert list(tables["per_class"]) == list(written[0])
+    assert tables["per_class"]["class"] == [row["class"] for row in written]
+    first = {key: column[1] for key, column in tables["summary"].items()}
+    assert (first["method"], first["group"]) == ("PsPG", "seen")
+    assert first["macro_auc_low"] <= first["macro_auc"] <= first["macro_auc_high"]
     expected = document["results"]["PsPG"]["unseen"]["macro_auc"]
     assert evaluation.method.metrics["unseen"].macro_auc == expected
     printed = capsys.readouterr().out
@@ -102,6 +113,7 @@ def test_bank_makes_scores_independent_of_the_batch(runs: Path, phantoms: Path, 
             checkpoint=str(runs / "two"),
             input=str(phantoms / "test.jsonl"),
             output=str(tmp_path / "scores.csv"),
+            overwrite=True,
             context=context,  # type: ignore[arg-type]
             batch_size=batch_size,
             workers=0,
@@ -128,7 +140,7 @@ def test_predict_on_a_folder_with_new_classes_and_a_bad_file(
     error = capsys.readouterr().err
     assert "1 unreadable images were left out" in error
     assert "=cmd.png" in error
-    assert main([*arguments, "--on_bad_image", "error", "--workers", "0"]) == 2
+    assert main([*arguments, "--overwrite", "true", "--on_bad_image", "error", "--workers", "0"]) == 2
     assert "=cmd.png" in capsys.readouterr().err
 
 
@@ -147,6 +159,33 @@ def test_exports_score_like_the_run(runs: Path, phantoms: Path, tmp_path: Path) 
         tables.append(values(output))
     np.testing.assert_allclose(tables[1], tables[0], atol=2e-6)
     np.testing.assert_allclose(tables[2], tables[0], atol=2e-6)
+
+
+def test_results_that_are_there_are_replaced_only_on_request(
+    runs: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One rule: no command replaces what an earlier one wrote, and none says so later than before its work."""
+    manifest, checkpoint = str(phantoms / "test.jsonl"), ["--checkpoint", str(runs / "two"), "--workers", "0"]
+    folder = tmp_path / "out"
+    folder.mkdir()
+    report = ["evaluate", *checkpoint, "--manifest", manifest, "--evaluation.bootstrap", "0", "--baselines", "false"]
+    written = {
+        "scores.csv": ["predict", *checkpoint, "--input", manifest, "--output", str(folder / "scores.csv")],
+        "bad.csv": ["prepare", "check", "--manifest", manifest, "--output", str(folder / "bad.csv")],
+        "predictions.csv": [*report, "--output", str(folder)],
+    }
+    for name, arguments in written.items():
+        (folder / name).write_text("mine")
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"error: output: {folder / name} is there already; " in error
+        assert error.count("\n") == 1
+        assert (folder / name).read_text() == "mine"
+    assert {path.name for path in folder.iterdir()} == written.keys()
+    for name, arguments in written.items():
+        assert main([*arguments, "--overwrite", "true"]) == 0
+        assert (folder / name).read_text() != "mine"
+    assert {path.name for path in folder.iterdir()} == {*REPORT, *written}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pspg.engine.training.tasks import PromptTask
 def scores(checkpoint: Path, phantoms: Path, output: Path, *arguments: str) -> np.ndarray:
     """Probabilities that `predict` writes, (N,C)."""
     command = ["predict", "--checkpoint", str(checkpoint), "--input", str(phantoms / "test.jsonl")]
-    assert main([*command, "--output", str(output), "--workers", "0", *arguments]) == 0
+    assert main([*command, "--output", str(output), "--workers", "0", "--overwrite", "true", *arguments]) == 0
     with output.open(newline="") as file:
         return np.array([[float(v) for k, v in row.items() if k != "id"] for row in csv.DictReader(file)])
 

@@ -114,7 +114,7 @@ def test_equal_reasons_are_one_line(folder, capsys):
 
 def test_a_cache_is_verified_whole(folder, capsys):
     cache, all_of_them = folder / "cache", str(folder / "all.jsonl")
-    build = ["prepare", "cache", "--manifest", all_of_them, "--output", str(cache), "--size", "32"]
+    build = ["prepare", "cache", "--manifest", all_of_them, "--output", str(cache), "--image_size", "32"]
     check = ["prepare", "check", "--manifest", all_of_them, "--cache", str(cache)]
     assert main(build) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("missing.png: no such file; or set on_bad_image to skip")
@@ -144,7 +144,7 @@ def test_a_cache_is_verified_whole(folder, capsys):
         (["check", "--manifest", "GOOD", "--cache", "none"], "holds no cache"),
         (["check", "--manifest", "none.jsonl"], "none.jsonl: no such file"),
         (["cache", "--manifest", "GOOD"], "output: is required"),
-        (["cache", "--manifest", "GOOD", "--output", "c", "--size", "0"], "size: must be > 0, got 0"),
+        (["cache", "--manifest", "GOOD", "--output", "c", "--image_size", "0"], "image_size: must be > 0, got 0"),
         (
             ["cache", "--manifest", "GOOD", "--output", "c", "--max_megapixels", "0"],
             "max_megapixels: must be > 0, got 0",
@@ -166,7 +166,9 @@ def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, reason):
 @pytest.mark.parametrize("task", ["contrastive", pytest.param("prompt", marks=pytest.mark.slow)])
 def test_training_and_evaluation_from_a_cache_are_the_same(phantoms, settings, tmp_path, monkeypatch, task):
     both = f"[{phantoms / 'train.jsonl'}, {phantoms / 'val.jsonl'}]"
-    assert main(["prepare", "cache", "--manifest", both, "--output", str(tmp_path / "cache"), "--size", "64"]) == 0
+    assert (
+        main(["prepare", "cache", "--manifest", both, "--output", str(tmp_path / "cache"), "--image_size", "64"]) == 0
+    )
 
     def run(name, *more):
         command = [*settings(task), "--optim.epochs", "1", "--loss.pair_samples", "2", "--output", str(tmp_path / name)]

@@ -64,6 +64,10 @@ def test_line_separators_inside_strings_do_not_split_lines(write):
         (row(id="b", filepath="/etc/passwd"), "absolute"),
         (row(id="b", filepath="images/../../x.png"), "'..'"),
         (row(id="b", filepath="."), "empty"),
+        (row(id="b", filepath="C:\\images\\a.png"), "absolute"),
+        (row(id="b", filepath="d:/a.png"), "absolute"),
+        (row(id="b", filepath="\\\\server\\images\\a.png"), "absolute"),
+        (row(id="b", filepath="images\\..\\..\\x.png"), "'..'"),
         (row(id="b", filepath="a\0.png"), "control character"),
         (row(id="b", labels=[1, 0]), "2 values, the label names are 3"),
         (row(id="b", labels=[1, 0, 2]), "label of 'Normal'"),
@@ -73,6 +77,10 @@ def test_line_separators_inside_strings_do_not_split_lines(write):
         (row(id="b", labels={"Oedema": 1}), "did you mean 'Edema'?"),
         (row(id="b", labels={"Mass": 1, " Mass": 0}), "twice"),
         (row(id="b", labels=None), "needs 'labels'"),
+        (row(id="b", filepath="d/" * 3000 + "x.png"), "longer than 1000 characters"),
+        (row(id="b", filepath="a" * 5000), "longer than 1000 characters"),
+        ('{"id": "b", "filepath": "a.png", "filepath": "c.png", "labels": [1, 0, 0]}', "'filepath' is given twice"),
+        ('{"id": "b", "filepath": "a.png", "labels": {"Mass": 1, "Mass": 0}}', "'Mass' is given twice"),
     ],
 )
 def test_each_mistake_is_one_line_with_file_and_line(write, bad, reason):
@@ -139,3 +147,24 @@ def test_label_name_mistakes(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(UserError, match=reason):
         load_label_names(path)
+
+
+def test_backslashes_are_slashes_unless_a_file_has_them(write, tmp_path):
+    (tmp_path / "images/a.png").touch()
+    (tmp_path / "a\\b.png").touch()
+    path = write(
+        row(filepath="images\\a.png"), row(id="b", filepath="a\\b.png"), row(id="c", filepath=".\\images\\\\c.png")
+    )
+    first, second, third = load_manifest(path, need="labels").samples
+    assert first.path == (tmp_path / "images/a.png").resolve()
+    assert second.path == (tmp_path / "a\\b.png").resolve()
+    assert third.path == (tmp_path / "images/c.png").resolve()
+
+
+def test_a_file_under_two_ids_is_told_with_both_lines(write, caplog):
+    (link := write(row()).parent / "images/link.png").symlink_to("a.png")
+    path = write(row(), "", row(id="b", filepath="images//./a.png"), row(id="c", filepath=f"images/{link.name}"))
+    assert len(load_manifest(path, need="labels").samples) == 3
+    (line,) = caplog.messages
+    assert line.startswith(f"{path}: 2 lines hold a file that an earlier line has under another id")
+    assert line.endswith("the first 'a.png' ('a' of line 1 and 'b' of line 3)")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pspg.engine.distributed.deepspeed import Engine
 from pspg.engine.distributed.world import start
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 
 
 def train(accumulate: int, *, reduce: bool = False, ready: bool = False) -> tuple[list[Tensor], int]:

@@ -29,6 +29,7 @@ from pspg.engine.models.clip import ImageFeatures
 from pspg.engine.models.novelty import novelty
 from pspg.engine.models.templates import PAIRED, template_probabilities, template_texts
 from pspg.engine.utils.errors import UserError
+from tests.engine.seal import seal
 
 Make = Callable[..., Path]
 NEW = ["gallstone", "edema", "a mass"]
@@ -99,9 +100,23 @@ def test_training_classes_stay_as_they_are(folder: Make) -> None:
     assert loaded.blend(loaded.model.class_set, "fixed") is not None
 
 
-@pytest.mark.parametrize("head", [{}, {"prompts": "positive"}, {"fusion": "regions", "decoder": "context"}])
+@pytest.mark.parametrize(
+    "head",
+    [
+        {},
+        {"prompts": "positive"},
+        {"fusion": "regions", "decoder": "context"},
+        {"residual": "class"},
+        {"residual": "related"},
+    ],
+)
 def test_evaluate_predict_and_the_classifier_agree(folder: Make, tmp_path: Path, head: dict[str, Any]) -> None:
     source = folder(**head)
+    if "residual" in head:
+        tensors = load_file(source / "model.safetensors")
+        offsets = torch.randn(tensors["residual.offsets"].shape, generator=torch.Generator().manual_seed(5))
+        save_file({**tensors, "residual.offsets": 0.3 * offsets}, source / "model.safetensors")
+        seal(source)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     noise = np.random.default_rng(0)
@@ -126,7 +141,7 @@ def test_evaluate_predict_and_the_classifier_agree(folder: Make, tmp_path: Path,
     table = np.genfromtxt(tmp_path / "report/predictions.csv", delimiter=",", skip_header=1)[:, 1:]
     config = PredictConfig(
         checkpoint=str(source), input=str(pictures / "test.jsonl"), output=str(tmp_path / "p.csv"), class_names=NEW,
-        blend_weight=3.0, workers=0,
+        blend_weight=3.0, workers=0, overwrite=True,
     )  # fmt: skip
     predicted = predict(config).probabilities
     np.testing.assert_allclose(predicted, table, rtol=0, atol=1e-6)
@@ -155,7 +170,9 @@ def test_models_without_bank_features_score_their_own_classes(model_folder: Make
     """Models of earlier versions, and imported ones."""
     source = model_folder(vit=True, tokens=False)
     output = image_folder / "p.csv"
-    config = PredictConfig(checkpoint=str(source), input=str(image_folder), output=str(output), workers=0)
+    config = PredictConfig(
+        checkpoint=str(source), input=str(image_folder), output=str(output), workers=0, overwrite=True
+    )
     assert len(predict(config).ids) == 5
     with pytest.raises(UserError, match="set blend to none, or train again"):
         predict(replace(config, class_names=NEW))

@@ -218,7 +218,7 @@ def run(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(checkpoint: Path, phantoms: Path, output: Path, *arguments: str) -> np.ndarray:
     """Probabilities that `predict` writes, (N,C)."""
     words = ["predict", "--checkpoint", str(checkpoint), "--input", str(phantoms / "test.jsonl"), "--workers", "0"]
-    assert main([*words, "--output", str(output), *arguments]) == 0
+    assert main([*words, "--output", str(output), "--overwrite", "true", *arguments]) == 0
     with output.open(newline="") as file:
         return np.array([[float(v) for k, v in row.items() if k != "id"] for row in csv.DictReader(file)])
 

@@ -18,7 +18,7 @@ from pspg.engine.config import ModelConfig
 from pspg.engine.models.pspg import PsPG, probabilities
 from pspg.engine.models.residual import ClassResidual, related_mixing
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import parameter_groups
+from pspg.engine.training.optimizer import parameter_groups
 from tests.engine.seal import seal
 
 Make = Callable[..., Path]

@@ -12,7 +12,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from pspg.engine.models.clip import tokenize
-from pspg.engine.models.templates import NEGATIVE, POSITIVE, _whole, template_texts
+from pspg.engine.models.templates import NEGATIVE, POSITIVE, _whole, sentences, template_texts
 from pspg.engine.utils.errors import UserError
 
 MakeClip = Callable[..., open_clip.CLIP]
@@ -30,6 +30,46 @@ def test_a_name_is_used_whole_or_refused(make_clip: MakeClip, tokenizer: Callabl
     for name in (too_long, f"{fits} without effusion", " ".join(["heart"] * 200)):
         with pytest.raises(UserError, match=r"class names: 'heart heart .* context of 77 holds; shorten it"):
             template_texts(clip, ["edema", name], device, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("No Finding", "abnormality"),
+        ("No finding", "abnormality"),
+        ("no_finding", "abnormality"),
+        ("NO  FINDINGS", "abnormality"),
+        ("normal", "abnormality"),
+        ("Healthy", "abnormality"),
+        ("unchanged", "change"),
+        ("no change", "change"),
+        ("No Pleural Effusion", "Pleural Effusion"),
+        ("no evidence of edema", "edema"),
+        ("without edema", "edema"),
+        ("absence of edema", "edema"),
+        ("normal heart size", "abnormal heart size"),
+    ],
+)
+def test_an_absence_is_not_negated_twice(name: str, absent: str) -> None:
+    turned = (f"No evidence of {absent}.", f"Findings suggesting {absent}.")
+    assert sentences(name) == turned
+    assert sentences(name, "literal") == (f"Findings suggesting {name}.", f"No evidence of {name}.")
+
+
+@pytest.mark.parametrize(
+    "name", ["Edema", "nodule", "Nontuberculous mycobacteria", "abnormal", "no", "Norma", "exclude", "suboptimal study"]
+)
+def test_other_classes_are_in_the_templates_as_they_are(name: str) -> None:
+    assert sentences(name) == sentences(name, "literal") == (POSITIVE.format(name), NEGATIVE.format(name))
+
+
+def test_features_of_an_absence_change_places(make_clip: MakeClip) -> None:
+    clip, device = make_clip().float(), torch.device("cpu")
+    texts = template_texts(clip, ["edema", "no edema"], device)
+    torch.testing.assert_close(texts.positive, texts.negative.flip(0))
+    literal = template_texts(clip, ["edema", "no edema"], device, absences="literal")
+    torch.testing.assert_close(literal.positive[0], texts.positive[0])
+    assert not torch.allclose(literal.positive[1], texts.positive[1])
 
 
 def test_tokenizers_of_hugging_face(tmp_path: Path) -> None:

@@ -193,7 +193,9 @@ def test_prompt_publishes_the_epoch_of_the_largest_macro_auc(
 
     def predicted(folder: Path) -> list[Any]:
         table = str(tmp_path / "scores.csv")
-        settings = PredictConfig(checkpoint=str(folder), input=str(image_folder), output=table, workers=0, device="cpu")
+        settings = PredictConfig(
+            checkpoint=str(folder), input=str(image_folder), output=table, overwrite=True, workers=0, device="cpu"
+        )
         return predict(settings).probabilities.tolist()
 
     assert predicted(run) == predicted(expected)

@@ -27,6 +27,7 @@ from pspg.engine.training.tasks import ContrastiveTask, PromptTask
 from pspg.engine.training.trainer import Trainer
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.metrics_log import read_metrics
+from tests.engine import recorder
 
 SPCL = LossConfig(pair="spcl")
 replays: list[int] = []
@@ -75,21 +76,13 @@ class Reports(Loader):
 
 
 def record_by_hand(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
-    """What a CUDA graph does, by running the function again: results land in the tensors of the first run."""
-    loss, parts, gradients = function()
+    replay, outcome = recorder.record_by_hand(function)
 
-    def replay() -> None:
+    def counted() -> None:
         replays.append(1)
-        new_loss, new_parts, new_gradients = function()
-        loss.copy_(new_loss)
-        for name, part in new_parts.items():
-            parts[name].copy_(part)
-        for old, new in zip(gradients, new_gradients, strict=True):
-            assert (old is None) == (new is None)
-            if old is not None and new is not None:
-                old.copy_(new)
+        replay()
 
-    return replay, (loss, parts, gradients)
+    return counted, outcome
 
 
 def fail(function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:

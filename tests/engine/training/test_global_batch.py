@@ -32,6 +32,7 @@ RUNS: dict[str, tuple[str, dict[str, object], dict[int, int]]] = {
         {"loss.pair_samples": 2, "optim.accumulate": 2, "optim.epochs": 10, "data.cache_features": True},
         {2: 2},
     ),
+    "sampled": ("prompt", {"loss.pair_samples": 1, "model.dropout": 0.3}, {}),
     "pcl, means": (
         "prompt",
         {"loss.pair": "pcl", "loss.pair_reduction": "mean", "loss.classification_reduction": "mean"},
@@ -79,6 +80,18 @@ RUNS: dict[str, tuple[str, dict[str, object], dict[int, int]]] = {
         {2: 3, 4: 3},
     ),
 }
+# The same recorded by hand, without ZeRO: name → run that it equals, settings, numbers of processes.
+RECORDED: dict[str, tuple[str, dict[str, object], tuple[int, ...]]] = {
+    "recorded spcl": ("spcl", {}, (2, 3)),
+    "recorded ahead": ("spcl", {"images_ahead": True}, (2,)),
+    "recorded sampled": ("sampled", {}, (2, 3)),
+    "recorded sampled, two batches a step": ("sampled, two batches a step", {}, (2,)),
+    "recorded ranking": ("ranking", {}, (2,)),
+    "recorded dualcoop": ("dualcoop", {}, (2,)),
+    "recorded, a bad image": ("a bad image", {"images_ahead": True}, (2,)),
+    "recorded contrastive": ("contrastive", {}, (2,)),
+    "refused by one rank": ("spcl", {}, (2,)),
+}
 
 
 def launch(script: str, processes: int, *arguments: object, timeout: float) -> None:
@@ -105,8 +118,8 @@ def launch(script: str, processes: int, *arguments: object, timeout: float) -> N
 @pytest.fixture(scope="module")
 def trained(
     phantoms: Path, settings: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
-    """Function processes → folder with a run of each name, on so many processes; one of them local."""
+) -> Callable[..., Path]:
+    """Function (processes, recorded=False) → folder with a run of each name, on so many processes; one is local."""
     folder = tmp_path_factory.mktemp("global")
     rows = [json.loads(line) for line in (phantoms / "train.jsonl").read_text().splitlines()[:60]]
     (phantoms / "sixty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -121,7 +134,9 @@ def trained(
     (phantoms / "wide.json").write_text(json.dumps({**clip, "embed_dim": 64, "text_cfg": {**clip["text_cfg"], **text}}))
 
     def arguments(name: str, processes: int, **more: object) -> list[str]:
-        task, own, stages = RUNS[name]
+        like, changes, _ = RECORDED.get(name, (name, {}, ()))
+        task, own, stages = RUNS[like]
+        stages = {} if name in RECORDED else stages
         values = {
             "data.train": phantoms / ("sixty_bad.jsonl" if "data.on_bad_image" in own else "sixty.jsonl"),
             "data.mean": 0.5,
@@ -132,6 +147,7 @@ def trained(
             "zero_stage": stages.get(processes, 0),
             "output": folder / str(processes) / name,
             **own,
+            **changes,
             **more,
         }
         for key in ("data.class_names", "model.backbone"):
@@ -153,8 +169,21 @@ def trained(
         launch("train.py", processes, file, timeout=400)
         return folder / str(processes)
 
-    done: dict[int, Path] = {}
-    return lambda processes: done.get(processes) or done.setdefault(processes, train(processes))
+    def record(processes: int) -> Path:
+        commands = [arguments(name, processes) for name, run in RECORDED.items() if processes in run[2]]
+        file = folder / f"recorded{processes}.json"
+        file.write_text(json.dumps(commands))
+        launch("recorded.py", processes, file, timeout=400)
+        return folder / str(processes)
+
+    done: dict[tuple[int, bool], Path] = {}
+
+    def folder_of(processes: int, recorded: bool = False) -> Path:
+        if (processes, recorded) not in done:
+            done[processes, recorded] = (record if recorded else train)(processes)
+        return done[processes, recorded]
+
+    return folder_of
 
 
 def weights(run: Path, file: str = "model") -> dict[str, Tensor]:
@@ -180,7 +209,7 @@ def losses(run: Path, key: str = "loss") -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "processes"), [(name, count) for name, run in RUNS.items() for count in run[2]])
 def test_any_number_of_processes_computes_the_step_of_one(
-    trained: Callable[[int], Path], name: str, processes: int
+    trained: Callable[..., Path], name: str, processes: int
 ) -> None:
     one, several = trained(1) / name, trained(processes) / name
     assert len(losses(one)) >= 20
@@ -196,13 +225,25 @@ def test_any_number_of_processes_computes_the_step_of_one(
         for key, value in weights(one, "optimizer").items():
             # The bias of the attention pool's keys has no gradient but rounding.
             assert (value - momenta[key]).norm() < 2e-2 * value.norm() + 1e-8, key
+    else:  # encoded by parts
+        bank = [load_tensors(run / "bank.safetensors") for run in (one, several)]
+        assert all(torch.equal(tensor, bank[1][key]) for key, tensor in bank[0].items())
     peaks = [row["peak_bytes"] for row in read_metrics(several / "metrics.jsonl") if "peak_bytes" in row]
     assert peaks
     assert all(len(of_ranks) == processes and min(of_ranks) > 2**20 for of_ranks in peaks)
 
 
 @pytest.mark.slow
-def test_local_scope_is_another_computation(trained: Callable[[int], Path]) -> None:
+@pytest.mark.parametrize(("name", "processes"), [(name, count) for name, run in RECORDED.items() for count in run[2]])
+def test_recorded_steps_are_those_of_one_process(trained: Callable[..., Path], name: str, processes: int) -> None:
+    """The recorder also fails where ranks differ in their collectives, a shape changes or the host reads a value."""
+    one, several = trained(1) / RECORDED[name][0], trained(processes, recorded=True) / name
+    assert losses(several) == pytest.approx(losses(one), rel=5e-6)
+    assert apart(one, several) < 2e-6
+
+
+@pytest.mark.slow
+def test_local_scope_is_another_computation(trained: Callable[..., Path]) -> None:
     """What the test above would see if batch-level parts looked at a rank's share."""
     assert apart(trained(1) / "spcl", trained(2) / "local") > 0.1
 
@@ -253,7 +294,6 @@ def test_pieces_are_contiguous_and_balanced() -> None:
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_ranks_that_share_a_batch_record_no_graph() -> None:
+def test_ranks_record_a_graph_in_either_scope() -> None:
     assert graph_needs(TrainConfig()) is None
-    assert "one process" in str(graph_needs(TrainConfig(), 2))
-    assert graph_needs(TrainConfig(scope="local"), 2) is None
+    assert graph_needs(TrainConfig(scope="local")) is None

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.data.batch import Batch
@@ -19,45 +17,10 @@ from pspg.engine.training.config import OptimConfig, TrainConfig
 from pspg.engine.training.losses import PromptLoss, contrastive_loss
 from pspg.engine.training.losses.classification.bce import binary_cross_entropy
 from pspg.engine.training.losses.pair.ranking import ranking_loss
+from pspg.engine.training.optimizer import make_optimizer
 from pspg.engine.training.tasks import PromptTask
-from pspg.engine.training.trainer import Trainer, make_optimizer
-
-# Operators whose result the host has to know: values, or shapes that depend on values.
-READS = {
-    "_local_scalar_dense",
-    "_unique2",
-    "argwhere",
-    "equal",
-    "is_nonzero",
-    "item",
-    "masked_select",
-    "nonzero",
-    "unique_consecutive",
-    "unique_dim",
-}
-
-
-class HostReads(TorchDispatchMode):
-    """Names of the operators that made the host wait, boolean indexing and copies between devices included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        result = function(*args, **(kwargs or {}))
-        if name in READS or (name in {"index", "index_put", "index_put_"} and _by_mask(args[1])):
-            self.seen.append(name)
-        if name in {"_to_copy", "copy_"} and isinstance(result, Tensor):
-            source = args[1] if name == "copy_" else args[0]
-            if isinstance(source, Tensor) and source.device != result.device:
-                self.seen.append(f"{name} {source.device} to {result.device}")
-        return result
-
-
-def _by_mask(indices: Any) -> bool:
-    return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+from pspg.engine.training.trainer import Trainer
+from tests.engine.recorder import HostReads
 
 
 class Loader:

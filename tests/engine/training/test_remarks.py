@@ -6,8 +6,8 @@ import pytest
 
 from pspg.engine.training import remarks
 from pspg.engine.training.config import OptimConfig
+from pspg.engine.training.optimizer import learning_rate
 from pspg.engine.training.remarks import Remarks, duration
-from pspg.engine.training.trainer import learning_rate
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from torch import nn
 from pspg.engine.distributed.world import start
 from pspg.engine.training import telemetry
 from pspg.engine.training.config import OptimConfig, TrainConfig
-from pspg.engine.training.trainer import Trainer, learning_rate, parameter_groups, step_seed
+from pspg.engine.training.optimizer import learning_rate, parameter_groups
+from pspg.engine.training.trainer import Trainer, step_seed
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.metrics_log import read_metrics
 

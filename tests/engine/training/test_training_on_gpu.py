@@ -12,7 +12,7 @@ from pspg.engine.config import LossConfig, ModelConfig
 from pspg.engine.models.pspg import PsPG
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.losses import PromptLoss
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pspg.engine.cli import main
+from pspg.engine.utils.logging import AboveProgressBars
 
 
 def test_a_library_user_routes_messages_and_hears_nothing_else() -> None:
@@ -35,3 +36,16 @@ def test_the_command_line_shows_each_message_once(capsys: pytest.CaptureFixture[
         assert main(["train", "--batch_size", "0"]) == 2
         assert capsys.readouterr().err == "pspg-engine train: error: batch_size: must be > 0, got 0\n"
     assert len(logging.getLogger("pspg").handlers) == 1
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", ["told", "warned", "failed"]), ("1", ["failed"])])
+def test_of_several_processes_the_first_tells_what_all_meet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, shown: list[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    logger = logging.Logger("ranks")
+    logger.addHandler(AboveProgressBars())
+    logger.info("told")
+    logger.warning("warned")
+    logger.error("failed")
+    assert capsys.readouterr().err.split() == shown

@@ -17,3 +17,12 @@ def test_a_table_is_capped_aligned_and_shows_text_as_it_is(capsys: pytest.Captur
     assert {len(line.rstrip()) for line in lines[1:5]} == {len(lines[1].rstrip())}  # aligned to the right
     assert lines[5] == "… and 1 more"
     assert len(lines) == 6
+
+
+def test_titles_columns_and_cells_move_no_cursor_and_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    nasty = "\x1b[31m[red]\u202ex\n"
+    show_table([nasty, "a"], [[nasty, nasty]], title=nasty)
+    shown = capsys.readouterr().out
+    assert shown.count(r"\x1b[31m[red]\u202ex\x0a") == 4
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown

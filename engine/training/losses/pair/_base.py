@@ -20,8 +20,10 @@ class GlobalBatch(NamedTuple):
 
     labels: Tensor
     """(M,C) of all images"""
-    pairs: tuple[int, int]
-    """start and stop of the pairs (of all, or of those sampled) that this rank takes"""
+    pairs: tuple[int, int] | None
+    """start and stop of the pairs (of all, or of those sampled) that this rank takes; None: the sample is its own"""
+    window: Tensor | None = None
+    """rows of its own sample, as of `PairSelection`"""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,16 @@ class PairPromptLoss(PairLoss):
         if output.image_vectors is None:
             raise ValueError(f"{self.name}: the output has no image vectors to compare pairs with")
         labels = inputs.labels if batch is None else batch.labels
-        pairs = PairSelection(labels.shape[1], inputs.sample)
+        pairs = PairSelection(labels.shape[1], inputs.sample, window=None if batch is None else batch.window)
+        if batch is not None and batch.pairs is not None:
+            pairs = pairs.part(*batch.pairs)
         return spcl(
             inputs.tower,
             output.prompts,
             ImageBatch(output.image_vectors, output.logit_scale, labels),
             target=self.target,
             reduction=inputs.reduction,
-            pairs=pairs if batch is None else pairs.part(*batch.pairs),
+            pairs=pairs,
             memory=inputs.memory,
             impl=inputs.impl,
         )

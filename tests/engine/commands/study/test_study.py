@@ -222,7 +222,7 @@ def test_a_study_from_phantoms_to_the_table(
         "title": "Two rows",
         "output": str(tmp_path / "table"),
         "work": str(tmp_path / "work"),
-        "phantoms": {"films": {"train": 24, "val": 0, "test": 12, "size": 32, "classes": 14}},
+        "phantoms": {"films": {"train": 24, "val": 0, "test": 12, "image_size": 32, "classes": 14}},
         "runs": {
             "seen": {"settings": {**base, **films, "data.class_names": "${data:films}/seen.txt"}},
             "both": {"settings": {**base, **films, "model.pretrained_head": "${run:seen}"}},

@@ -282,3 +282,26 @@ def test_sources_may_be_gone_and_the_folder_moved(tmp_path, folder, samples):
     moved = [Sample(sample.id, tmp_path / "elsewhere" / "films" / sample.path.name) for sample in samples]
     folder = folder.rename(tmp_path / "moved")
     np.testing.assert_array_equal(opened(folder, moved).batch(range(N)), before)
+
+
+@pytest.mark.parametrize("place", [0, SIZE * SIZE - 1, 2 * SIZE * SIZE + 7])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_garbled_pixel_is_noticed_at_every_reading(folder, samples, place, bit):
+    """By the CRC-32 of its image; the others are read as before, and a cache that is already open notices, too."""
+    whole = opened(folder, samples)
+    pixels = [whole[row].copy() for row in range(N)]
+    file = folder / "pixels-00000.npy"
+    content = bytearray(file.read_bytes())
+    start = len(content) - 4 * SIZE * SIZE
+    content[start + place] ^= 1 << bit
+    file.write_bytes(content)
+    garbled = place // (SIZE * SIZE)
+    for cache in (whole, opened(folder, samples), pickle.loads(pickle.dumps(whole))):
+        for row in range(N):
+            if row == garbled:
+                with pytest.raises(UserError, match=rf"pixels-00000\.npy: wrong checksum of image {garbled}; run"):
+                    cache[row]
+                with pytest.raises(UserError, match="wrong checksum"):
+                    cache.batch([row])
+            else:
+                assert np.array_equal(cache[row], pixels[row])

@@ -207,7 +207,7 @@ def mimic_tables(folder: Path, reports: Path) -> None:
     labels = [[10000032, 50414267, "1.0", "-1.0"], [11000011, 50000001, "", "0.0"]]
     write_table(folder / "mimic-cxr-2.0.0-chexpert.csv", [["subject_id", "study_id", "Atelectasis", "Edema"], *labels])
     texts = {
-        "p10/p10000032/s50414267": "IMPRESSION: Atelectasis. Dr. ___ was notified.",
+        "p10/p10000032/s50414267": "\ufeffIMPRESION: Atelectasis. Dr. ___ was notified.",
         "p11/p11000011/s50000001": " CONCLUSION:\n 1. Clear.",
         "p12/p12000011/s50000002": "FINDINGS: Clear.",
     }
@@ -256,6 +256,29 @@ def test_padchest_lists(prepare: Callable[..., str], tmp_path: Path) -> None:
     options = ["--missing", "skip", "--min_positives", "2", "--pixel_samples", "0"]
     prepare("padchest", *options, "--test_fraction", "1", "--val_fraction", "0", output="found")
     assert [row["filepath"] for row in manifest(tmp_path / "found", "test")] == ["1.png"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "classes", "images"),
+    [
+        ("keep", ["exclude", "mass", "normal", "suboptimal study", "unchanged"], "01234"),
+        ("drop_classes", ["mass", "normal"], "01234"),
+        ("drop_images", ["mass", "normal"], "034"),
+    ],
+)
+def test_padchest_labels_that_are_no_findings(
+    prepare: Callable[..., str], tmp_path: Path, choice: str, classes: list[str], images: str
+) -> None:
+    labels = ["['mass', 'unchanged']", "['exclude', 'mass']", "[' suboptimal study ']", "['normal']", "['mass']"]
+    columns = ["ImageID", "ImageDir", "PatientID", "Projection", "MethodLabel", "Labels"]
+    rows = [[f"{i}.png", 7, f"p{i}", "PA", "Physician", cell] for i, cell in enumerate(labels)]
+    write_table(tmp_path / "in" / PADCHEST, [columns, *rows])
+    options = ["--missing", "keep", "--min_positives", "1", "--test_fraction", "1", "--val_fraction", "0"]
+    shown = prepare("padchest", *options, "--not_findings", choice)
+    assert load_label_names(tmp_path / "out/classes.txt") == classes
+    assert [row["id"] for row in manifest(tmp_path / "out", "test")] == list(images)
+    assert ("3 × class that is no finding" in shown) == (choice == "drop_classes")
+    assert ("2 × marked exclude or suboptimal study" in shown) == (choice == "drop_images")
 
 
 def test_vindr_physionet(prepare: Callable[..., str], tmp_path: Path) -> None:

@@ -66,6 +66,19 @@ def test_real_padchest(real: Path) -> None:
     assert abs(shares["val"] / len(rows) - 0.1) < 0.01
 
 
+def test_real_padchest_without_what_is_no_finding(real: Path) -> None:
+    source = str(real / "padchest")
+    sizes = {}
+    for choice in ("drop_classes", "drop_images"):
+        config = padchest.PadChestConfig(source=source, not_findings=choice)  # type: ignore[arg-type]
+        classes, rows = padchest.read(config, Journal())
+        assert not {"exclude", "unchanged", "suboptimal study"} & set(classes)
+        assert "normal" in classes
+        sizes[choice] = (len(rows), len(classes))
+    assert sizes["drop_classes"] == (26_432, 105)
+    assert sizes["drop_images"][0] < 26_432
+
+
 def test_real_chexpert(real: Path) -> None:
     """Table 4 of the paper."""
     journal = Journal()

@@ -16,7 +16,7 @@ sys.exit("torch" in sys.modules)
 def test_every_module_declares_one() -> None:
     datasets = all_datasets()
     names = [dataset.name for dataset in datasets]
-    assert names == ["chestxray14", "chexpert", "folder", "mimic-cxr", "padchest", "vindr-cxr"]
+    assert names == ["chestxray14", "chexpert", "folder", "mimic-cxr", "padchest", "table", "vindr-cxr"]
     assert all((dataset.settings.__doc__ or "").startswith("Manifests from") for dataset in datasets)
 
 

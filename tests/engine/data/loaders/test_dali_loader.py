@@ -165,7 +165,7 @@ def test_batches_of_the_torch_loader(samples, settings):
 
 
 def test_phantom_films_agree(tmp_path):
-    write_phantoms(PhantomConfig(train=12, val=0, test=0, size=256, classes=20), tmp_path / "phantoms", workers=1)
+    write_phantoms(PhantomConfig(train=12, val=0, test=0, image_size=256, classes=20), tmp_path / "phantoms", workers=1)
     files = sorted((tmp_path / "phantoms" / "images").rglob("*.png"))
     made = [Sample(id=path.stem, path=path, text="report 1") for path in files]
     assert len(made) == 12
@@ -380,6 +380,24 @@ def test_too_large_a_file(samples):
     for load in (DALI, TorchBatches):
         with pytest.raises(UserError, match="260 × 300 pixels, more than max_megapixels"):
             list(evaluation(samples, load, max_megapixels=0.01))
+
+
+@pytest.mark.parametrize(
+    "form", ["jpeg", "jpeg of colour", "progressive jpeg", "png", "png of colour", "palette", "cmyk"]
+)
+def test_too_much_memory_for_its_kind(samples, form, monkeypatch):
+    """Both loaders refuse the same files with the same words, those that DALI would decode included."""
+    monkeypatch.setattr("pspg.engine.data.bounds.BESIDE", 0)
+    samples[0].path.write_bytes((PLAIN | OTHER)[form](film(0)))
+    messages = []
+    for load in (DALI, TorchBatches):
+        try:
+            list(evaluation(samples[:1], load, max_megapixels=0.0781))
+            messages.append("")
+        except UserError as error:
+            messages.append(str(error))
+    assert messages[0] == messages[1]
+    assert ("to decode, more than 3 bytes" in messages[0]) == (form not in ("jpeg", "png", "palette"))
 
 
 def blind_to(monkeypatch, *rows):

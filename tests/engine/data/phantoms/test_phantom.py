@@ -30,7 +30,7 @@ from pspg.engine.data.phantoms.vocabulary import (
 )
 from pspg.engine.utils.errors import UserError
 
-SMALL = PhantomConfig(train=80, val=5, test=9, size=32, classes=52, seed=3)
+SMALL = PhantomConfig(train=80, val=5, test=9, image_size=32, classes=52, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_an_image_depends_on_seed_and_index_only(phantoms: Path, tmp_path: Path)
 
 
 def test_size_changes_neither_findings_nor_reports(phantoms: Path, tmp_path: Path) -> None:
-    write_phantoms(PhantomConfig(**{**vars(SMALL), "size": 48, "train": 4}), tmp_path / "larger", workers=1)
+    write_phantoms(PhantomConfig(**{**vars(SMALL), "image_size": 48, "train": 4}), tmp_path / "larger", workers=1)
     assert lines(tmp_path / "larger" / "val.jsonl") == lines(phantoms / "val.jsonl")
     small, large = (Image.open(f / "images/val-000001.png") for f in (phantoms, tmp_path / "larger"))
     shrunk = np.asarray(large.resize(small.size, Image.Resampling.BOX), float)
@@ -203,7 +203,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{"classes": 13}, {"classes": 9999}, {"size": 4}, {"seed": -1}, {"val": -1}])
+@pytest.mark.parametrize("change", [{"classes": 13}, {"classes": 9999}, {"image_size": 4}, {"seed": -1}, {"val": -1}])
 def test_refuses_what_cannot_be_drawn(change: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         check_phantoms(PhantomConfig(**change))

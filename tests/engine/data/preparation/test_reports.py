@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pspg.engine.data.preparation.reports import clean, impression
+from pspg.engine.data.preparation.reports import clean, impression, why_none
 from tools.show_reports import openi_archive, openi_report, read_reports
 
 REPORT = """                                 FINAL REPORT
@@ -43,6 +43,22 @@ def test_the_impression_alone_is_kept() -> None:
         ("IMPRESSION: Old.\nADDENDUM: x\nIMPRESSION: Revised.", "Revised."),
         ("IMPRESSION: Old. IMPRESSION: Exam: CXR FINDINGS: x. IMPRESSION: Revised.", "Revised."),
         ("IMPRESSION:\nCHEST: Clear.\nKNEE: No fracture.", "CHEST: Clear. KNEE: No fracture."),
+        # Without a colon, with another sign, in other words.
+        ("INDICATION: Pain.\nIMPRESSION Left effusion.", "Left effusion."),
+        (" IMPRESSION - Clear.", "Clear."),
+        (" IMPRESSION. Clear.", "Clear."),
+        (" IMP: Clear.", "Clear."),
+        ("FINDINGS AND IMPRESSION: Clear.", "Clear."),
+        ("FINDINGS/ IMPRESSION:\nClear.", "Clear."),
+        ("Final Impression: Clear.", "Clear."),
+        ("RADIOLOGIST'S IMPRESSION: Clear.", "Clear."),
+        ("XXXX IMPRESSION: Clear.", "Clear."),
+        ("IMPRESSION\r\n Clear.\r\n", "Clear."),
+        ("IMPRESSION: Clear. FINDNGS: Nodule.", "Clear."),
+        ("IMPRESSION: Clear.\nFINIDNGS: Nodule.\nCOMPARISION: None.", "Clear."),
+        # Headings that only look like it.
+        ("COMPRESSION: Vertebra.", None),
+        ("INDICATION: Impression of a mass.", None),
     ],
 )
 def test_headings(report: str, text: str | None) -> None:
@@ -50,8 +66,70 @@ def test_headings(report: str, text: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "heading",
+    [
+        "IMPRESSON",
+        "IMPRRESSION",
+        "IMORESSION",
+        "IMPRESSOIN",
+        "IMPRSSION",
+        "IMPRESION",
+        "IMPERSSION",
+        "MPRESSION",
+        "IMPESSION",
+        "CONCUSION",
+        "COINCLUSION",
+        "INPRESSION",
+        "IMPRESIONS",
+        "CONCLUSIN",
+    ],
+)
+@pytest.mark.parametrize(
+    "form", ["{}: Clear.", "{}\nClear.", "{} :\n\n Clear.", "History. {}: Clear.", "FINAL {}: Clear."]
+)
+def test_misspelt_headings(heading: str, form: str) -> None:
+    """The misspellings of MIMIC-CXR's own parser, and others, capitals and not."""
+    assert impression(form.format(heading)) == "Clear."
+    if form[0] == "{" and form[2] == ":":
+        assert impression(form.format(heading.title())) == "Clear."
+
+
+@pytest.mark.parametrize("whose", ["CLINICAL", "REFERRING", "REFERRER'S", "PRELIMINARY", "PRIOR", "ADMITTING", "ED"])
+@pytest.mark.parametrize("form", ["{} IMPRESSION: Mass.\n", "HISTORY: cough {} IMPRESSION: Mass.\nFINDINGS: None."])
+def test_an_impression_of_someone_else_is_none(whose: str, form: str) -> None:
+    report = form.format(whose)
+    assert impression(report) is None
+    assert impression(report + "\nIMPRESSION: Clear.") == "Clear."
+    assert why_none(report) == "report whose only impression is a clinical, preliminary or other one"
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ("", "report without text"),
+        (" \n---\n 12", "report without text"),
+        ("Lungs are clear.", "report without headings"),
+        ("FINDING: Clear.", "report without impression or conclusion"),
+        ("IMPRESSION:\n\nFINDINGS: Clear.", "report whose impression is empty, or only redacted, views or names"),
+        ("IMPRESSION: ___", "report whose impression is empty, or only redacted, views or names"),
+    ],
+)
+def test_why_a_report_is_left_out(report: str, reason: str) -> None:
+    assert impression(report) is None
+    assert why_none(report) == reason
+
+
+@pytest.mark.parametrize(
     ("text", "kept"),
     [
+        ("Sarcoidosis, stage 1. No effusion.", "Sarcoidosis, stage 1. No effusion."),
+        ("Sarcoidosis Stage 1.", "Sarcoidosis Stage 1."),
+        ("1. Sarcoidosis stage 2. Clear. 2. Edema.", "Sarcoidosis stage 2. Clear. Edema."),
+        ("1. Fracture of ribs 1 and 2. Clear.", "Fracture of ribs 1 and 2. Clear."),
+        ("Level of T 1. Normal.", "Level of T 1. Normal."),
+        ("Lung-RADS 1. Routine.", "Lung-RADS 1. Routine."),
+        ("POD 1. No edema.", "POD 1. No edema."),
+        ("Edema of grade 1) Small effusion.", "Edema of grade 1) Small effusion."),
         ("Edema. Dr. ___ was paged at 10:15 a.m. on ___. Tube in place.", "Edema. Tube in place."),
         ("Findings were communicated by phone. Edema.", "Edema."),
         ("Abnormal mediastinum as discussed below.", "Abnormal mediastinum as discussed below."),

@@ -32,8 +32,8 @@ def frequency() -> Iterator[None]:
 @pytest.fixture
 def arguments(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command that chooses the source; no figures are drawn."""
-    for figure in ("curves", "class_bars", "cooccurrence"):
-        monkeypatch.setattr(plots, figure, lambda *arguments, **options: None)
+    for figure in ("curves", "reliability_diagram", "cooccurrence"):
+        monkeypatch.setattr(plots, figure, lambda *arguments, **options: {})
     source = json.dumps({"frequency": str(phantoms / "train.jsonl")})
     paths = ["--manifest", str(phantoms / "test.jsonl"), "--output", str(tmp_path / "report")]
     return ["evaluate", "--other_source", source, *paths, "--device", "cpu", "--evaluation.bootstrap", "0"]

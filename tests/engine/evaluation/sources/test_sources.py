@@ -57,12 +57,23 @@ def models(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluate(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Function (arguments, …) → exit status, of an evaluation of the test split to tmp_path / name, without figures."""
-    for figure in ("curves", "class_bars", "cooccurrence"):
-        monkeypatch.setattr(plots, figure, lambda *arguments, **options: None)
+    for figure in ("curves", "reliability_diagram", "cooccurrence"):
+        monkeypatch.setattr(plots, figure, lambda *arguments, **options: {})
 
     def run(*arguments: object, name: str = "report") -> int:
         paths = ["--manifest", phantoms / "test.jsonl", "--output", tmp_path / name]
-        more = ["--workers", 0, "--device", "cpu", "--evaluation.bootstrap", 0, "--evaluation.batch_size", 16]
+        more = [
+            "--overwrite",
+            "true",
+            "--workers",
+            0,
+            "--device",
+            "cpu",
+            "--evaluation.bootstrap",
+            0,
+            "--evaluation.batch_size",
+            16,
+        ]
         return main(["evaluate", *map(str, [*paths, *more, *arguments])])
 
     return run

@@ -1,0 +1,163 @@
+"""`pspg-engine calibrate`: a model's probabilities and thresholds, fitted on validation images and kept with it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..checkpoints.calibration import FILE, Calibration, write_calibration
+from ..checkpoints.model_folder import is_classifier
+from ..checkpoints.run import run_of
+from ..data.bad_image import report_bad
+from ..data.dataset import ImageDataset
+from ..data.labels import label_matrix, select_classes
+from ..data.loaders.choose import load_with, pick_loader
+from ..data.loaders.evaluation import make_eval_loader
+from ..data.manifest import load_label_names, load_manifest
+from ..data.pixels import Reading
+from ..evaluation.calibration import calibrated, fit_classes, point_name
+from ..evaluation.reliability import AtThreshold, at_thresholds, reliability
+from ..evaluation.scorer import open_scorer
+from ..utils.device import autocast_dtype, pick_device
+from ..utils.errors import UserError
+from ..utils.names import data_name
+from ..utils.numerics import fix_numerics
+from ..utils.templates import number
+from ..utils.terminal import show_table
+from .settings import CalibrateConfig, check_calibrate
+
+log = logging.getLogger(__name__)
+
+CLASSES = 20
+"""classes shown"""
+
+
+@torch.inference_mode()
+def calibrate(config: CalibrateConfig) -> Calibration:
+    """Score the validation images, fit, write calibration.json into `config.checkpoint` and print what it gives.
+
+    Raises:
+        UserError: wrong settings, an unusable model or manifest, or (on_bad_image = error) an unreadable image.
+    """
+    check_calibrate(config)
+    source = Path(config.checkpoint)
+    kept = run_of(source) / FILE
+    if config.class_names is not None and is_classifier(source):
+        raise UserError("class_names: all frozen classes of a classifier are calibrated; leave it out")
+    names = None if config.label_names is None else load_label_names(config.label_names)
+    manifest = load_manifest(config.manifest, image_root=config.image_root, label_names=names, need="labels")
+    device = pick_device(config.device)
+    fix_numerics(device)
+    autocast = autocast_dtype(config.precision, device)
+    scorer = open_scorer(
+        source,
+        config.class_names,
+        device,
+        autocast,
+        bank=True,
+        blend=config.blend,
+        blend_weight=config.blend_weight,
+        calibrated=False,
+    )
+    known = [name for name in scorer.class_names if name in (manifest.label_names or [])]
+    if not known:
+        raise UserError(f"manifest: {config.manifest} has no label of the {len(scorer.class_names)} classes")
+    groups = _groups(config, scorer.class_names)
+    columns = select_classes(manifest.label_names or [], known)[1]
+    labels = np.full((len(manifest.samples), len(scorer.class_names)), -1, np.float32)
+    places = [scorer.class_names.index(name) for name in known]
+    labels[:, places] = label_matrix(manifest.samples, columns, uncertain=config.uncertain, blank=config.blank)
+    reading = Reading(
+        on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth
+    )
+    dataset = ImageDataset(manifest.samples, scorer.pixels, reading, labels=labels)
+    load = load_with(pick_loader("loader", config.loader, device), device)
+    loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)
+    odds, truth = [], []
+    for batch in tqdm(loader, "calibrating", unit="batch", leave=False, dynamic_ncols=True, disable=None):
+        logits = scorer.score(batch, device, autocast)[2]
+        odds.append((logits[:, 0] - logits[:, 1]).cpu().numpy())
+        assert batch.labels is not None
+        truth.append(batch.labels.cpu().numpy().astype(np.int8))
+    if not odds:
+        raise UserError(next(iter(loader.bad.values()), "there are no images"))
+    z, y = np.concatenate(odds), np.concatenate(truth)
+    if not np.isfinite(z).all():
+        raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")
+    classes, reasons = fit_classes(
+        z,
+        y,
+        scorer.class_names,
+        method=config.method,
+        groups=groups,
+        min_positives=config.min_positives,
+        point=config.point,
+        target=config.target,
+    )
+    result = Calibration(
+        classes=classes,
+        blend=scorer.blend_kind,
+        blend_weight=scorer.blend_weight,
+        method=config.method,
+        point=point_name(config.point, config.target),
+        data=data_name(config.manifest),
+        images=len(z),
+        weights="",
+    )
+    write_calibration(kept.parent, result, scorer.weights)
+    after = calibrated(z, classes)
+    _show(result, at_thresholds(y, after, result.names, [row.threshold for row in classes]))
+    before, now = reliability(y, 1 / (1 + np.exp(-z))), reliability(y, after)
+    log.info(
+        f"on these {len(z)} images: calibration error {before.ece:.3f} before, {now.ece:.3f} after; "
+        f"Brier score {before.brier:.3f}, {now.brier:.3f}"
+    )
+    if reasons:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        log.info(f"{len(reasons)} of {len(classes)} classes are left as they are: {listed}{more}")
+    log.info(f"written: {kept}")
+    report_bad(loader.bad)
+    return result
+
+
+def _groups(config: CalibrateConfig, names: list[str]) -> dict[str, list[str]]:
+    """Classes of each group.
+
+    Raises:
+        UserError: an unreadable file, an unknown class, or one in two groups.
+    """
+    groups: dict[str, list[str]] = {}
+    for group, file in (config.groups or {}).items():
+        groups[group] = select_classes(names, file, key=f"groups.{group}")[0]
+    members = [name for group in groups.values() for name in group]
+    if len(set(members)) < len(members):
+        twice = next(name for i, name in enumerate(members) if name in members[:i])
+        raise UserError(f"groups: class {twice!r} is in two groups; keep one")
+    return groups
+
+
+def _show(result: Calibration, found: list[AtThreshold]) -> None:
+    """Print the classes with their thresholds, the fewest positives first."""
+    at = {row.name: row for row in found}
+    rows = []
+    for one in sorted(result.classes, key=lambda row: row.positives):
+        here = at.get(one.name)
+        rates = [number(here.sensitivity), number(here.specificity)] if here else ["–", "–"]
+        threshold = "–" if one.threshold is None else f"{one.threshold:.3f}"
+        line = [f"{one.slope:.3f}", f"{one.intercept:+.3f}"] if one.group is not None else ["–", "–"]
+        rows.append([one.name, str(one.positives), *line, threshold, *rates])
+    columns = [
+        "class, fewest positives first",
+        "positives",
+        "slope",
+        "intercept",
+        "threshold",
+        "sensitivity",
+        "specificity",
+    ]
+    show_table(columns, rows, title=f"Thresholds: {result.point}", most=CLASSES)
