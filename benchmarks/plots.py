@@ -83,36 +83,56 @@ def draw_growth(rows: Sequence[Row], about: str) -> bytes:
 
 @mpl.rc_context(STYLE)
 def draw_scaling(found: Mapping[str, Any]) -> bytes:
-    """Images per second against ranks: measured and, if there is one, modelled; what `benchmarks.scaling` found."""
-    about, model = found["environment"], found.get("model")
-    figure = Figure(figsize=(10 if model else 5, 3.6))
-    panels = figure.subplots(1, 2 if model else 1, squeeze=False)[0]
-    title = f"Measured: {about['model']} model, C={about['classes']}, {about['device']}, {about['cores']} cores"
-    panels[0].set_title(title)
-    for colour, scaling, unit in (("#2563a8", "strong", "over all ranks"), ("#d97706", "weak", "a rank")):
-        mine = [row for row in found["measured"] if row["scaling"] == scaling]
-        rates = [row["batch"] / row["seconds"] for row in mine]
-        _rates(panels[0], [row["ranks"] for row in mine], rates, colour, f"{scaling}: {about['batch']} images {unit}")
-        if model:
-            step, ranks = model["step"], [row["ranks"] for row in model["rows"]]
-            batches = [step["batch"] * (1 if scaling == "strong" else count) for count in ranks]
-            rates = [batch / row[scaling] for batch, row in zip(batches, model["rows"], strict=True)]
-            _rates(panels[1], ranks, rates, colour, f"{scaling}, from {step['p50']:.3g} s on one {step['device']}")
-            panels[1].set(title="MODEL, not measured", facecolor="#fdf6e3")
+    """Speed-up over ranks, strong and weak: measured points and curves of the model that `benchmarks.scaling` found."""
+    rows, about = found.get("model", {}).get("rows", []), found.get("environment")
+    modelled = {key: part for key, part in curves(rows).items() if key[0] == rows[0]["gpu"]}
+    measured = [row for row in found.get("measured", []) if "work" in row]
+    figure = Figure(figsize=(10, 4.2))
+    panels = dict(zip(("strong", "weak"), figure.subplots(1, 2), strict=True))
+    counts = sorted({row["ranks"] for row in [*rows, *measured]})
+    for scaling, axes in panels.items():
+        axes.plot(counts, counts, ":", color="#6b7280", lw=1.2, label="ideal")
+        shown = [(curve, part) for (_, curve, kind), part in modelled.items() if kind == scaling]
+        colours = dict(
+            zip(dict.fromkeys(curve.partition(", ")[2] for curve, _ in shown), list(COLOURS.values())[1:], strict=False)
+        )
+        for curve, part in shown:
+            line = "--" if curve.startswith("sampled") else "-"
+            colour = colours[curve.partition(", ")[2]]
+            axes.plot([row["ranks"] for row in part], speedups(part), line, color=colour, label=f"model: {curve}")
+        mine = [row for row in measured if row["scaling"] == scaling]
+        if mine and about:
+            label = (
+                f"MEASURED: {about['device']}, {about['cores']} cores, {about['model']} model, C = {about['classes']}"
+            )
+            axes.plot([row["ranks"] for row in mine], speedups(mine), "o", color="black", ms=7, label=label, zorder=5)
+        work = "the same step" if scaling == "strong" else "as much for each rank, more classes"
+        axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="speed-up", title=f"{scaling}: {work}")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_yticks(counts, [f"{count}×" for count in counts])
+        axes.minorticks_off()
+        axes.grid(True)
+        axes.legend(loc="upper left", fontsize=7.5)
+        if rows:
+            axes.set_facecolor("#fdf6e3")
+    if rows:
+        about_model = f"Curves are a MODEL of the {rows[0]['gpu'].upper()}, phase {rows[0]['phase']}, nothing measured"
+        figure.suptitle(about_model, x=0.01, ha="left", fontsize=9)
     return _png(figure, [])
 
 
-def _rates(axes: Axes, ranks: list[int], rates: list[float], colour: str, label: str) -> None:
-    """A curve, and beside it what as many ranks would do if none waited for another."""
-    axes.plot(ranks, rates, "o-", color=colour, label=label, markersize=4)
-    axes.plot(ranks, [rates[0] * count for count in ranks], ":", color="#6b7280", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="ranks (dotted: ideal)", ylabel="images / s")
-    axes.set_xticks(ranks, [str(count) for count in ranks])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.minorticks_off()
-    axes.grid(True)
-    axes.legend(loc="upper left")
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+    """Rows of the model by GPU, curve and kind of scaling."""
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["gpu"], row["curve"], row["scaling"]), []).append(row)
+    return found
+
+
+def speedups(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Work in a second over that of the first row, the first of its ranks, of rows of one curve."""
+    rates = [row["work"] / row["seconds"] for row in rows]
+    return [rows[0]["ranks"] * rate / rates[0] for rate in rates]
 
 
 def _png(figure: Figure, empty: Iterable[Axes]) -> bytes:

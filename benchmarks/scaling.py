@@ -1,12 +1,15 @@
-"""`python -m benchmarks.scaling`: a phase-2 step on several ranks, measured, and a model of it for up to 64 GPUs.
+"""`python -m benchmarks.scaling`: a step on several ranks, measured here, or by the model for up to 64 GPUs and more.
 
-Measured: strong scaling (--batch images over all ranks) and weak scaling (--batch images a rank), under DeepSpeed. On
-a CPU the ranks are gloo processes of one thread each, with a narrow model: they show that the work is shared, not how
-fast GPUs are. On GPUs it is the full-size RN50 model. The bytes that collectives carry are counted and compared with a
-formula.
+Strong scaling: the same step on more ranks. Weak scaling: as many pairs for each rank, so that classes grow with the
+square root of the ranks, or, where pairs are sampled, with the ranks; the images of a batch stay. In phase 1 weak
+scaling is as many images a rank.
 
-Model: with --step, the JSON of `python -m benchmarks.step` on one device, the same step on 1 to 64 GPUs: its
-computation by FLOPs, plus latency and bandwidth of the collectives. A model is not a measurement.
+Measured: under DeepSpeed, on a CPU gloo processes of one thread each with a narrow model: they show that the work is
+shared, not how fast GPUs are. On GPUs it is the full-size RN50 model. The bytes that collectives carry are counted and
+compared with a formula.
+
+Model: with --gpu, the step of the full-size RN50 model as `python -m benchmarks.model` prices it, what a rank does of
+it, and latency and bandwidth of its collectives, all from the one table of assumptions. A model is not a measurement.
 """
 
 from __future__ import annotations
@@ -15,53 +18,58 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from pspg.engine.checkpoints.run import read_json
-from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.optimizer import make_optimizer
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
+from pspg.kernels.pairs import number_of_pairs
+from pspg.kernels.prompt_decoder.gru import MOST_IMAGES
 
 from .machine import environment
+from .model.assumptions import GPUS, load_assumptions
+from .model.scale import ImageShare, larger, price_rank, work
+from .model.share import Share
 from .ranks import Settings, measure
 from .rows import read_results, write_results
-from .setup import exact_flops, make_setup
 from .step import positive
-from .traffic import Network, group_sizes, step_payload
 
-COUNTS = (1, 2, 4, 8, 16, 32, 64)
+COUNTS = (1, 2, 4, 8, 16, 64)
+SAMPLES = 8
+"""pairs a class of sampled SPCL, positive ones and others each, as `loss.pair_samples`"""
 
 
 def main() -> int:
-    """Measure, model, print, write JSON and a figure; returns the exit status."""
+    """Measure or model, print, write JSON and a figure; returns the exit status."""
     arguments = _arguments()
     try:
         for path in filter(None, (arguments.json, arguments.plot)):
             check_output(path, folder=False)
-        if arguments.results:
-            read_results(Path(arguments.results))
-        model = {"model": _model(arguments)} if arguments.step else {}
-        found = {"environment": _environment(arguments), "measured": _measure(arguments), **model}
+        kept = read_results(Path(arguments.results)) if arguments.results else {}
+        if arguments.gpu:
+            found: dict[str, Any] = {"model": _model(arguments)}
+        else:
+            found = {"environment": _environment(arguments), "measured": _measure(arguments)}
     except UserError as error:
         print(f"benchmarks.scaling: error: {error}", file=sys.stderr)
         return 2
     _print(found)
+    whole = {**kept.get("scaling", {}), **found}
     if arguments.json:
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(arguments.json), json.dumps(found, indent=2) + "\n")
     if arguments.results:
-        path = Path(arguments.results)
-        write_results(path, {**read_results(path), "scaling": found})
+        write_results(Path(arguments.results), {**kept, "scaling": whole})
     if arguments.plot:
         from .plots import draw_scaling
 
         Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.plot).write_bytes(draw_scaling(found))
+        Path(arguments.plot).write_bytes(draw_scaling(whole))
     return 0
 
 
@@ -70,9 +78,14 @@ def _arguments() -> argparse.Namespace:
         prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--ranks", type=positive, nargs="*", help="numbers of ranks to measure (default: 1, 2, 4 … as cores or GPUs)")
-    add("--classes", type=positive, default=40, metavar="C", help="classes (default 40)")
-    add("--batch", type=positive, default=16, metavar="B", help="images a step, weak scaling: a rank (default 16)")
+    add("--ranks", type=positive, nargs="*", help="numbers of ranks (default: as cores or GPUs; model 1 2 4 8 16 64)")
+    add("--classes", type=positive, nargs="+", metavar="C", help="classes (default 40; model 108 193 500 1000)")
+    add(
+        "--batch",
+        type=positive,
+        metavar="B",
+        help="images a step, weak scaling of phase 1: a rank (default 16; model 64)",
+    )
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--zero_stage", type=int, choices=(0, 1, 2), default=0)
     add(
@@ -82,14 +95,26 @@ def _arguments() -> argparse.Namespace:
         help="whose images a rank's loss sees (default global)",
     )
     add("--repeat", type=positive, default=5, help="timed steps after two warm-ups (default 5)")
-    add("--step", metavar="FILE", help="JSON of benchmarks.step on one device: adds the model")
-    add("--latency_us", type=float, default=10, help="model: α, a round of a collective (default 10 µs, assumed)")
-    add("--node_gbs", type=float, default=200, help="model: β within a node, GB/s a GPU (default 200, assumed)")
-    add("--network_gbs", type=float, default=25, help="model: β between nodes, GB/s a GPU (default 25, assumed)")
+    add("--gpu", choices=GPUS, nargs="+", help="do not measure: the model, of these GPUs")
+    add("--phase", type=int, choices=(1, 2), default=2, help="model: training phase (default 2)")
+    kinds = ["strong", "weak"]
+    add("--scaling", choices=kinds, nargs="+", default=kinds, help="model: kinds of scaling (default both)")
+    add("--calibration", type=Path, metavar="FILE", help="model: measured numbers in place of assumptions, by field")
     add("--json", metavar="OUT", help="write all numbers")
     add("--plot", metavar="OUT", help="draw them, as PNG")
-    add("--results", metavar="FILE", help="also keep them in this results file of benchmarks.run")
+    add("--results", metavar="FILE", help="also keep them in this results file of benchmarks.run; the plot has both")
     arguments = parser.parse_args()
+    arguments.batch = arguments.batch or (64 if arguments.gpu else 16)
+    arguments.classes = arguments.classes or ([108, 193, 500, 1000] if arguments.gpu else [40])
+    if arguments.gpu:
+        arguments.ranks = sorted({1, *(arguments.ranks or COUNTS)})
+        if arguments.batch > MOST_IMAGES and arguments.phase == 2:
+            parser.error(f"--batch: the decoder's kernels take up to {MOST_IMAGES} images, got {arguments.batch}")
+        if min(arguments.classes) < 2:
+            parser.error("--classes: pairs need at least 2 classes")
+        return arguments
+    if len(arguments.classes) > 1:
+        parser.error("--classes: several are for the model, --gpu; a measurement takes one")
     places = torch.cuda.device_count() if arguments.device == "cuda" else len(os.sched_getaffinity(0))
     if not arguments.ranks:
         arguments.ranks = [count for count in COUNTS if count <= places]
@@ -104,7 +129,7 @@ def _arguments() -> argparse.Namespace:
 def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": "narrow" if arguments.device == "cpu" else "RN50",
-        "classes": arguments.classes,
+        "classes": arguments.classes[0],
         "batch": arguments.batch,
         "zero_stage": arguments.zero_stage,
         "scope": arguments.scope,
@@ -114,76 +139,92 @@ def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a number of ranks and kind of scaling."""
+    """One row a number of ranks and kind of scaling; a row's `work` is its pairs."""
     rows: list[dict[str, Any]] = []
-    same = Settings(*(vars(arguments)[key] for key in Settings._fields))
     for count in tqdm(arguments.ranks, "ranks", disable=None, leave=False):
-        for scaling, batch in (("strong", arguments.batch), ("weak", arguments.batch * count)):
+        for scaling in ("strong", "weak"):
             if scaling == "weak" and count == 1:
                 rows.append({**rows[-1], "scaling": "weak"})
                 continue
-            rows.append({"scaling": scaling, "ranks": count, "batch": batch, **measure(count, batch, same)})
+            share = Share(arguments.classes[0], arguments.batch)
+            classes = larger(share, count).classes if scaling == "weak" else share.classes
+            values = {**vars(arguments), "classes": classes}
+            found = measure(count, arguments.batch, Settings(*(values[key] for key in Settings._fields)))
+            about = {"scaling": scaling, "ranks": count, "classes": classes, "batch": arguments.batch}
+            rows.append({**about, "work": number_of_pairs(classes), **found})
     return rows
 
 
 def _model(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the full-size step on 1 to 64 GPUs, computed, not measured."""
-    step = read_json(Path(arguments.step))
-    if not isinstance(step, dict) or not {"p50", "classes", "batch", "device", "impl"} <= step.keys():
-        raise UserError(f"{arguments.step}: is not the JSON of benchmarks.step for one implementation")
-    # FLOPs grow linearly with the images: what one image costs, and what is there without images.
-    one, two = (exact_flops(step["classes"], batch) for batch in (1, 2))
-    images, texts = step["batch"] * (two - one), 2 * one - two
-    repeated = texts - (one - exact_flops(step["classes"], 1, "none") if arguments.scope == "global" else 0)
-    share = repeated / (images + texts)
-    repeated_s, shared_s = step["p50"] * share, step["p50"] * (1 - share)
-    with torch.device("meta"):
-        setup = make_setup(step["classes"], 1, torch.device("meta"), "eager", torch.float32)
-    groups = group_sizes(make_optimizer(setup.head, OptimConfig()))
-    sizes = {"scope": arguments.scope, "classes": step["classes"], "width": setup.tower.projection.shape[1]}
-    network = Network(arguments.latency_us * 1e-6, arguments.node_gbs * 1e9, arguments.network_gbs * 1e9)
+    """Rows of every GPU, number of classes, choice of pairs, kind of scaling and number of ranks; nothing measured."""
+    tables = {gpu: load_assumptions(gpu, arguments.calibration) for gpu in arguments.gpu}
     rows = []
-    for count in COUNTS:
-        row: dict[str, Any] = {"ranks": count}
-        for scaling, batch in (("strong", step["batch"]), ("weak", step["batch"] * count)):
-            payload = step_payload(groups, count, arguments.zero_stage, batch=batch, **sizes)
-            sent = row[f"{scaling}_communication"] = network.seconds(payload, count)
-            images_s = 0 if scaling == "strong" else step["p50"] * images / (images + texts) * (1 - 1 / count)
-            row[scaling] = repeated_s + shared_s / count + images_s + sent
-        rows.append(row)
+    for about, share in tqdm(list(_shares(arguments)), "shares", disable=None, leave=False):
+        for gpu, table in tables.items():
+            sizes = {"ranks": share.ranks, "classes": share.classes, "batch": share.batch, "work": work(share)}
+            rows.append({"gpu": gpu, "phase": arguments.phase, **about, **sizes, **price_rank(share, table)})
     return {
-        "note": "a model, not measured: computation by FLOPs from the step of one device, collectives by α and β",
-        "step": {key: step[key] for key in ("p50", "classes", "batch", "device", "impl")},
-        "repeated_share": share,
-        "parameters": sum(groups),
-        "network": vars(network),
+        "note": "a model, not measured: what a rank does by the table of assumptions, collectives by α and β",
         "rows": rows,
     }
 
 
+def _shares(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Share | ImageShare]]:
+    whole: list[tuple[str, Share | ImageShare]] = []
+    if arguments.phase == 1:
+        whole.append(("images", ImageShare(arguments.batch)))
+    for name, samples in (("all pairs", 0), ("sampled pairs", SAMPLES)) if arguments.phase == 2 else ():
+        whole += [(name, Share(classes, arguments.batch, samples=samples)) for classes in arguments.classes]
+    for name, one in whole:
+        for scaling in arguments.scaling:
+            for count in arguments.ranks:
+                share = replace(one, ranks=count) if scaling == "strong" else larger(one, count)
+                yield {"curve": f"{name}, C = {one.classes}" if one.classes else name, "scaling": scaling}, share
+
+
 def _print(found: dict[str, Any]) -> None:
+    from .plots import curves, speedups
+
+    if "measured" in found:
+        _print_measured(found)
+        return
+    print(f"MODEL, not measured ({found['model']['note']})")
+    print("no graph: ms where the host starts the kernels one by one; limit: the largest part of the recorded step")
+    for (gpu, curve, scaling), rows in curves(found["model"]["rows"]).items():
+        print(f"\n{gpu}, phase {rows[0]['phase']}, {curve}, {scaling} scaling")
+        names = {
+            "ranks": 6,
+            "classes": 9,
+            "batch": 7,
+            "ms": 10,
+            "speed-up": 10,
+            "efficiency": 12,
+            "no graph": 10,
+            "GiB": 7,
+        }
+        print(f"{''.join(f'{name:>{width}}' for name, width in names.items())}  limit")
+        for row, speedup in zip(rows, speedups(rows), strict=True):
+            limit = row["limit"]
+            print(
+                f"{row['ranks']:>6}{row['classes']:>9}{row['batch']:>7}{1e3 * row['seconds']:>10.2f}{speedup:>9.1f}×"
+                f"{speedup / row['ranks']:>12.0%}{1e3 * max(row['seconds'], row['host_seconds']):>10.2f}"
+                f"{row['peak_bytes'] / 2**30:>7.2f}  {limit} {row['of'][limit] / row['seconds']:.0%}"
+            )
+
+
+def _print_measured(found: dict[str, Any]) -> None:
     about = found["environment"]
     print(
         f"measured: phase-2 step, {about['model']} model, C={about['classes']}, {about['device']}, "
         f"ZeRO {about['zero_stage']}, {about['cores']} cores"
     )
     print("payload, formula: MiB of collectives a step")
-    print(f"{'':<8}{'ranks':>6}{'batch':>7}{'s/step':>9}{'img/s':>8}{'payload':>10}{'formula':>9}{'peak GiB':>10}")
+    print(f"{'':<8}{'ranks':>6}{'classes':>9}{'s/step':>9}{'pairs/s':>9}{'payload':>10}{'formula':>9}{'peak GiB':>10}")
     for row in found["measured"]:
         sent, formula = (sum(row[key].values()) / 2**20 for key in ("payload", "formula"))
         print(
-            f"{row['scaling']:<8}{row['ranks']:>6}{row['batch']:>7}{row['seconds']:>9.3f}"
-            f"{row['batch'] / row['seconds']:>8.1f}{sent:>10.2f}{formula:>9.2f}{row['peak_bytes'] / 2**30:>10.2f}"
-        )
-    if "model" not in found:
-        return
-    step, rows = found["model"]["step"], found["model"]["rows"]
-    print(f"\nMODEL, not measured: {step['p50']:.3f} s on one {step['device']}, C={step['classes']}, B={step['batch']}")
-    print(f"{'ranks':>6}{'strong s':>10}{'speed-up':>10}{'weak s':>10}{'strong: communication':>23}")
-    for row in rows:
-        speedup = rows[0]["strong"] / row["strong"]
-        print(
-            f"{row['ranks']:>6}{row['strong']:>10.4f}{speedup:>9.1f}×{row['weak']:>10.4f}{row['strong_communication']:>23.5f}"
+            f"{row['scaling']:<8}{row['ranks']:>6}{row['classes']:>9}{row['seconds']:>9.3f}"
+            f"{row['work'] / row['seconds']:>9.0f}{sent:>10.2f}{formula:>9.2f}{row['peak_bytes'] / 2**30:>10.2f}"
         )
 
 

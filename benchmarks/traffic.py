@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +110,16 @@ class Network:
     """β between nodes, bytes/s a GPU"""
     gpus_per_node: int = 8
 
-    def seconds(self, payload: dict[str, int], ranks: int) -> float:
-        """Seconds of the collectives of a step, one after the other, none hidden behind computation."""
+    def seconds(self, payload: Mapping[str, int], ranks: int, calls: Mapping[str, int] | None = None) -> float:
+        """Seconds of the collectives of a step, one after the other, none hidden behind computation.
+
+        Args:
+            payload: bytes, by kind of collective.
+            calls: collectives of a kind, that the bytes are of; one where it says nothing.
+        """
         bandwidth = self.node_bandwidth if ranks <= self.gpus_per_node else self.network_bandwidth
         rounds = {kind: (ranks - 1) * (2 if kind == ALL_REDUCE else 1) for kind in payload}
-        return math.fsum(rounds[kind] * (self.latency + size / ranks / bandwidth) for kind, size in payload.items())
+        return math.fsum(
+            rounds[kind] * ((calls or {}).get(kind, 1) * self.latency + size / ranks / bandwidth)
+            for kind, size in payload.items()
+        )

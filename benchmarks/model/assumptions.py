@@ -29,6 +29,14 @@ class Assumptions:
     """of `bandwidth` that a pass over memory reaches"""
     read_share: float = 0.7
     """of the bytes that a pass reads: the others are still in the L2 cache"""
+    round_us: float = 5.0
+    """α: a round of a ring of GPUs"""
+    node_bandwidth: float = 350e9
+    """β within a node, bytes/s that a GPU sends: of NVLink's 450e9"""
+    network_bandwidth: float = 45e9
+    """β between nodes, bytes/s that a GPU sends: of InfiniBand's 50e9, an adapter of 400 Gbit/s a GPU"""
+    host_us: float = 30.0
+    """of the host to start a kernel that is not in a recorded graph, torch's operators and autograd around it"""
     gap_us: float = 1.2
     """between two kernels of a recorded graph"""
     host_gap_us: float = 3.0

@@ -99,7 +99,8 @@ def _busy(operation: Operation, table: Assumptions) -> float:
         return _product(operation, table)
     if name.startswith("convolution"):
         # The bias is a pass of its own.
-        bias = _pass(operation.written, operation.written, table) if operation.kernels > 1 else 0.0
+        biased = name == "convolution" and operation.kernels > 1
+        bias = _pass(operation.written, operation.written, table) if biased else 0.0
         return max(operation.flops / (table.convolution_share * table.product_rate), stream) + bias
     if name.startswith("_scaled_dot_product"):
         # Backward's first input is the gradient of the result, of the queries' shape.

@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from open_clip import CLIP
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -29,11 +30,15 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from pspg import engine, kernels
+from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.decoders._base import PromptLearner
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.pspg import PromptHead
+from pspg.engine.models.texts import encode_tokens, pack_tokens
 from pspg.engine.training.config import OptimConfig
+from pspg.engine.training.losses import contrastive_loss
 from pspg.engine.training.optimizer import make_optimizer
+from pspg.engine.training.tasks import ContrastiveModel
 from pspg.kernels.launch import Launch, record, tensor_of, tensors_of
 from pspg.kernels.spcl.chunked_loss import chunked_loss, sum_of_chunks
 from pspg.kernels.text_tower import TextTower, default_memory
@@ -41,6 +46,7 @@ from pspg.kernels.text_tower.folding import folded_layer
 from pspg.kernels.text_tower.prefix_cache import encode_prefixes
 
 from ..setup import Setup, loss_of, make_setup
+from .share import Share
 
 ARCHITECTURE = 90
 Count = Callable[[Mapping[str, Any]], float]
@@ -54,8 +60,10 @@ _PARTS: tuple[tuple[CodeType, str], ...] = (
     (chunked_loss.__code__, PAIRS),
     (encode_prefixes.__code__, PREFIXES),
     (PromptHead.encode.__code__, SINGLES),
+    (encode_tokens.__code__, SINGLES),
     (PromptLearner.forward.__code__, DECODERS),
     (FrozenImageTower.forward.__code__, IMAGE),
+    (CLIP.encode_image.__code__, IMAGE),
 )
 """function → part of the step that runs within it; the first that is on the stack counts"""
 _FREE = frozenset(
@@ -67,7 +75,13 @@ FILLS = frozenset(
     + ["zero_", "fill_", "arange"]
 )
 """operators that write a tensor and read none"""
-_KERNELS = {"sort": 4, "select_backward": 2, "slice_backward": 2, "_scaled_dot_product_efficient_attention_backward": 2}
+_KERNELS = {
+    "sort": 4,
+    "convolution_backward": 2,
+    "select_backward": 2,
+    "slice_backward": 2,
+    "_scaled_dot_product_efficient_attention_backward": 2,
+}
 """operators of several kernels"""
 _LOOK_UPS = frozenset(["index_select", "embedding", "gather", "index"])
 """operators that read no more than they write"""
@@ -124,41 +138,80 @@ class Step:
     """the operation that reached it"""
 
 
-def trace_step(classes: int, batch: int, *, memory: int | None = None) -> Step:
+def trace_step(classes: int, batch: int, *, memory: int | None = None, share: Share | None = None) -> Step:
     """Trace a step of the full-size RN50 model.
 
     Args:
         classes: C.
         batch: B.
         memory: bytes of text activations to hold; None: what a GPU's default is.
+        share: one rank's part of the step; None: one process has it all.
     """
     meta = torch.device("meta")
     with meta:
         setup = make_setup(classes, batch, meta, "triton", torch.bfloat16)
-    log = _Log()
+        if share is not None:
+            setup.images = setup.images[: share.images].clone()
     with FakeTensorMode():
         setup = _on_fake_cpu(setup)
         setup.head.text_memory = memory or default_memory(torch.device("cuda"))
-        optimizer = make_optimizer(setup.head, OptimConfig())
-        parameters = [p for p in setup.head.parameters() if p.requires_grad]
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # makes its state
-        optimizer.zero_grad(set_to_none=True)
         for layer in setup.tower.layers[:-1]:
             folded_layer(layer)  # made once for all steps
-        log.keep([*_tensors(setup), *tree_iter(list(optimizer.state.values()))])
-        attention = patch.object(nn.functional, "scaled_dot_product_attention", _attention_of_a_gpu)
-        with log, attention, record(ARCHITECTURE, log.launched):
-            loss = loss_of(setup, "triton", torch.bfloat16)
-            with log.within(BACKWARD):
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            loss = loss.detach()
-            # As `Engine.accumulate` hands a replay's gradients over.
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            with log.within(OPTIMIZER):
-                optimizer.step()
+
+        def loss() -> Tensor:
+            return loss_of(setup, "triton", torch.bfloat16) if share is None else share.loss(setup)
+
+        return _trace(setup.head, _tensors(setup), loss, classes, batch)
+
+
+def trace_contrastive(images: int, tokens: int = 64) -> Step:
+    """Trace a step of phase 1 of the full-size RN50 CLIP; of the batch of several ranks only the loss is left out.
+
+    Logits of own rows against all rows, which cost next to nothing, are those against own rows alone.
+
+    Args:
+        tokens: of a report, with its EOS.
+    """
+    packed = pack_tokens(torch.arange(tokens).expand(images, tokens))
+    with torch.device("meta"):
+        clip = build_clip({**clip_config("RN50"), "quick_gelu": True}).train()
+    with FakeTensorMode():
+        _fake_module(clip)
+        model = ContrastiveModel(clip)
+        texts = tuple(_fake(tensor) for tensor in packed)
+        side = clip_config("RN50")["vision_cfg"]["image_size"]
+        pixels = torch.empty(images, 3, side, side)
+
+        def loss() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return contrastive_loss(*model(pixels, *texts))
+
+        return _trace(model, [*_state(model), pixels, *texts], loss, 0, images)
+
+
+def _trace(
+    module: nn.Module, alive: list[Tensor], loss_of_step: Callable[[], Tensor], classes: int, batch: int
+) -> Step:
+    """Trace forward, backward and optimizer of `module`; `alive` are the tensors that are there before."""
+    log = _Log()
+    optimizer = make_optimizer(module, OptimConfig())
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes its state
+    optimizer.zero_grad(set_to_none=True)
+    log.keep([*alive, *tree_iter(list(optimizer.state.values()))])
+    attention = patch.object(nn.functional, "scaled_dot_product_attention", _attention_of_a_gpu)
+    with log, attention, record(ARCHITECTURE, log.launched):
+        loss = loss_of_step()
+        with log.within(BACKWARD):
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        loss = loss.detach()
+        # As `Engine.accumulate` hands a replay's gradients over.
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        with log.within(OPTIMIZER):
+            optimizer.step()
     return Step(classes, batch, log.operations, log.peak, log.operations[log.peak_at])
 
 
@@ -285,34 +338,45 @@ class _Log(TorchDispatchMode):
 
 
 def _attention_of_a_gpu(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
     """Scaled-dot-product attention as the memory-efficient kernel, which is what wide heads get on a GPU."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = attn_mask.to(query.dtype)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     attend = torch.ops.aten._scaled_dot_product_efficient_attention
-    return attend(query, key, value, attn_mask, keep, scale=scale)[0]
+    return attend(query, key, value, attn_mask, keep, dropout_p, is_causal, scale=scale)[0]
 
 
 def _on_fake_cpu(setup: Setup) -> Setup:
     """The same with tensors of the CPU that have no storage, for those of the meta device."""
 
-    def fake(tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
     for module in (setup.image_tower, setup.head, setup.class_set):
         assert isinstance(module, nn.Module)
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    part._parameters[name] = nn.Parameter(fake(parameter), parameter.requires_grad)
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = fake(buffer)
+        _fake_module(module)
     tower = setup.tower
-    values = {name: tree_map_only(Tensor, fake, getattr(tower, name)) for name in TextTower.__dataclass_fields__}
-    return replace(setup, tower=TextTower(**values), images=fake(setup.images), labels=fake(setup.labels))
+    values = {name: tree_map_only(Tensor, _fake, getattr(tower, name)) for name in TextTower.__dataclass_fields__}
+    return replace(setup, tower=TextTower(**values), images=_fake(setup.images), labels=_fake(setup.labels))
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+def _fake_module(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(_fake(parameter), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = _fake(buffer)
 
 
 def _without_tensors(argument: Any) -> Any:

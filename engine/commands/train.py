@@ -28,6 +28,7 @@ from ..training.prompt_learning import build_prompt
 from ..training.trainer import Trainer
 from ..utils.errors import UserError
 from ..utils.lock import one_writer
+from ..utils.logging import OF_EACH
 from ..utils.settings import as_settings
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path | None = None, **
     if config.dry_run:
         info = launcher_environment()
         for line in plan(config, info, device_of(config.device, info)):
-            log.info(line)
+            log.info(line, extra=OF_EACH)
         return {}
     world = start(config.device, config.timeout_s, run=run_marks(f"train {config.output}", config))
     with _watch(config, world), _only_writer(config, world):

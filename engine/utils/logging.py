@@ -12,6 +12,8 @@ from tqdm import tqdm
 from .text import printable
 
 ROOT = "pspg"
+OF_EACH = {"of_each": True}
+"""`extra` of a message that each of several processes has to tell"""
 
 
 def is_first() -> bool:
@@ -22,11 +24,13 @@ def is_first() -> bool:
 class AboveProgressBars(logging.Handler):
     """Writes each message as one printable line on standard error, without breaking a progress bar.
 
-    Of several processes the first tells what all of them meet; the others show errors only, which are their own.
+    Of several processes the first tells what all of them meet; the others show errors only, which are their own, and
+    messages with `extra=OF_EACH`.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR and not is_first():
+        own = record.levelno >= logging.ERROR or getattr(record, "of_each", False)
+        if not own and not is_first():
             return
         tqdm.write(printable(self.format(record)), file=sys.stderr)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.plots import draw_scaling
+from benchmarks import scaling
+from benchmarks.model.assumptions import GPUS
+from benchmarks.model.price import price_step
+from benchmarks.model.scale import ImageShare, larger, price_rank, work
+from benchmarks.model.share import Share
+from benchmarks.model.trace import trace_step
+from benchmarks.plots import draw_scaling, speedups
 from benchmarks.ranks import Settings, measure
-from benchmarks.scaling import COUNTS, _model
 from benchmarks.traffic import ALL_GATHER, ALL_REDUCE, Network
+from pspg.kernels.pairs import PairSelection
 
 
 @pytest.mark.slow
@@ -29,24 +35,84 @@ def test_rings_take_rounds_of_latency_and_pieces() -> None:
     assert network.seconds({ALL_REDUCE: 80, ALL_GATHER: 40}, 8) == 2 * 7 * (1 + 80 / 8 / 5) + 7 * (1 + 40 / 8 / 5)
 
 
+def test_calls_take_latency_each() -> None:
+    network = Network(latency=1.0, node_bandwidth=10.0, network_bandwidth=5.0)
+    assert network.seconds({ALL_GATHER: 40}, 4, {ALL_GATHER: 3}) == 3 * (3 * 1 + 40 / 4 / 10)
+
+
+def test_weak_scaling_keeps_the_pairs_of_a_rank() -> None:
+    """Classes grow with the square root of the ranks, and with the ranks where pairs are sampled; the batch stays."""
+    for share in (Share(108, 64), Share(108, 64, samples=8)):
+        for ranks in (2, 8, 64):
+            found = larger(share, ranks)
+            assert found.pairs == pytest.approx(share.pairs, rel=0.02)
+            assert (found.batch, found.ranks) == (64, ranks)
+            assert work(found) == pytest.approx(ranks * work(share), rel=0.02)
+    assert larger(Share(108, 64, samples=8), 8).classes == 8 * 108
+    assert larger(ImageShare(64), 8) == ImageShare(512, 8)
+
+
+def test_parts_of_a_rank_are_those_of_training() -> None:
+    """Its images, its pairs, and the rows that they lie in."""
+    share = Share(10, 8, ranks=4)
+    whole = PairSelection(10)
+    assert (share.images, share.pairs) == (2, 12)
+    assert share.rows == whole.part(45 - 12, 45).rows
+    assert Share(10, 8, samples=100).pairs == 45
+
+
 @pytest.mark.slow
-def test_model_starts_at_the_measured_step_and_is_labelled(tmp_path: Path) -> None:
-    step = tmp_path / "step.json"
-    step.write_text(json.dumps({"p50": 0.1, "classes": 3, "batch": 64, "device": "cuda", "impl": "triton"}))
-    arguments = argparse.Namespace(
-        step=str(step), zero_stage=0, latency_us=10.0, node_gbs=200.0, network_gbs=25.0, scope="global"
-    )
-    model = _model(arguments)
+def test_what_one_rank_of_one_does_is_the_step_of_the_model() -> None:
+    """Also where not all pairs are run, whose chunks are then counted again."""
+    table = GPUS["h200"]
+    for classes, slack in ((28, 0.01), (108, 0.03)):
+        parts, _ = price_step(trace_step(classes, 64), table)
+        found = price_rank(Share(classes, 64), table)
+        assert found["seconds"] == pytest.approx(sum(part.seconds for part in parts.values()), rel=slack)
+        assert found["of"]["communication"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", [1, 2])
+def test_the_command_models_ranks_and_says_that_it_is_a_model(
+    phase: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plot = tmp_path / "model.json", tmp_path / "model.png"
+    words = ["--gpu", "h100", "--classes", "4", "--ranks", "2", "16", "--batch", "16", "--phase", phase]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.scaling", *map(str, [*words, "--json", out, "--plot", plot])])
+    assert scaling.main() == 0
+    assert "MODEL, not measured" in capsys.readouterr().out
+    model = json.loads(out.read_text())["model"]
     assert "not measured" in model["note"]
-    assert [row["ranks"] for row in model["rows"]] == list(COUNTS)
-    assert model["rows"][0]["strong"] == pytest.approx(0.1)
-    assert model["rows"][0]["strong_communication"] == 0
-    assert model["parameters"] > 12_604_416  # the decoders, the gate, the temperature, the projection of prompts
-    assert model["rows"][-1]["strong"] < model["rows"][0]["strong"] <= model["rows"][-1]["weak"]
-    measured = [
-        {"scaling": scaling, "ranks": ranks, "batch": 8, "seconds": 1.0}
-        for scaling in ("strong", "weak")
-        for ranks in (1, 2)
-    ]
+    rows = model["rows"]
+    assert [row["ranks"] for row in rows] == [1, 2, 16] * (len(rows) // 3)
+    assert {row["scaling"] for row in rows} == {"strong", "weak"}
+    for row in rows:
+        assert row["seconds"] == pytest.approx(sum(row["of"].values()))
+        assert row["limit"] == max(row["of"], key=row["of"].get)
+        assert row["peak_bytes"] > 2**28
+        assert (row["of"]["communication"] == 0) == (row["ranks"] == 1)
+    first, *_, last = rows[:3]
+    assert last["of"]["image tower"] < first["of"]["image tower"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_measured_points_and_the_model_share_their_axes() -> None:
+    row = {"scaling": "strong", "classes": 3, "batch": 8, "work": 3}
+    measured = [{**row, "ranks": ranks, "seconds": 1.0 / ranks} for ranks in (1, 2)]
     about = {"model": "narrow", "classes": 3, "device": "cpu", "cores": 2, "batch": 8}
+    assert speedups(measured) == [1, 2]
+    curve = {"gpu": "h100", "phase": 2, "curve": "all pairs, C = 3"}
+    model = {"rows": [{**curve, **one, "scaling": kind} for one in measured for kind in ("strong", "weak")]}
+    for found in ({"environment": about, "measured": measured}, {"model": model}):
+        assert draw_scaling(found).startswith(b"\x89PNG")
     assert draw_scaling({"environment": about, "measured": measured, "model": model}).startswith(b"\x89PNG")
+
+
+def test_a_measurement_takes_one_number_of_classes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.scaling", "--classes", "3", "4"])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert "--classes: several are for the model, --gpu" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from pspg.engine.distributed.deepspeed import Engine
 from pspg.engine.distributed.loss_scale import LossScale
 from pspg.engine.distributed.world import start
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 
 FP16 = Path(__file__).parents[1] / "ranks" / "fp16.py"
 

@@ -13,7 +13,7 @@ from torch import nn
 from pspg.engine.distributed.deepspeed import Engine
 from pspg.engine.distributed.world import start
 from pspg.engine.training.config import OptimConfig
-from pspg.engine.training.trainer import make_optimizer
+from pspg.engine.training.optimizer import make_optimizer
 
 OVERFLOWS = 1
 
