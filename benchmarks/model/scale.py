@@ -15,6 +15,7 @@ from torch import nn
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.optimizer import make_optimizer
+from pspg.kernels.cases import N, W
 
 from ..setup import make_setup
 from ..traffic import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Network, group_sizes, step_payload
@@ -119,8 +120,12 @@ def _repeated(operations: Sequence[Operation], share: Share | ImageShare) -> Ite
 
 
 def _sent_2(share: Share, network: Network) -> float:
+    """A recorded step averages the gradients of prompts where these are fewer than the decoders' weights."""
+    groups, decoders = _trained()
+    prompts = 2 * share.classes * N * W
     sizes = {"classes": share.classes, "batch": share.batch, "width": 1024}
-    payload = step_payload(_trained(), share.ranks, 0, scope="global", **sizes)
+    reduced = sum(groups) - decoders + min(prompts, decoders)
+    payload = step_payload(groups, share.ranks, 0, scope="global", reduced=reduced, **sizes)
     return network.seconds(payload, share.ranks, CALLS)
 
 
@@ -136,10 +141,12 @@ def _sent_1(share: ImageShare, network: Network) -> float:
 
 
 @cache
-def _trained() -> list[int]:
+def _trained() -> tuple[list[int], int]:
+    """Elements that train, by group of the optimizer, and those of the decoders."""
     with torch.device("meta"):
         head = make_setup(2, 1, torch.device("meta"), "eager", torch.float32).head
-    return group_sizes(make_optimizer(head, OptimConfig()))
+    decoders = sum(parameter.numel() for parameter in head.prompt_learner.parameters())
+    return group_sizes(make_optimizer(head, OptimConfig())), decoders
 
 
 @cache
