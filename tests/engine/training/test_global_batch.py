@@ -82,9 +82,9 @@ RUNS: dict[str, tuple[str, dict[str, object], dict[int, int]]] = {
 }
 # The same recorded by hand, without ZeRO: name → run that it equals, settings, numbers of processes.
 RECORDED: dict[str, tuple[str, dict[str, object], tuple[int, ...]]] = {
-    "recorded spcl": ("spcl", {}, (2, 3)),
+    "recorded spcl": ("spcl", {}, (2, 3, 4)),
     "recorded ahead": ("spcl", {"images_ahead": True}, (2,)),
-    "recorded sampled": ("sampled", {}, (2, 3)),
+    "recorded sampled": ("sampled", {}, (2, 3, 4)),
     "recorded sampled, two batches a step": ("sampled, two batches a step", {}, (2,)),
     "recorded ranking": ("ranking", {}, (2,)),
     "recorded dualcoop": ("dualcoop", {}, (2,)),
