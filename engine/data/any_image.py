@@ -38,7 +38,7 @@ def grey_image(image: AnyImage, *, bit_depth: int | None = None, name: str = "im
             return image.convert("L")
         image = np.asarray(image)
     if not isinstance(image, np.ndarray):
-        raise UserError(f"{name}: is a {type(image).__name__}; give a path, a PIL image, an array or a tensor")
+        raise UserError(f"{name}: is of type {type(image).__name__}; give a path, a PIL image, an array or a tensor")
     return _of_array(image, bit_depth, name)
 
 

@@ -97,7 +97,7 @@ def plain_state(value: object, source: str | Path) -> dict[str, Tensor]:
             if name in OPENAI_SETTINGS and isinstance(tensor, int):
                 tensor = torch.tensor(tensor)
             else:
-                raise UserError(f"{source}: entry {name} is a {type(tensor).__name__}, not a tensor")
+                raise UserError(f"{source}: entry {name} is of type {type(tensor).__name__}, not a tensor")
         if tensor.layout != torch.strided or tensor.device.type == "meta" or _repeats(tensor):
             raise UserError(f"{source}: entry {name} is not a plain tensor with all its values")
         state[name] = tensor

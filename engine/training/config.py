@@ -213,7 +213,7 @@ def _check_loggers(config: TrainConfig) -> None:
     if config.log_images and not config.data.val:
         raise UserError("log_images: shows validation images; name data.val, or set it to 0")
     if config.log_images and config.data.cache_features:
-        raise UserError("log_images: data.cache_features keeps no images; set one of them off")
+        raise UserError("log_images: data.cache_features keeps no images; set that to false, or log_images to 0")
 
 
 def _holds_run(folder: Path) -> bool:

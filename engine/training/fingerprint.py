@@ -75,6 +75,11 @@ def resume_fingerprint(config: TrainConfig, extra: dict[str, Any]) -> dict[str, 
     return {**flat, "data.loader": source, **extra}
 
 
+def as_written(value: object) -> str:
+    """A setting as YAML has it, on one line: true and null, not True and None."""
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
 def flat_settings(config: TrainConfig) -> dict[str, str | int | float | bool]:
     """Dotted key → value of all settings, for loggers: files and folders by their name alone."""
     flat: dict[str, str | int | float | bool] = {}

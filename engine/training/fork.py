@@ -17,7 +17,7 @@ from ..utils.errors import UserError
 from ..utils.files import partial_folder, replacing, write_text
 from ..utils.names import base_name
 from .config import TrainConfig
-from .fingerprint import FORKABLE
+from .fingerprint import FORKABLE, as_written
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,9 @@ def write_fork(config: TrainConfig, checkpoint: Path, state: State, fingerprint:
             best_of = {"best_step": state.best_step, "best_score": state.best_score}
             copy_checkpoint(folder, partial / name, contract=fingerprint, **best_of)
         write_text(partial / "last", checkpoint.name + "\n")
-    said = ", ".join(f"{key} {old} → {new}" for key, (old, new) in changed.items()) or "no setting changed"
+    said = (
+        ", ".join(f"{key} {as_written(old)} → {as_written(new)}" for key, (old, new) in changed.items())
+        or "no setting changed"
+    )
     log.info(f"a fork of {checkpoint} ({state.epoch} epochs): {said}")
     return run / "checkpoints" / checkpoint.name

@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .fork import origin
 from .optimizer import make_optimizer
 from .prompt_learning import labelled_manifest
+from .setup import backbone_in_words
 
 MIB = 2**20
 
@@ -72,7 +73,7 @@ def _whole(config: TrainConfig, size: int, device: torch.device) -> list[str]:
     }
     listing = ", ".join(f"{name} {count / MIB:,.1f}" for name, count in bytes_of.items() if count)
     return [
-        f"task {config.task}, {config.model.backbone}: {training:,} parameters train, {frozen:,} are frozen; "
+        f"task {config.task}, {backbone_in_words(config)}: {training:,} parameters train, {frozen:,} are frozen; "
         f"{'fp32' if autocast is None else str(autocast).removeprefix('torch.')}, {config.optim.name}, ZeRO {stage}, "
         f"scope {config.scope}",
         f"{len(samples):,} images{f' with {classes} classes' if classes else ''}, {config.batch_size} images a batch, "

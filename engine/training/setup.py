@@ -117,21 +117,27 @@ def report_run(config: TrainConfig, world: World, module: nn.Module, loader: Any
     """Say in one line what a run is about to do; `data` says what it trains on."""
     if not world.is_main:
         return
-    model, precision = config.model, autocast_dtype(config.precision, world.device)
-    weights = "random weights" if model.pretrained in (None, RANDOM) else model.pretrained
-    if (run := origin(config)) is not None:
-        weights = "weights of this run" if run == Path(config.output) else f"weights of {run}"
-    given = model.pretrained or ""
-    backbone = "CLIP" if given.startswith(HUB) or (given and Path(given).is_dir()) else model.backbone  # or its own
+    precision = autocast_dtype(config.precision, world.device)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     training = sum(size for size, trains in sizes if trains)
     steps = loader.batches_per_epoch // config.optim.accumulate
     log.info(
         f"{world.device.type}{f' × {world.size}' if world.size > 1 else ''}, "
-        f"{'fp32' if precision is None else str(precision).removeprefix('torch.')}; {backbone} with {weights}, "
+        f"{'fp32' if precision is None else str(precision).removeprefix('torch.')}; {backbone_in_words(config)}, "
         f"{training:,} of {sum(size for size, _ in sizes):,} parameters train; {data}; {steps:,} steps an epoch, "
         f"{steps * config.optim.epochs:,} in all"
     )
+
+
+def backbone_in_words(config: TrainConfig) -> str:
+    """Architecture and weights that a run starts from: `RN50 with openai`, `CLIP with runs/phase1`."""
+    model = config.model
+    weights = "random weights" if model.pretrained in (None, RANDOM) else model.pretrained
+    if (run := origin(config)) is not None:
+        weights = "weights of this run" if run == Path(config.output) else f"weights of {run}"
+    given = model.pretrained or ""
+    backbone = "CLIP" if given.startswith(HUB) or (given and Path(given).is_dir()) else model.backbone  # or its own
+    return f"{backbone} with {weights}"
 
 
 def write_start(

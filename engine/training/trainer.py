@@ -26,7 +26,7 @@ from ..utils.errors import UserError
 from ..utils.numerics import numerics
 from .config import TrainConfig, check_fresh, graph_needs, loggers_of
 from .cuda_graph import Recorder, StepGraph
-from .fingerprint import FORK_CHANGES, FORKABLE, flat_settings
+from .fingerprint import FORK_CHANGES, FORKABLE, as_written, flat_settings
 from .fork import check_same_parent, parent_checkpoint, read_fork, write_fork
 from .images_ahead import ImagesAhead, with_next
 from .optimizer import learning_rate, make_optimizer
@@ -402,8 +402,8 @@ class Trainer:
         for key, value in self.fingerprint.items():
             if state.contract.get(key) != value and key not in may_differ:
                 advice = f"a fork may change {FORK_CHANGES}" if may_differ else self._how_to_change(key)
-                theirs = state.contract.get(key)
-                raise UserError(f"{key}: {checkpoint} was made with {theirs!r}, this run asks for {value!r}; {advice}")
+                theirs, ours = as_written(state.contract.get(key)), as_written(value)
+                raise UserError(f"{key}: {checkpoint} was made with {theirs}, this run asks for {ours}; {advice}")
         if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps or state.epoch > self.config.optim.epochs:
             raise UserError(
                 f"{checkpoint / 'state.json'}: step {state.step} after {state.epoch} epochs, and an epoch has {steps}; "

@@ -102,7 +102,7 @@ def test_a_classifier_scores_too(model_folder: Make, films: list[Path], tmp_path
         (np.full((9, 9), -1), "has pixels of int64; give uint8"),
         (np.zeros((9, 9, 3), np.uint16), "has colour of uint16"),
         (torch.zeros(3, 31, 32), r"has the shape \(3, 31, 32\); a tensor of `read` is \(3,32,32\)"),
-        (None, "is a NoneType; give a path"),
+        (None, "is of type NoneType; give a path"),
         ([], "images: there are none"),
     ],
 )

@@ -58,6 +58,14 @@ def test_each_rank_tells_its_place_and_the_first_the_rest(settings: Settings, ph
     assert data == "72 images with 2 classes, 12 images a batch, 6 steps an epoch, 12 in all"
 
 
+def test_a_folder_that_brings_the_backbone_is_named(settings: Settings, tmp_path: Path) -> None:
+    phase1, named = tmp_path / "phase1", parse(settings("prompt"))[1].model.backbone
+    assert main([*settings("contrastive"), "--optim.epochs", "1", "--output", str(phase1)]) == 0
+    about = lines_of([*settings("prompt"), "--model.pretrained", str(phase1)], 0, 1)[1]
+    assert about.startswith(f"task prompt, CLIP with {phase1}: ")
+    assert named not in about
+
+
 def test_bytes_are_shared_by_the_zero_stage(settings: Settings) -> None:
     whole = mebibytes(lines_of([*settings("contrastive")], 0, 2))
     assert whole["optimizer state"] == pytest.approx(2 * whole["weights"], rel=0.02)

@@ -122,6 +122,8 @@ def test_fresh_start_is_said_and_an_existing_run_is_not_overwritten(
     settings.resume = "latest"
     with pytest.raises(UserError, match=r"^batch_size: .* was made with 4, this run asks for 8"):
         Trainer(settings, ToyTask(), ToyLoader(), world, {"batch_size": 8})
+    with pytest.raises(UserError, match=r"^batch_size: .* was made with 4, this run asks for true;"):
+        Trainer(settings, ToyTask(), ToyLoader(), world, {"batch_size": True})
 
 
 def test_lost_run_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, world) -> None:
