@@ -44,15 +44,15 @@ $(TEST_STAMP): pyproject.toml | $(BIN)/python
 demo: $(STAMP)
 	$(BIN)/python -m tools.demo
 
-# One worker a core. Tests of a file share fixtures that take seconds, so a worker runs whole files. A missing package is an
-# error here.
+# One worker a core. Tests of a file share fixtures that take seconds, so a worker runs whole files; the slow
+# ones in the order that conftest.py gives them, the longest first. A missing package is an error here.
 PYTEST := $(BIN)/python -m pytest --complete -n auto --maxprocesses 8 --dist loadfile
 
 test: $(TEST_STAMP)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(TEST_STAMP)
-	$(PYTEST) -m slow
+	$(PYTEST) --no-loadscope-reorder -m slow
 
 # The oldest triton that pyproject.toml allows (its interpreter needs an older numpy) and the newest, each in a folder that
 # comes before .venv's packages: a second environment without a second torch.

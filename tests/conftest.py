@@ -122,10 +122,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 # GPU
 
 
+LONGEST = ("test_demo.py", "test_global_batch.py")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demo, which takes longest, starts first; kernel tests that run compiled on a GPU are `gpu` tests too."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """What takes longest starts first; kernel tests that run compiled on a GPU are `gpu` tests too."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     for item in items:
