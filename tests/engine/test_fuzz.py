@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def replaced(document: dict[str, Any]) -> st.SearchStrategy[bytes]:
             try:
                 for key in place[:-1]:
                     parent = parent[key]
-                parent[place[-1]] = new
+                parent[place[-1]] = deepcopy(new)
             except (KeyError, IndexError, TypeError):  # an earlier change took it away
                 continue
         return json.dumps(changed).encode()

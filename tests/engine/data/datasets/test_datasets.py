@@ -8,7 +8,6 @@ import json
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,40 +17,11 @@ from pspg.engine.cli import main
 from pspg.engine.data.manifest import load_label_names, load_manifest
 from pspg.engine.data.preparation.splits import split_by_hash
 from pspg.engine.utils.errors import UserError
+from tests.engine.data.datasets.tables import manifest, write_table
 
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 NIH = "Data_Entry_2017_v2020.csv"
 CHEXPERT = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "Edema", "Fracture"]
-
-
-def write_table(path: Path, rows: list[list[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
-@pytest.fixture
-def prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `pspg-engine prepare DATASET` on tmp_path/in; returns stdout, or the line of the error."""
-
-    def run(dataset: str, *options: str, output: str = "out") -> str:
-        arguments = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / output), *options]
-        status = main(["prepare", dataset, *arguments])
-        captured = capsys.readouterr()
-        if status:
-            assert status == 2
-            assert captured.err.count("\n") == 1
-            assert captured.err.startswith(f"pspg-engine prepare {dataset}: error: ")
-            assert not (tmp_path / output).exists() or not any((tmp_path / output).iterdir())
-            assert not list(tmp_path.glob(".*partial*"))
-            return captured.err
-        return captured.out
-
-    return run
-
-
-def manifest(folder: Path, split: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
 
 
 def chexpert_tables(folder: Path) -> None:

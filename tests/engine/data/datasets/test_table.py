@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.data.datasets.test_datasets import manifest, prepare, write_table
-
-__all__ = ["prepare"]
+from tests.engine.data.datasets.tables import manifest, write_table
 
 LONG_TAIL = ["dicom_id", "subject_id", "study_id", "ViewPosition", "Atelectasis", "Hernia"]
 """columns in the manner of CXR-LT"""
