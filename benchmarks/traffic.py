@@ -71,7 +71,7 @@ def step_payload(
 ) -> dict[str, int]:
     """Bytes of payload that a phase-2 step needs, by kind of collective.
 
-    Gradients are reduced in fp32. ZeRO 1 and 2 update a part of the weights each and gather them, padded to a multiple
+    Gradients are reduced in fp32; one rank without ZeRO sends nothing. ZeRO 1 and 2 update a part of the weights each and gather them, padded to a multiple
     of twice the ranks, and add up the gradient norm of each group. Under scope global ranks gather the labels and
     numbers of their images, the context, the text features and the image vectors, and scatter the gradients of the last
     two.
@@ -83,6 +83,8 @@ def step_payload(
         reduced: elements whose gradients are averaged, in a recorded step: those of the prompts in place of the
             decoders' weights, if they are fewer, and of the other weights; None: of all weights.
     """
+    if ranks == 1 and not zero_stage:
+        return {}  # its gradients are the means
     found = {ALL_REDUCE: 4 * (sum(groups) if reduced is None else reduced)}
     if zero_stage:
         found[ALL_REDUCE] += 4 * len(groups)

@@ -21,7 +21,9 @@ from pspg.kernels.pairs import PairSelection
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "scope", "ranks"), [(0, "local", 2), (0, "global", 2), (2, "global", 3)])
+@pytest.mark.parametrize(
+    ("stage", "scope", "ranks"), [(0, "global", 1), (0, "local", 2), (0, "global", 2), (2, "global", 3)]
+)
 def test_counted_traffic_is_the_formula(stage: int, scope: str, ranks: int) -> None:
     found = measure(ranks, 6, Settings(classes=5, device="cpu", zero_stage=stage, scope=scope, repeat=1))
     assert found["payload"] == found["formula"]
