@@ -71,10 +71,10 @@ def step_payload(
 ) -> dict[str, int]:
     """Bytes of payload that a phase-2 step needs, by kind of collective.
 
-    Gradients are reduced in fp32; one rank without ZeRO sends nothing. ZeRO 1 and 2 update a part of the weights each and gather them, padded to a multiple
-    of twice the ranks, and add up the gradient norm of each group. Under scope global ranks gather the labels and
-    numbers of their images, the context, the text features and the image vectors, and scatter the gradients of the last
-    two.
+    Gradients are reduced in fp32; one rank without ZeRO sends nothing. ZeRO 1 and 2 update a part of the weights each
+    and gather them, padded to a multiple of twice the ranks, and add up the gradient norm of each group. Under scope
+    global ranks gather the labels and numbers of their images, the context, the text features and the image vectors,
+    and scatter the gradients of the last two.
 
     Args:
         groups: elements that train, by group of the optimizer.
