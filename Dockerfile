@@ -2,7 +2,7 @@
 #
 #   docker build -t pspg-engine .
 #   docker build -t pspg-engine --build-arg TORCH=https://download.pytorch.org/whl/cpu .     # without CUDA, several GB less
-#   docker run --rm --gpus all --shm-size=8g --user "$(id -u):$(id -g)" -v "$PWD:/work" pspg-engine train chexpert_phase2
+#   docker run --rm --gpus all --shm-size=8g --user "$(id -u):$(id -g)" -v "$PWD:/data" pspg-engine train chexpert_phase2
 #
 # --shm-size: loader processes hand batches over in shared memory, of which a container has 64 MB.
 FROM python:3.11-slim
@@ -27,6 +27,6 @@ RUN pip install --no-cache-dir ${TORCH:+--index-url "$TORCH" --extra-index-url h
 # Any user may run it: caches of torch, triton and the Hub go below HOME.
 ENV HOME=/tmp/home
 RUN mkdir --mode=1777 /tmp/home
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["pspg-engine"]
 CMD ["--help"]

@@ -19,7 +19,7 @@ from ..data.loaders.choose import load_with, pick_loader
 from ..data.loaders.evaluation import make_eval_loader
 from ..data.manifest import load_label_names, load_manifest
 from ..data.pixels import Reading
-from ..evaluation.calibration import calibrated, fit_classes, point_name
+from ..evaluation.calibration import calibrated, fit_classes, left_line, point_name
 from ..evaluation.reliability import AtThreshold, at_thresholds, reliability
 from ..evaluation.scorer import open_scorer
 from ..utils.device import autocast_dtype, pick_device
@@ -108,6 +108,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         images=len(z),
         weights="",
     )
+    replaced = kept.exists()
     write_calibration(kept.parent, result, scorer.weights)
     after = calibrated(z, classes)
     _show(result, at_thresholds(y, after, result.names, [row.threshold for row in classes]))
@@ -117,10 +118,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         f"Brier score {before.brier:.3f}, {now.brier:.3f}"
     )
     if reasons:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
-        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        log.info(f"{len(reasons)} of {len(classes)} classes are left as they are: {listed}{more}")
-    log.info(f"written: {kept}")
+        log.info(left_line(reasons, len(classes)))
+    log.info(f"written: {kept}{', in place of the one before' if replaced else ''}")
     report_bad(loader.bad)
     return result
 

@@ -21,7 +21,7 @@ from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..distributed.launcher import run_marks
 from ..distributed.watch import watch
 from ..distributed.world import World, start
-from ..evaluation.calibration import fit_classes, log_odds, point_name
+from ..evaluation.calibration import fit_classes, left_line, log_odds, point_name
 from ..evaluation.choose import check_source, open_source
 from ..evaluation.config import EvaluateConfig, check_evaluate
 from ..evaluation.gallery import make_gallery
@@ -245,8 +245,7 @@ def _fit(config: EvaluateConfig, validation: Scores, names: list[str]) -> Fitted
     odds, labels = log_odds(validation.probabilities), validation.labels.astype(np.int8)
     classes, reasons = fit_classes(odds, labels, names, point=config.point, target=config.target)
     if reasons:
-        first = next(iter(reasons))
-        log.info(f"calibration: {len(reasons)} of {len(names)} classes are left as they are, {first}: {reasons[first]}")
+        log.info(f"calibration: {left_line(reasons, len(names))}")
     data = data_name(str(config.calibration))
     return Fitted(classes, reasons, point_name(config.point, config.target), data, len(validation.ids))
 

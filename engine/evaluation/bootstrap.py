@@ -121,23 +121,6 @@ def intervals(samples: Samples, class_names: Sequence[str], *, seed: int = 0, le
     )
 
 
-def bootstrap_groups(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    class_names: Sequence[str],
-    groups: Mapping[str, Sequence[str]],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    progress: bool = True,
-) -> dict[str, Intervals]:
-    """`bootstrap` on each group of classes, as `metrics.evaluate_groups`; the groups share the resamples."""
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
-    found = resample_groups(labels, probabilities, class_names, groups, **options)
-    return {group: intervals(each, groups[group], seed=seed, level=level) for group, each in found.items()}
-
-
 def resample_groups(
     labels: ArrayLike,
     probabilities: ArrayLike,
@@ -148,7 +131,7 @@ def resample_groups(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Samples]:
-    """`resample` on each group of classes."""
+    """`resample` on each group of classes, as `metrics.evaluate_groups`; the groups share the resamples."""
     truth, scores = check_scores(labels, probabilities, class_names)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": progress}
     return {

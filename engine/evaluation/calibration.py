@@ -144,3 +144,10 @@ def pick_threshold(labels: Labels, probabilities: Floats, point: Point, target: 
     lower: float = edges[place + 1] if place + 1 < edges.size else 0.0
     middle = (upper + lower) / 2
     return float(middle if lower <= middle < upper else lower)
+
+
+def left_line(reasons: Mapping[str, str], classes: int, most: int = 5) -> str:
+    """The classes that `fit_classes` could not fit, in a line: how many of all, and why the first ones."""
+    listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:most])
+    more = f"; and {len(reasons) - most} more" if len(reasons) > most else ""
+    return f"the probabilities of {len(reasons)} of {classes} classes are left as they are: {listed}{more}"

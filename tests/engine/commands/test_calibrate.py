@@ -79,11 +79,12 @@ def test_model_classifier_and_python_give_the_calibrated_scores(
     raw = predict(model, image_folder, tmp_path / "raw.csv")
     assert calibrate(model, validation) == 0
     output = capsys.readouterr()
-    assert (
-        f"1 of {len(names)} classes are left as they are: {names[-1]}: no positives in the validation"
-        in output.err.replace("\n", " ")
-    )
+    left = f"1 of {len(names)} classes are left as they are: {names[-1]}: no positives in the validation"
+    assert f"the probabilities of {left}" in output.err.replace("\n", " ")
     assert "Thresholds: best F1" in output.out
+    assert "in place of the one before" not in output.err.replace("\n", " ")
+    assert calibrate(model, validation) == 0
+    assert "in place of the one before" in capsys.readouterr().err.replace("\n", " ")
     kept = read_calibration(model)
     assert kept is not None
     assert [row.group for row in kept.classes] == [*names[:-1], None]

@@ -112,7 +112,9 @@ def test_what_cannot_be_compared(
 def test_a_calibration_is_fitted_on_other_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--calibration", str(folder / "val.jsonl"), "--point", "sensitivity", "--target", "0.8"]
     assert evaluate(folder, *arguments, "--frequencies", str(folder / "train.jsonl")) == 0
-    assert "1 of 3 classes are left as they are, no finding: no positives" in capsys.readouterr().err
+    assert (
+        "the probabilities of 1 of 3 classes are left as they are: no finding: no positives" in capsys.readouterr().err
+    )
     found = document(folder)
     assert found["operating"]["after"]["brier"] < found["operating"]["before"]["brier"]
     assert found["operating"]["point"] == "sensitivity of at least 0.8, on 30 validation images"

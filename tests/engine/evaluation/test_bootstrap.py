@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 import pspg.engine.evaluation.bootstrap as module
-from pspg.engine.evaluation.bootstrap import bootstrap, bootstrap_groups, draws, interval, resample
+from pspg.engine.evaluation.bootstrap import bootstrap, draws, interval, intervals, resample, resample_groups
 from pspg.engine.evaluation.metrics import evaluate
 from pspg.engine.utils.errors import UserError
 
@@ -81,8 +81,8 @@ def test_groups_share_the_resamples() -> None:
     labels, probabilities = random_scores(40, 50)
     options = {"resamples": 50, "seed": 3, "progress": False}
     alone = bootstrap(labels, probabilities, NAMES, **options)
-    groups = bootstrap_groups(labels, probabilities, NAMES, {"unseen": ["Mass", "Edema"]}, **options)
-    assert groups["unseen"].auc["Mass"] == alone.auc["Mass"]
+    samples = resample_groups(labels, probabilities, NAMES, {"unseen": ["Mass", "Edema"]}, **options)["unseen"]
+    assert intervals(samples, ["Mass", "Edema"], seed=3).auc["Mass"] == alone.auc["Mass"]
 
 
 def test_interval_of_nothing() -> None:
