@@ -86,7 +86,9 @@ def build(dataset: DataSet, config: PrepareConfig) -> None:
             write_csv(folder / "cooccurrence.csv", ["", *classes], lines)
     splits = [split for split in SPLITS if split in counts]
     written = ", ".join(f"{split}.jsonl" for split in splits)
-    print(printable(f"wrote {written} to {config.output}, whose images are in {root}"))
+    without = ", ".join(split for split in SPLITS if split not in counts)
+    rest = f"; no image is in {without}" if without else ""
+    print(printable(f"wrote {written} to {config.output}, whose images are in {root}{rest}"))
 
 
 def _check(config: PrepareConfig) -> None:

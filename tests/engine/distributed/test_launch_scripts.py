@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pspg.engine.training.telemetry import read_metrics
+from tests.engine.distributed.conftest import Spawn
 
 SCRIPTS = Path(__file__).parents[3] / "configs" / "launch"
 Launch = Callable[..., subprocess.Popen[str]]
@@ -26,30 +26,15 @@ wait $!
 
 
 @pytest.fixture
-def launch() -> Iterator[Launch]:
-    """Start a script with variables and arguments; nothing outlives the test."""
-    started: list[subprocess.Popen[str]] = []
+def launch(spawn: Spawn) -> Launch:
+    """Function that starts a script with variables and arguments."""
 
     def start(script: str, variables: dict[str, object], arguments: list[object]) -> subprocess.Popen[str]:
-        tools = os.pathsep.join(filter(None, [str(variables.pop("TOOLS", "")), str(Path(sys.executable).parent)]))
-        started.append(
-            subprocess.Popen(
-                ["bash", str(SCRIPTS / script), *map(str, arguments)],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-                | {key: str(value) for key, value in variables.items()},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        )
-        return started[-1]
+        tools = [str(variables.pop("TOOLS", "")), str(Path(sys.executable).parent), os.environ["PATH"]]
+        path = os.pathsep.join(filter(None, tools))
+        return spawn(["bash", SCRIPTS / script, *arguments], {"OMP_NUM_THREADS": 1, "PATH": path, **variables})
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    return start
 
 
 def finish(process: subprocess.Popen[str]) -> str:

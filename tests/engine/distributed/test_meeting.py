@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.engine.distributed.conftest import Spawn
 
 PATIENCE = 3
 """timeout_s of the runs"""
@@ -19,30 +20,15 @@ Train = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def train(settings: Callable[[str], list[str]]) -> Iterator[Train]:
-    """Start a rank of a training into a folder, in a process group of its own; none outlives the test."""
-    started: list[subprocess.Popen[str]] = []
+def train(settings: Callable[[str], list[str]], spawn: Spawn) -> Train:
+    """Function that starts a rank of a training into a folder."""
 
     def start(output: Path, port: int, rank: int, patience: int = PATIENCE) -> subprocess.Popen[str]:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        more = ["--output", str(output), "--timeout_s", str(patience), "--optim.epochs", "1"]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "pspg.engine", *settings("contrastive"), *more],
-                env={**os.environ, **{key: str(value) for key, value in place.items()}},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        )
-        return started[-1]
+        more = ["--output", output, "--timeout_s", patience, "--optim.epochs", 1]
+        return spawn([sys.executable, "-m", "pspg.engine", *settings("contrastive"), *more], place)
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    return start
 
 
 def refused(process: subprocess.Popen[str]) -> str:

@@ -42,6 +42,7 @@ def test_a_long_tailed_table_a_split_with_classes_unseen_in_training(
     assert len({row["patient_id"] for rows in found.values() for row in rows}) == 6
     assert "4 × ViewPosition is not among those to keep, e.g. train.csv:3" in shown
     assert "warning: train.csv has no labels of Bulla: null in train" in shown
+    assert shown.rstrip().endswith("; no image is in val")
     assert f"1 classes have no label; train on the others: data.class_names {tmp_path}/out/seen.txt" in shown
 
 
