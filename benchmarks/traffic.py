@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
 KINDS = {
@@ -40,17 +41,13 @@ class Traffic(TorchDispatchMode):
         if function.namespace == "c10d":
             name = function.overloadpacket.__name__
             kind = KINDS.get(name, name)
-            self.payload[kind] += max(sum(tensor.nbytes for tensor in _tensors(argument)) for argument in args)
+            self.payload[kind] += max(map(_bytes, args))
             self.calls[kind] += 1
         return function(*args, **(kwargs or {}))
 
 
-def _tensors(value: Any) -> Iterable[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
+def _bytes(argument: Any) -> int:
+    return sum(tensor.nbytes for tensor in tree_iter(argument) if isinstance(tensor, Tensor))
 
 
 def group_sizes(optimizer: Optimizer) -> list[int]:

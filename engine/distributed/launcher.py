@@ -157,7 +157,7 @@ def _meet(info: RankInfo, deadline: float, timeout: float, run: Sequence[str]) -
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
     try:
         return _join(store, info, deadline, run)
-    except dist.DistError:
+    except dist.DistError:  # what follows says who did not come
         pass
     try:
         # Those who wait for rank 0 have come, too.

@@ -127,7 +127,7 @@ def trained_with_quick_gelu(file: Path, metadata: Mapping[str, str]) -> bool | N
         beside = read_json(file.parent / "open_clip_config.json")
         if isinstance(beside["model_cfg"], dict):
             return bool(beside["model_cfg"].get("quick_gelu", False))
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):  # no such file, or of another form: the name may tell
         pass
     return _published_files().get(file.name)
 
