@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.pairs < 6:
             raise UserError(f"--pairs {options.pairs}: give at least 6, the fewest that have a 95 % interval")
+        if kept := {"--json", "--list"} & {word.partition("=")[0] for word in passed_on}:
+            raise UserError(f"{kept.pop()}: a comparison is printed only; benchmarks.run has this option")
         return _compare(options, passed_on)
     except UserError as error:
         print(f"benchmarks.compare: error: {error}", file=sys.stderr)
