@@ -111,6 +111,7 @@ def test_what_cannot_be_measured_is_refused(repository: Path) -> None:
     commit(repository)
     assert "benchmarks/run.py" in assert_refused(repository, "HEAD~2", "HEAD")
     assert "is no commit" in assert_refused(repository, "HEAD~2", "nowhere")
+    assert "printed only" in assert_refused(repository, "HEAD~2", "HEAD~2", "--json=out")
     (repository / "engine" / "pace.py").write_text("SECONDS = 3.0\n")
     assert "commit or stash" in assert_refused(repository, "HEAD", "HEAD~2")
 
