@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -69,14 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(_line("prompts alone", "–", found, lambda one: one.learned))
     print(_line("templates alone", "–", found, lambda one: one.template))
     for power, weights in WEIGHTS.items():
-        for own in (False, True):
-            for a in weights:
-                title = f"ν{'' if power == 1 else '²³'[power - 2]}, {'σ by class' if own else 'one σ for all'}"
-                print(_line(title, str(a), found, lambda one, a=a, p=power, own=own: blend(one, a, p, own=own)))
+        for own, a in product((False, True), weights):
+            title = f"ν{'' if power == 1 else '²³'[power - 2]}, {'σ by class' if own else 'one σ for all'}"
+            print(_line(title, str(a), found, partial(blend, a=a, power=power, own=own)))
     return 0
 
 
-def blend(one: Scores, a: float, power: int, *, own: bool) -> Array:
+def blend(one: Scores, *, a: float, power: int, own: bool) -> Array:
     """(B,C) blended log-odds."""
     ratio = one.own_ratio if own else one.ratio
     return one.learned + a * one.new**power * ratio * one.template

@@ -36,8 +36,8 @@ def test_default_formula_is_the_engines(
     model = pspg.load_model(run, device="cpu", blend="novelty", blend_weight=3.0)
     model.set_classes(["left out", "another"])
     images = sorted(manifest.parent.rglob("*.png"))
-    np.testing.assert_allclose(blend(found, 3.0, 1, own=False), model.score(images).logits, rtol=1e-6, atol=1e-6)
-    assert np.abs(blend(found, 3.0, 1, own=True) - blend(found, 3.0, 1, own=False)).max() > 1e-3
+    np.testing.assert_allclose(blend(found, a=3, power=1, own=False), model.score(images).logits, rtol=1e-6, atol=1e-6)
+    assert np.abs(blend(found, a=3, power=1, own=True) - blend(found, a=3, power=1, own=False)).max() > 1e-3
     assert main([str(run), "--manifest", str(manifest), "--classes", str(manifest.parent / "classes.txt")]) == 0
     assert "| ν², σ by class | 16 |" in capsys.readouterr().out
 
