@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from tqdm import tqdm
 from ..data.bad_image import report_bad
 from ..data.cache.build import build_cache
 from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
+from ..data.copies import Place, find_copies, tell_copies
 from ..data.decoding import DecoderPool
 from ..data.images import BadImage
-from ..data.manifest import Sample, image_folder, load_manifest
+from ..data.manifest import Manifest, Sample, image_folder, load_manifest
 from ..data.strict import read_strictly
 from ..utils.errors import UserError
 from ..utils.files import write_text
@@ -32,16 +34,19 @@ GROUP = 1024
 
 
 def check_images(config: CheckConfig) -> None:
-    """Decode everything, or verify the cache; print a table of what is unusable.
+    """Decode everything and look for copies, or verify the cache; print a table of what is unusable.
 
     Raises:
         UserError: wrong settings or manifest, a damaged cache, or any unusable image.
     """
     settings.check_images(config)
-    samples = list(_samples(config))
+    manifests = _manifests(config)
+    samples = list(_samples(manifests, config))
     bad = _decode(config, samples) if config.cache is None else _verify(Path(config.cache), samples)
+    copies = [] if config.cache else [pair for pair in find_copies(manifests) if pair[1].sample.path not in bad]
+    tell_copies(copies)
     if config.output is not None:
-        _write(Path(config.output), samples, bad)
+        _write(Path(config.output), samples, bad, copies)
     if bad:
         for line in table(bad):
             print(printable(line))
@@ -56,7 +61,7 @@ def make_cache(config: CacheConfig) -> None:
         UserError: wrong settings or manifest, a folder that holds something else, or an unreadable image.
     """
     settings.check_cache(config)
-    samples = _samples(config)
+    samples = _samples(_manifests(config), config)
     bad = build_cache(
         Path(config.output),
         list(samples),
@@ -82,12 +87,17 @@ def table(bad: dict[Path, str]) -> list[str]:
     return [f"{reason:{width}}  {count:>8}  {path}" for reason, count, path in [("reason", "images", "first"), *rows]]
 
 
-def _samples(config: CheckConfig | CacheConfig) -> dict[Sample, str]:
+def _manifests(config: CheckConfig | CacheConfig) -> list[Manifest]:
+    names = dict.fromkeys([config.manifest] if isinstance(config.manifest, str) else config.manifest)
+    return [load_manifest(name, image_root=config.image_root, need="image") for name in names]
+
+
+def _samples(manifests: Sequence[Manifest], config: CheckConfig | CacheConfig) -> dict[Sample, str]:
     """Samples of all manifests, each once, and their file paths relative to the image root."""
     found: dict[Sample, str] = {}
-    for name in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
-        root = os.path.realpath(image_folder(name, config.image_root))
-        for sample in load_manifest(name, image_root=config.image_root, need="image").samples:
+    for manifest in manifests:
+        root = os.path.realpath(image_folder(manifest.path, config.image_root))
+        for sample in manifest.samples:
             found[Sample(sample.id, sample.path)] = os.path.relpath(sample.path, root)
     return found
 
@@ -117,8 +127,9 @@ def _verify(folder: Path, samples: list[Sample]) -> dict[Path, str]:
     return {error.path: error.reason for error in cache.bad.values()}
 
 
-def _write(path: Path, samples: list[Sample], bad: dict[Path, str]) -> None:
+def _write(path: Path, samples: list[Sample], bad: dict[Path, str], copies: list[tuple[Place, Place]]) -> None:
     rows = [(sample.id, str(sample.path), bad[sample.path]) for sample in samples if sample.path in bad]
+    rows += [(copy.sample.id, str(copy.sample.path), f"a copy of {first.sample.path}") for first, copy in copies]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         write_csv(path, ["id", "file", "reason"], rows)

@@ -178,7 +178,8 @@ class ExportConfig:
 
 @dataclass(kw_only=True)
 class CheckConfig:
-    """Decode every image of one or more manifests and list those that cannot be used; or verify a cache of them."""
+    """Decode every image of one or more manifests, list those that cannot be used, and tell copies of one image; or
+    verify a cache of them."""
 
     manifest: str | list[str] = ""
     """manifest (JSONL), or a list of them"""
@@ -188,7 +189,7 @@ class CheckConfig:
     """folder that `filepath` is relative to; null: where `prepare` found the images, else each manifest's own
     folder"""
     output: str | None = None
-    """also list the unusable images in this file, .csv or .jsonl"""
+    """also list the unusable images, and the copies of others, in this file, .csv or .jsonl"""
     overwrite: bool = False
     """replace an output that is there; false: refuse"""
     max_megapixels: PositiveFloat = 100

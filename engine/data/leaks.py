@@ -14,7 +14,8 @@ def check_apart(training: Manifest, held_out: Manifest) -> None:
     """Refuse a file that is in both manifests, however its path is spelled; warn of patients that are in both.
 
     One manifest given as both is meant, as when a run is to learn it by heart, and only told. Copies of a file are
-    other files. Patients are compared by `patient_id`, which prepared data sets share only within one output folder.
+    other files, see `copies.py`. Patients are compared by `patient_id`, which prepared data sets share only
+    within one output folder.
 
     Raises:
         UserError: naming both lines of the first such file, and their count.

@@ -21,6 +21,7 @@ LONGEST_LINE = 16 * 2**20
 """bytes"""
 LONGEST_PATH = 1000
 """characters; a system allows few more, and each folder of it is resolved from the one above"""
+EMPTY = "the manifest is empty; write one image a line"
 log = logging.getLogger(__name__)
 
 Need = Literal["labels", "text", "image"]
@@ -122,6 +123,8 @@ def load_manifest(
     elif need == "labels":
         sidecar = path.parent / "classes.txt"
         if not sidecar.is_file():
+            if not any(line.strip() for line in _read_lines(path, "manifest")):
+                raise UserError(f"{path}: {EMPTY}")
             raise UserError(f"{sidecar}: no such file; name the file of class names with label_names")
         names = load_label_names(sidecar)
 
@@ -142,7 +145,7 @@ def load_manifest(
         samples.append(sample)
     _tell_doubled(path, samples)
     if not samples:
-        raise UserError(f"{path}: the manifest is empty; write one image a line")
+        raise UserError(f"{path}: {EMPTY}")
     return Manifest(path, samples, names)
 
 

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from .errors import UserError
+from .finite import refuse_endless
 from .packaged import find_file, near_names
 from .parser_messages import meant, parser_message
 from .yaml_text import bounded, read_yaml
@@ -94,11 +95,20 @@ def refuse_null(settings: type, values: Any, prefix: str = "") -> None:
 
 
 def plain_numbers(settings: Any) -> Any:
-    """The settings with int and float in place of the parser's numbers of a limited range, which YAML cannot write."""
+    """The settings with int and float in place of the parser's numbers of a limited range, which YAML cannot write.
+
+    Raises:
+        UserError: a number is not finite, see `finite.py`.
+    """
+    refuse_endless(settings)
+    return _plain(settings)
+
+
+def _plain(settings: Any) -> Any:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            plain_numbers(value)
+            _plain(value)
         for kind in (int, float):
             if isinstance(value, kind) and type(value) not in (int, float, bool):
                 setattr(settings, field.name, kind(value))

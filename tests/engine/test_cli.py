@@ -321,6 +321,24 @@ def test_no_value_of_a_wrong_type_shows_the_parser_s_own_words(command: str, key
         assert not re.search(r"[Pp]arser key|Union|ubtype|<class|typing|Expected|NoneType|restriction", said)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "key"), every_type())
+def test_no_setting_takes_a_number_without_end(command: str, key: str) -> None:
+    def numbers(value: Any) -> list[float]:
+        if isinstance(value, dict | list):
+            return [number for one in (value.values() if isinstance(value, dict) else value) for number in numbers(one)]
+        return [value] if isinstance(value, int | float) else []
+
+    for value in ("inf", "[.inf, inf]", "{a: .inf}", "1" * 400):
+        try:
+            settings = parse([*command.split(), f"--{key}={value}"])[1]
+        except UserError:
+            continue
+        for part in key.split("."):
+            settings = getattr(settings, part)
+        assert not numbers(settings), f"{key}: {value}"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

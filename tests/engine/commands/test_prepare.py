@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,23 @@ def test_training_and_evaluation_from_a_cache_are_the_same(phantoms, settings, t
     cache = str(tmp_path / "cache")
     assert run("cached", "--data.cache", cache) == decoded
     assert task != "prompt" or evaluate("stored", "--cache", cache) == afresh
+
+
+def test_copies_are_told_and_listed_and_the_set_stays_usable(folder, capsys):
+    shutil.copy(folder / "good_L.png", folder / "other.png")
+    shutil.copy(folder / "cut.jpg", folder / "cut too.jpg")  # which is unusable, and listed as that
+    write_manifest(folder / "val.jsonl", ["other.png"])
+    command = ["prepare", "check", "--output", str(folder / "out.csv"), "--overwrite", "true", "--manifest"]
+    assert main([*command, f"[{folder / 'good.jsonl'}, {folder / 'val.jsonl'}]"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "the same image" in line]
+    assert "val.jsonl:1 and " in line
+    assert "'other.png' has the bytes of 'good_L.png'" in line
+    (row,) = list(csv.DictReader((folder / "out.csv").open()))
+    assert row == {
+        "id": "id other.png",
+        "file": str(folder / "other.png"),
+        "reason": f"a copy of {folder / 'good_L.png'}",
+    }
+    write_manifest(folder / "bad.jsonl", ["cut.jpg", "cut too.jpg"])
+    assert main([*command, str(folder / "bad.jsonl")]) == 2
+    assert "the same image" not in capsys.readouterr().err

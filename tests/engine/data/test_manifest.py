@@ -137,6 +137,9 @@ def test_mistakes_of_whole_files(write, tmp_path):
     (tmp_path / "classes.txt").unlink()
     with pytest.raises(UserError, match=r"classes\.txt.*label_names"):
         load_manifest(write(row()), need="labels")
+    for lines in ([], ["", " ", "\t"]):  # not that classes.txt is missing, which the next command would tell, too
+        with pytest.raises(UserError, match=r"train\.jsonl: the manifest is empty"):
+            load_manifest(write(*lines), need="labels")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pspg.engine.cli import parse
-from pspg.engine.config import DataConfig
+from pspg.engine.commands.study.config import LeaveOutConfig
+from pspg.engine.config import DataConfig, check_values
 from pspg.engine.training.config import OptimConfig, TrainConfig
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.settings import as_settings
@@ -56,3 +58,27 @@ def test_mistakes_are_one_line(given: Any, message: str) -> None:
         as_settings(TrainConfig, given)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optim.lr": math.inf}, "optim.lr: must be a finite number, got inf"),
+        ({"optim.lr": "1e400"}, "optim.lr: must be a finite number, got inf"),
+        ({"data": {"std": math.inf}}, "data.std: must be a finite number, got inf"),
+        ({"optim.lr": math.nan}, "optim.lr: must be > 0, got nan"),
+        ({"batch_size": 10**30}, "batch_size: must be a number below 2^63, got one of 100 bits"),
+        (TrainConfig(optim=OptimConfig(weight_decay=math.inf)), "optim.weight_decay: must be a finite number, got inf"),
+    ],
+)
+def test_numbers_without_end_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_values(as_settings(TrainConfig, given))  # what is made in Python no parser sees
+    assert str(caught.value) == message
+
+
+def test_they_are_refused_within_lists_and_dictionaries() -> None:
+    with pytest.raises(UserError, match=r"^weights: must be a finite number, got inf$"):
+        as_settings(LeaveOutConfig, weights=[1.0, math.inf])
+    with pytest.raises(UserError, match=r"^settings\.optim\.lr: must be a finite number, got nan$"):
+        as_settings(LeaveOutConfig, settings={"optim.lr": math.nan})
