@@ -57,6 +57,7 @@ class Launch:
 
 _OPTIONS = ("num_warps", "num_stages", "launch_pdl", "launch_cooperative_grid")
 _recorder: tuple[int, Callable[[Launch], None]] | None = None
+_overlapped = False
 
 
 @contextmanager
@@ -104,6 +105,21 @@ def can_overlap(device: torch.device) -> bool:
     return architecture(device) >= 90
 
 
+@contextmanager
+def overlapped() -> Iterator[None]:
+    """Within this context kernels with a parameter OVERLAP are set up while the one before ends, where a GPU can do it.
+
+    Their first instruction waits until it has ended (`primitives.follow`), so that results stay the same. Not the
+    default before a GPU has run it.
+    """
+    global _overlapped
+    before, _overlapped = _overlapped, True
+    try:
+        yield
+    finally:
+        _overlapped = before
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:
     """Start a @triton.jit function on the device of its first tensor, or record that it would be.
 
@@ -111,7 +127,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
         grid: programs in up to three dimensions. None of them: nothing happens.
         arguments: the kernel's first parameters, in order: contiguous tensors, tensor descriptors of such, `Batched`,
             numbers, None, named tuples of these without `Batched`.
-        keywords: the others by name; num_warps, num_stages, launch_pdl and launch_cooperative_grid.
+        keywords: the others by name; num_warps, num_stages, launch_pdl and launch_cooperative_grid. OVERLAP, where it
+            is not among them, is what `overlapped` says.
 
     Raises:
         ValueError: a tensor that is not laid out as it has to be.
@@ -119,13 +136,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
     if 0 in grid:
         return
     arguments = _laid_out(kernel, arguments)
+    device = next(tensor.device for argument in arguments for tensor in tensors_of("", argument).values())
+    if "OVERLAP" in kernel.arg_names and "OVERLAP" not in keywords:
+        keywords["OVERLAP"] = _overlapped and can_overlap(device)
+        keywords |= {"launch_pdl": True} if keywords["OVERLAP"] else {}
     if _recorder is not None:
         named = dict(zip(kernel.arg_names, arguments, strict=False))
         options = {name: keywords[name] for name in _OPTIONS if name in keywords}
         named.update((name, value) for name, value in keywords.items() if name not in options)
         _recorder[1](Launch(kernel, grid, named, options))
         return
-    device = next(tensor.device for argument in arguments for tensor in tensors_of("", argument).values())
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, **keywords)

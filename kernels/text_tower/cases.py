@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..cases import HEADS, LAYERS, PAIRS, C, Case, G, N, W, empty
+from ..launch import overlapped
 from .triton import add_norm, attention, gather, pooled_attention, pooled_norm, products, quick_gelu
 
 FIRST = 5
@@ -112,12 +113,23 @@ def _products(dtype: torch.dtype, rows: int, *, project: bool = True) -> None:
 
 
 def _all_products(dtype: torch.dtype) -> None:
-    """Those of a block, and with QuickGELU alone in the epilogue."""
+    """Those of a block, and with QuickGELU alone in the epilogue; tiles by shape."""
     rows, hidden = PAIRS * (N + 1), 4 * W
     _products(dtype, rows)
     x, inner = empty(rows, W, dtype=dtype), empty(rows, hidden, dtype=dtype)
     products.run_linear(x, empty(hidden, W, dtype=dtype), None, None, empty(hidden, dtype=dtype), 0.0, "both")
     products.run_activation_backward(x, empty(W, hidden, dtype=dtype), inner, None, None)
+
+
+def _wide_products(dtype: torch.dtype) -> None:
+    with products.use("folded", tiles="wide"):
+        _all_products(dtype)
+
+
+def _overlapped_pairs(dtype: torch.dtype) -> None:
+    """Every kernel set up while the one before ends, where a GPU can do it."""
+    with overlapped():
+        _pairs(dtype)
 
 
 def _add_norm(dtype: torch.dtype, rows: int) -> None:
@@ -167,6 +179,8 @@ _WORK: dict[str, Any] = {
 CASES = (
     Case("text tower: prefixes and single prompts", _prefixes, **_WORK),
     Case("text tower: pairs of a chunk", _pairs, **_WORK),
+    Case("text tower: pairs of a chunk, overlapped", _overlapped_pairs, **_WORK),
     Case("text tower: products of a block", _all_products, **_WORK),
+    Case("text tower: products of a block, wide tiles", _wide_products, **_WORK),
     Case("text tower: pairs with class names, attention", _named_pairs, **_WORK),
 )

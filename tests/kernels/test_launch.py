@@ -41,6 +41,24 @@ def test_a_grid_without_programs_launches_nothing() -> None:
     assert launches == []
 
 
+def test_overlapped_kernels_are_set_up_while_the_one_before_ends() -> None:
+    from pspg.kernels.text_tower.triton import add_norm
+
+    x = torch.empty(3, 16, device=META)
+
+    def recorded(architecture: int) -> list[object]:
+        with launch.record(architecture) as launches, launch.overlapped():
+            add_norm.run_add_norm(x, x, x[0], x[0], 1e-5)
+        (one,) = launches
+        return [one.arguments["OVERLAP"], one.options.get("launch_pdl")]
+
+    assert recorded(90) == [True, True]
+    assert recorded(80) == [False, None]
+    with launch.record(90) as launches:
+        add_norm.run_add_norm(x, x, x[0], x[0], 1e-5)
+    assert not launches[0].arguments["OVERLAP"]
+
+
 # In place of a @triton.jit function: launches of it are recorded, never made.
 KERNEL = SimpleNamespace(__name__="kernel", arg_names=["x", "x_batch", "y"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -25,13 +25,24 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "PARTS": 4, "num_warps": 4, "num_stages": 1}
 
 
-@pytest.fixture(params=["pointers", "descriptors"])
-def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tiles, several a program, with operands of either kind."""
-    for name in ("linear", "add_linear", "activation_backward", "norm_backward"):
+WIDE = {**SMALL, "BLOCK_N": 64, "PARTS": 8}
+KERNELS = ("linear", "add_linear", "activation_backward", "norm_backward")
+
+
+@pytest.fixture(params=["pointers", "descriptors", "wide descriptors"])
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small tiles of either size, several a program, with operands of either kind."""
+    small_tiles(monkeypatch, "descriptors" in request.param)
+    with products.use(tiles="wide" if "wide" in request.param else "narrow"):
+        yield
+
+
+def small_tiles(monkeypatch: pytest.MonkeyPatch, descriptors: bool) -> None:
+    for name in KERNELS:
         monkeypatch.setitem(launch.CONFIGS, name, {80: SMALL})
-    shared = {"DESCRIPTORS": int(request.param == "descriptors"), "PROGRAMS": 3}
-    monkeypatch.setitem(launch.CONFIGS, "product", {80: shared})
+        monkeypatch.setitem(launch.CONFIGS, f"{name}_wide", {80: WIDE})
+    for name in ("product", "product_wide"):
+        monkeypatch.setitem(launch.CONFIGS, name, {80: {"DESCRIPTORS": int(descriptors), "PROGRAMS": 3}})
 
 
 def normal(*shape: int, dtype: torch.dtype, device: torch.device, around: float = 0.0, std: float = 1.0) -> Tensor:
@@ -94,6 +105,65 @@ def test_each_product(rows: int, depth: int, columns: int, dtype: torch.dtype, d
     alone, nothing = products.activation_backward(gradient, layer.proj_weight, wide, None, None)
     assert torch.equal(alone, d)
     assert nothing.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_sizes_of_tiles_give_the_same_bits(
+    dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_tiles(monkeypatch, descriptors=True)
+    torch.manual_seed(0)
+    rows, width, hidden = 35, 24, 136
+    layer = make_layer(width, hidden, dtype, device)
+    x, attended, gradient = (normal(rows, width, dtype=dtype, device=device) for _ in range(3))
+    fc = fold(layer.ln_2_weight, layer.ln_2_bias, layer.fc_weight, layer.fc_bias)
+
+    def run(tiles: products.Tiles) -> tuple[Tensor, ...]:
+        with products.use(tiles=tiles):
+            middle, moments = products.add_linear(attended, layer.out_proj_weight, layer.out_proj_bias, x)
+            found = products.linear(middle, fc.weight, moments, fc.sums, fc.bias, 1e-5, "both")
+            d, sums = products.activation_backward(gradient, layer.proj_weight, found[0], fc.sums, fc.bias)
+        return middle, moments, *found, d, sums.sum(1)
+
+    *narrow, narrow_sums = run("narrow")
+    *wide, wide_sums = run("wide")
+    assert all(torch.equal(one, other) for one, other in zip(narrow, wide, strict=True))
+    torch.testing.assert_close(narrow_sums, wide_sums, rtol=1e-5, atol=1e-4)  # in another order
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rows", "depth", "columns", "tile"),
+    [
+        (90, 8194, 2048, 512, 256),  # one round of 132 processors instead of two
+        (90, 8194, 512, 2048, 128),  # a short inner length
+        (90, 1547, 2048, 512, 128),  # narrow tiles are one round, too
+        (80, 8194, 2048, 512, 128),
+    ],
+)
+def test_tiles_are_wide_where_that_saves_rounds_of_a_long_inner_length(
+    architecture: int, rows: int, depth: int, columns: int, tile: int
+) -> None:
+    a, weight, residual, bias = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        for shape in ((rows, depth), (columns, depth), (rows, columns), (columns,))
+    )
+    with launch.record(architecture) as launches:
+        products.run_add_linear(a, weight, bias, residual)
+        with products.use(tiles="narrow"):
+            products.run_add_linear(a, weight, bias, residual)
+        with products.use(tiles="wide"):
+            products.run_add_linear(a, weight, bias, residual)
+    widest = 256 if architecture >= 90 else 128
+    assert [one.arguments["BLOCK_N"] for one in launches] == [tile, 128, widest]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_tiles_are_of_parts_of_one_width(name: str) -> None:
+    """Moments are of parts, and whoever reads them need not know the tile."""
+    for narrow, wide in zip(launch.CONFIGS[name].values(), launch.CONFIGS[f"{name}_wide"].values(), strict=True):
+        if name == "add_linear":
+            assert narrow["BLOCK_N"] // narrow["PARTS"] == wide["BLOCK_N"] // wide["PARTS"]
+        assert (narrow["BLOCK_M"], narrow["BLOCK_K"]) == (wide["BLOCK_M"], wide["BLOCK_K"])
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from pspg.kernels.text_tower.triton import (
     pooled_norm,
     quick_gelu,
 )
+from pspg.kernels.text_tower.triton.partial_sums import empty_partial, sum_partial
 
 MakeTemplate = Callable[..., PromptTemplate]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -140,6 +141,19 @@ def test_attention_of_large_scores(sign: int, device: torch.device) -> None:
         return gradients(operations.attention(1, *leaves, pairs), leaves)
 
     no_worse_in_norm(run(TRITON), run(EAGER), run(EAGER, torch.float64), 1e-3)
+
+
+@pytest.mark.parametrize("splits", [1, 3, 35])
+def test_what_programs_leave_is_summed_in_float32_and_rounded_once(splits: int, device: torch.device) -> None:
+    torch.manual_seed(0)
+    like = torch.empty(3, 5, 40, dtype=torch.bfloat16, device=device)
+    partial = empty_partial(splits, like)
+    assert partial.dtype == (torch.bfloat16 if splits == 1 else torch.float32)
+    partial.copy_(torch.randn(partial.shape, device=device))
+    expected = partial.double().sum(0)
+    found = sum_partial(partial, like.dtype)
+    assert found.shape == like.shape
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
 
 
 def test_attention_to_a_constant_prefix(device: torch.device) -> None:

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .tiles import add_product, dot, extent, follow, load_tile, load_vector, load_weight, place, store_tile
+from ...primitives import follow
+from .tiles import add_product, dot, extent, load_tile, load_vector, load_weight, place, store_tile
 
 
 @triton.jit

@@ -8,13 +8,12 @@ contiguous.
 import triton
 import triton.language as tl
 
-from ...primitives import tanh
+from ...primitives import follow, tanh
 from .tiles import (
     add_product,
     add_three_products,
     dot,
     extent,
-    follow,
     load_tile,
     load_transposed,
     load_vector,

@@ -6,18 +6,6 @@ as 0 and is not written. `width` is the length of a whole row, which the tile's 
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-
-@triton.jit
-def follow(OVERLAP: tl.constexpr):
-    """First thing of a kernel: with OVERLAP, wait for the kernel before, and let the next one be set up meanwhile.
-
-    No memory may be touched before it: a kernel so launched starts while the one before still runs.
-    """
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import launch
+from ...primitives import follow
 from ..eager import add_norm as eager_add_norm
 from ..reference import TextTower
 
@@ -27,7 +28,9 @@ def _add_norm_kernel(
     width,
     eps,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < width
@@ -60,7 +63,9 @@ def _add_norm_backward_kernel(
     rows,
     width,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     mask = column < width

@@ -15,9 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import configuration, launch, pin
+from ...primitives import follow
 from ..block_operations import RaggedPairs
 from ..eager import attend
 from .gather import gather_prefix
+from .partial_sums import empty_partial, sum_partial
 
 # ROWS: queries of a tile. Hopper's and Blackwell's tensor cores take 64 at once; before them registers are too few.
 pin("suffix_attention", sm_80={"ROWS": 64, "num_warps": 4, "num_stages": 1})
@@ -91,7 +93,9 @@ def _attention_kernel(
     PREFIX_TOKENS: tl.constexpr,  # S
     WIDTH: tl.constexpr,  # of a head
     TAILS: tl.constexpr,  # suffixes of a tile
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     PRECISION: tl.constexpr = "tf32x3" if qkv.dtype.element_ty == tl.float32 else "tf32"  # of float32 products only
     ROWS: tl.constexpr = max(triton.next_power_of_2(TAILS * TOKENS), 16)
     BLOCK_D: tl.constexpr = max(triton.next_power_of_2(WIDTH), 16)
@@ -129,13 +133,15 @@ def _attention_backward_kernel(
     prefix_lengths,  # (R,) or None
     lse,  # (heads,R,T) float32
     d_qkv,  # (R,T,3W)
-    partial,  # (splits,N,S,2W) float32 gradients of prefix_kv, to be summed; or None
+    partial,  # (splits,N,S,2W) gradients of prefix_kv, to be summed; or None
     HEADS: tl.constexpr,
     TOKENS: tl.constexpr,
     PREFIX_TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
     TAILS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     PRECISION: tl.constexpr = "tf32x3" if qkv.dtype.element_ty == tl.float32 else "tf32"
     ROWS: tl.constexpr = max(triton.next_power_of_2(TAILS * TOKENS), 16)
     BLOCK_D: tl.constexpr = max(triton.next_power_of_2(WIDTH), 16)
@@ -181,8 +187,9 @@ def _attention_backward_kernel(
         tl.store(target, d_q.to(q.dtype), mask=mask)
     if partial is not None:
         partial += split.to(tl.int64) * tl.num_programs(0) * PREFIX_TOKENS * 2 * width
-        tl.store(partial + prefix_offsets, tl.trans(d_prefix_k), mask=prefix_mask)
-        tl.store(partial + prefix_offsets + width, tl.trans(d_prefix_v), mask=prefix_mask)
+        tl.store(partial + prefix_offsets, tl.trans(d_prefix_k).to(partial.dtype.element_ty), mask=prefix_mask)
+        target = partial + prefix_offsets + width
+        tl.store(target, tl.trans(d_prefix_v).to(partial.dtype.element_ty), mask=prefix_mask)
 
 
 def run_attention(
@@ -223,10 +230,10 @@ def run_attention_backward(
     d_out, qkv, prefix_kv = d_out.contiguous(), qkv.contiguous(), prefix_kv.contiguous()
     d_qkv = torch.empty_like(qkv)
     grid, options = _tiling("suffix_attention_backward", qkv, prefix_kv, heads)
-    partial = prefix_kv.new_empty((grid[2], *prefix_kv.shape), dtype=torch.float32) if prefix_gradient else None
+    partial = empty_partial(grid[2], prefix_kv) if prefix_gradient else None
     arguments = (d_out, qkv, prefix_kv, starts, prefix_lengths, lse, d_qkv, partial)
     launch(_attention_backward_kernel, grid, *arguments, **options)
-    return d_qkv, prefix_kv.new_empty((0,)) if partial is None else partial.sum(0).to(prefix_kv.dtype)
+    return d_qkv, prefix_kv.new_empty((0,)) if partial is None else sum_partial(partial, prefix_kv.dtype)
 
 
 def _tiling(kernel: str, qkv: Tensor, prefix_kv: Tensor, heads: int) -> tuple[tuple[int, int, int], dict[str, int]]:

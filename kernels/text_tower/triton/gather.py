@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import configuration, launch, pin
+from ...primitives import follow
 from ..block_operations import RaggedPairs
 
 pin("gather_backward", sm_80={"BLOCK": 1024, "num_warps": 4})
@@ -23,7 +24,9 @@ def _gather_backward_kernel(
     out,  # (rows,size)
     size,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < size

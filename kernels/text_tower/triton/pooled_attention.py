@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...launch import configuration, launch, pin
+from ...primitives import follow
 from ..block_operations import RaggedPairs
+from .partial_sums import empty_partial, sum_partial
 
 pin("pooled_attention", sm_80={"BLOCK_W": 64, "num_warps": 4, "num_stages": 2})
 pin("pooled_attention_float32", sm_80={"BLOCK_W": 32, "num_warps": 4, "num_stages": 2})  # registers of tf32x3
@@ -63,7 +65,9 @@ def _pooled_attention_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     r = tl.program_id(0).to(tl.int64)
     base = tl.load(prefix_index + r) * prefix_tokens
     seen_prefix, seen_own = _seen(r, prefix_lengths, pooled, prefix_tokens, tokens, BLOCK_S, BLOCK_T)
@@ -116,7 +120,9 @@ def _pooled_attention_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     r = tl.program_id(0).to(tl.int64)
     base = tl.load(prefix_index + r) * prefix_tokens
     seen_prefix, seen_own = _seen(r, prefix_lengths, pooled, prefix_tokens, tokens, BLOCK_S, BLOCK_T)
@@ -169,7 +175,7 @@ def _pooled_attention_prefix_kernel(
     query,  # (R,heads,W)
     weights,  # (R,2·heads,S), from the kernel above
     starts,  # (N+1,): sequences starts[i] to starts[i+1] continue prefix i
-    partial,  # (splits,N,S,W) float32: gradients of the prefixes, to be summed
+    partial,  # (splits,N,S,W): gradients of the prefixes, to be summed
     heads,
     prefix_tokens,
     width,
@@ -178,7 +184,9 @@ def _pooled_attention_prefix_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     i, split = tl.program_id(0), tl.program_id(1)
     c, s = tl.program_id(2) * BLOCK_W + tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_S)
     total = tl.zeros((BLOCK_S, BLOCK_W), tl.float32)
@@ -192,7 +200,8 @@ def _pooled_attention_prefix_kernel(
         total = tl.dot(tl.trans(d), q, total, input_precision=PRECISION)
     row = (split.to(tl.int64) * tl.num_programs(0) + i) * prefix_tokens
     offsets = row * width + (s[:, None] * width + c[None, :])
-    tl.store(partial + offsets, total, mask=(s < prefix_tokens)[:, None] & (c < width)[None, :])
+    mask = (s < prefix_tokens)[:, None] & (c < width)[None, :]
+    tl.store(partial + offsets, total.to(partial.dtype.element_ty), mask=mask)
 
 
 def run_pooled_attention(
@@ -265,7 +274,7 @@ def run_pooled_attention_backward(
         return d_query, d_own, prefix.new_empty((0,))
     options = configuration("pooled_attention_prefix", query.device)
     splits = max(triton.cdiv(count, _SEQUENCES * prefixes), 1)
-    partial = prefix.new_empty((splits, *prefix.shape), dtype=torch.float32)
+    partial = empty_partial(splits, prefix)
     del blocks["BLOCK_T"]
     launch(
         _pooled_attention_prefix_kernel,
@@ -274,7 +283,7 @@ def run_pooled_attention_backward(
         **blocks,
         **options,
     )
-    return d_query, d_own, partial.sum(0).to(prefix.dtype)
+    return d_query, d_own, sum_partial(partial, prefix.dtype)
 
 
 def _options(query: Tensor) -> dict[str, int]:

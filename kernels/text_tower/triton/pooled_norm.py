@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...launch import launch
+from ...primitives import follow
 from ..block_operations import RaggedPairs, Stream
 from ..reference import TextTower
 from .add_norm import add_norm_forward, one_row
@@ -34,7 +35,9 @@ def _pooled_norm_backward_kernel(
     tokens,  # of a sequence
     width,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     row = tl.program_id(0)
     sequence = (row - offset) // tokens
     chosen = tokens - 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...primitives import quick_gelu_gate
+from ...primitives import follow, quick_gelu_gate
 
 
 @triton.jit
@@ -102,7 +102,9 @@ def _linear_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     column_tiles = tl.cdiv(columns, BLOCK_N)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_M) * column_tiles, tl.num_programs(0)):
@@ -167,7 +169,9 @@ def _add_linear_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     column_tiles = tl.cdiv(columns, BLOCK_N)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_M) * column_tiles, tl.num_programs(0)):
@@ -214,7 +218,9 @@ def _activation_backward_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     column_tiles = tl.cdiv(columns, BLOCK_N)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_M) * column_tiles, tl.num_programs(0)):
@@ -264,7 +270,9 @@ def _norm_backward_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     column_tiles = tl.cdiv(columns, BLOCK_N)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_M) * column_tiles, tl.num_programs(0)):

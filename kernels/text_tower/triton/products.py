@@ -22,28 +22,45 @@ CHOICE_NAMES: tuple[Choice, ...] = ("library", "activation", "folded")
 CHOICES: dict[int, tuple[tuple[int, Choice], ...]] = {80: ((0, "library"),), 90: ((0, "library"), (1024, "folded"))}
 """architecture → (fewest rows, choice), ascending. Nobody has measured them yet: `use` and a GPU can say better"""
 
+Tiles = Literal["by_shape", "narrow", "wide"]
+"""narrow: 128 × 128, two programs a multiprocessor, of which one multiplies while the other is in its epilogue; wide:
+128 × 256, a quarter fewer operands to load, one program a multiprocessor; by_shape: as `_is_wide` says. sm_80 has
+narrow ones alone"""
+TILE_NAMES: tuple[Tiles, ...] = ("by_shape", "narrow", "wide")
+
 _SM_80 = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "PARTS": 2, "num_warps": 8, "num_stages": 4}
-# Two programs a multiprocessor: one multiplies while the other is in its epilogue.
 _SM_90 = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "PARTS": 4, "num_warps": 4, "num_stages": 3}
 _SM_100 = {**_SM_90, "num_warps": 8}
+# A thread holds as much of the result as of a narrow tile; parts are as wide, since moments are of parts.
+_WIDE = {**_SM_90, "BLOCK_N": 256, "PARTS": 8, "num_warps": 8, "num_stages": 4}
 for _name in ("linear", "add_linear", "norm_backward"):
     pin(_name, sm_80=_SM_80, sm_90=_SM_90, sm_100=_SM_100)
+    pin(f"{_name}_wide", sm_80=_SM_80, sm_90=_WIDE, sm_100=_WIDE)
 pin("activation_backward", sm_80=_SM_80, sm_90={**_SM_90, "PARTS": 8}, sm_100={**_SM_100, "BLOCK_N": 64, "PARTS": 2})
+pin("activation_backward_wide", sm_80=_SM_80, sm_90={**_WIDE, "PARTS": 16}, sm_100={**_WIDE, "PARTS": 16})
 pin("product", sm_80={"DESCRIPTORS": 0, "PROGRAMS": 1}, sm_90={"DESCRIPTORS": 1, "PROGRAMS": 2})
+pin("product_wide", sm_80={"DESCRIPTORS": 0, "PROGRAMS": 1}, sm_90={"DESCRIPTORS": 1, "PROGRAMS": 1})
 """of all four: whether operands are tensor descriptors, and programs a multiprocessor"""
+_LONG = 1024
+"""inner length from which on a wide tile pays: nothing runs beside its epilogue"""
 
 _forced: Choice | None = None
+_tiles: Tiles = "by_shape"
 
 
 @contextmanager
-def use(choice: Choice) -> Iterator[None]:
-    """Within this context all products are of one choice, whatever `CHOICES` says: to compare them, and for tests."""
-    global _forced
-    before, _forced = _forced, choice
+def use(choice: Choice | None = None, tiles: Tiles | None = None) -> Iterator[None]:
+    """Within this context all products are of one choice, and their tiles of one size; None leaves it as it is.
+
+    To compare them, and for tests.
+    """
+    global _forced, _tiles
+    before = _forced, _tiles
+    _forced, _tiles = choice or _forced, tiles or _tiles
     try:
         yield
     finally:
-        _forced = before
+        _forced, _tiles = before
 
 
 def choose(x: Tensor) -> Choice:
@@ -78,7 +95,7 @@ def run_linear(
     (rows, depth), columns = a.shape, len(weight)
     out, activated, statistics = _linear_results(a, weight, moments, None, bias, eps, kind)
     wanted = [x if kind in (name, "both") else None for name, x in (("out", out), ("activated", activated))]
-    tile = _Tile("linear", a, weight, *wanted)
+    tile = _Tile("linear", a, columns, weight, *wanted)
     tiles = 1 if moments is None else moments.shape[1]
     launch(
         product_kernels._linear_kernel,
@@ -87,7 +104,7 @@ def run_linear(
         *(None if x is None else tile.part(x) for x in wanted),
         None if moments is None else statistics,
         *(rows, columns, depth, eps, tiles),
-        MOMENT_BLOCK=_part_width("add_linear", a),
+        MOMENT_BLOCK=_moment_block(a),
         MOMENT_TILES=triton.next_power_of_2(tiles),
         **tile.options,
     )
@@ -109,7 +126,7 @@ def run_add_linear(a: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) ->
     """
     (rows, depth), columns = a.shape, len(weight)
     out, moments = _add_linear_results(a, weight, bias, residual)
-    tile = _Tile("add_linear", a, weight, residual)
+    tile = _Tile("add_linear", a, columns, weight, residual)
     launch(
         product_kernels._add_linear_kernel,
         tile.grid(rows, columns),
@@ -136,7 +153,7 @@ def run_activation_backward(
     """
     (rows, depth), columns = gradient.shape, weight.shape[1]
     d_hidden, row_sums = _activation_backward_results(gradient, weight, hidden, sums, bias)
-    tile = _Tile("activation_backward", gradient, weight, hidden)
+    tile = _Tile("activation_backward", gradient, columns, weight, hidden)
     launch(
         product_kernels._activation_backward_kernel,
         tile.grid(rows, columns),
@@ -164,7 +181,7 @@ def run_norm_backward(
     """
     (rows, depth), columns = d.shape, weight.shape[1]
     d_x = torch.empty_like(x)
-    tile = _Tile("norm_backward", d, weight, x, residual)
+    tile = _Tile("norm_backward", d, columns, weight, x, residual)
     launch(
         product_kernels._norm_backward_kernel,
         tile.grid(rows, columns),
@@ -186,7 +203,7 @@ def _linear_results(
 
 
 def _add_linear_results(a: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    tiles = triton.cdiv(len(weight), _part_width("add_linear", a))
+    tiles = triton.cdiv(len(weight), _moment_block(a))
     out = torch.empty_like(residual, memory_format=torch.contiguous_format)
     return out, a.new_empty((2, tiles, len(a)), dtype=torch.float32)
 
@@ -194,26 +211,45 @@ def _add_linear_results(a: Tensor, weight: Tensor, bias: Tensor, residual: Tenso
 def _activation_backward_results(
     gradient: Tensor, weight: Tensor, hidden: Tensor, sums: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    tiles = triton.cdiv(weight.shape[1], configuration("activation_backward", gradient.device)["BLOCK_N"])
+    columns = weight.shape[1]
+    tiles = triton.cdiv(columns, _options("activation_backward", gradient, columns)["BLOCK_N"])
     row_sums = gradient.new_empty((0,) if sums is None else (2, tiles, len(gradient)), dtype=torch.float32)
     return torch.empty_like(hidden, memory_format=torch.contiguous_format), row_sums
 
 
-def _part_width(kernel: str, a: Tensor) -> int:
-    """Columns of a part of a tile."""
-    options = configuration(kernel, a.device)
+def _moment_block(a: Tensor) -> int:
+    """Columns that a pair of moments is of: those of a part of a tile, narrow or wide."""
+    options = configuration("add_linear", a.device)
     return options["BLOCK_N"] // options["PARTS"]
+
+
+def _options(kernel: str, a: Tensor, columns: int) -> dict[str, int]:
+    """Configuration of a kernel that makes (rows,columns) of a (rows,depth), and of its programs."""
+    wide = "_wide" * (_is_wide(a, columns) if _tiles == "by_shape" else _tiles == "wide")
+    return {**configuration(f"product{wide}", a.device), **configuration(f"{kernel}{wide}", a.device)}
+
+
+def _is_wide(a: Tensor, columns: int) -> bool:
+    """True where the inner length is long, and wide tiles need at most half as many rounds of the multiprocessors."""
+    rows, depth = a.shape
+    if depth < _LONG:
+        return False
+    narrow, wide = (
+        triton.cdiv(triton.cdiv(rows, 128) * triton.cdiv(columns, width), multiprocessors(a.device))
+        for width in (128, 256)
+    )
+    return bool(2 * wide <= narrow)
 
 
 class _Tile:
     """Blocks of a kernel, and matrices as it reads them: tensor descriptors where the layout of all allows it."""
 
-    def __init__(self, kernel: str, a: Tensor, *matrices: Tensor | None) -> None:
-        shared, own = configuration("product", a.device), configuration(kernel, a.device)
-        self._programs = shared["PROGRAMS"] * multiprocessors(a.device)
+    def __init__(self, kernel: str, a: Tensor, columns: int, *matrices: Tensor | None) -> None:
+        own = _options(kernel, a, columns)
+        self._programs = own.pop("PROGRAMS") * multiprocessors(a.device)
         self._m, self._n, self._k = own["BLOCK_M"], own["BLOCK_N"], own["BLOCK_K"]
-        self._width = _part_width(kernel, a)
-        self._descriptors = bool(shared["DESCRIPTORS"]) and all(
+        self._width = self._n // own["PARTS"]
+        self._descriptors = bool(own.pop("DESCRIPTORS")) and all(
             x is None or (x.shape[1] * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0) for x in (a, *matrices)
         )
         precision = "tf32x3" if a.dtype == torch.float32 else "tf32"  # of float32 products only

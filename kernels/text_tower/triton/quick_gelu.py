@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import configuration, launch, pin
+from ...primitives import follow
 from ..eager import mlp as eager_mlp
 from ..reference import TextLayer, TextTower
 
@@ -23,7 +24,9 @@ def _quick_gelu_kernel(
     count,
     BACKWARD: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < count
     value = tl.load(x + offsets, mask=mask, other=0).to(tl.float32)
