@@ -338,6 +338,7 @@ def _find_configs(arguments: list[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, see `EXIT`."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", "tqdm:disabling monitor")  # for want of threads; bars go on without it
     # Read when torch is imported. Where a rank is lost its store would log C++ traces beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own remarks

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from ..utils.errors import UserError
 from ..utils.workers import die_with_parent
 from .bad_image import BadImage
 
@@ -28,6 +31,7 @@ class DecoderPool(Generic[T]):
     def __init__(self, function: Callable[[Path], T], workers: int) -> None:
         self._attempt = _Attempt(function)
         self._workers = workers
+        self._others = set(multiprocessing.active_children())
         self._executor = _executor(workers)
 
     def __enter__(self) -> Self:
@@ -36,13 +40,19 @@ class DecoderPool(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        try:
+            self._executor.shutdown(cancel_futures=True)
+        finally:
+            # Where the pool's own thread could not be started nobody tells its processes to end, and the exit waits.
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.kill()
+                process.join()
 
     def map(self, paths: Sequence[Path]) -> Iterator[T | BadImage]:
         """Results in the order of `paths`, BadImage as a value; give a few thousand paths at a time.
 
         Raises:
-            UserError: what `function` raises besides BadImage.
+            UserError: what `function` raises besides BadImage; no memory or threads for the processes.
         """
         done = 0
         try:
@@ -70,6 +80,8 @@ class _Attempt(Generic[T]):
         self.function = function
 
     def __call__(self, path: Path) -> T | BadImage:
+        if _unwatched:
+            raise UserError(f"workers: {_unwatched[0]} in a decoding process, memory is lacking; lower workers")
         try:
             return self.function(path)
         except BadImage as error:
@@ -82,6 +94,15 @@ def _executor(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker)
 
 
+_unwatched: list[str] = []
+"""in a child process: why it could not be started as it should"""
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    die_with_parent()
+    # A child that ends for want of memory would print where it was; the parent says what it means.
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        die_with_parent()
+    except (RuntimeError, MemoryError) as error:
+        _unwatched.append(str(error) or "out of memory")

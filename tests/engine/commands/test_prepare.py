@@ -2,7 +2,9 @@
 
 import csv
 import json
+import multiprocessing
 import shutil
+from concurrent.futures import process
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pspg.engine.cli import main
-from pspg.engine.data import images
+from pspg.engine.data import decoding, images
 from pspg.engine.training.telemetry import read_metrics
 
 SECRET = "Doe^Jane"
@@ -219,3 +221,34 @@ def test_copies_are_told_and_listed_and_the_set_stays_usable(folder, capsys):
     write_manifest(folder / "bad.jsonl", ["cut.jpg", "cut too.jpg"])
     assert main([*command, str(folder / "bad.jsonl")]) == 2
     assert "the same image" not in capsys.readouterr().err
+
+
+def no_thread(*_):
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("where", ["child", "parent"])
+def test_a_pool_without_threads_is_one_line_and_leaves_no_process(folder, capfd, monkeypatch, where):
+    """As under a small limit of memory, where the processes would print their tracebacks, or be waited for in vain."""
+    if where == "child":
+        monkeypatch.setattr(decoding, "die_with_parent", no_thread)
+    else:
+        monkeypatch.setattr(process._ExecutorManagerThread, "start", no_thread)
+    assert main(["prepare", "check", "--manifest", str(folder / "good.jsonl")]) == 2
+    err = capfd.readouterr().err
+    assert "can't start new thread" in err
+    assert "lower" in err
+    assert len(err.splitlines()) == 1
+    assert not multiprocessing.active_children()
+
+
+def no_memory(*_, **__):
+    raise MemoryError
+
+
+def test_a_child_without_memory_for_its_result_prints_nothing(folder, capfd, monkeypatch):
+    monkeypatch.setattr(process, "_sendback_result", no_memory)
+    with decoding.DecoderPool(Path.stat, 1) as pool:
+        (result,) = pool.map([folder / "good_L.png"])
+    assert "more memory than there is" in str(result)
+    assert capfd.readouterr().err == ""
