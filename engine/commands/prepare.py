@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ..data.bad_image import report_bad
 from ..data.cache.build import build_cache
-from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
+from ..data.cache.header import Header
+from ..data.cache.pixel_cache import PixelCache, check_pixels
 from ..data.decoding import DecoderPool
 from ..data.images import BadImage
 from ..data.manifest import Sample, image_folder, load_manifest
