@@ -17,6 +17,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 if TYPE_CHECKING:
     from .checkpoints.classifier import Classifier, load_classifier
     from .checkpoints.published import import_published
+    from .commands.bench import bench
     from .commands.evaluate import evaluate
     from .commands.predict import predict
     from .commands.settings import PredictConfig
@@ -49,6 +50,7 @@ _HOME = {
     "Classifier": "checkpoints.classifier",
     "load_classifier": "checkpoints.classifier",
     "import_published": "checkpoints.published",
+    "bench": "commands.bench",
     "evaluate": "commands.evaluate",
     "predict": "commands.predict",
     "PredictConfig": "commands.settings",
@@ -89,6 +91,7 @@ __all__ = [
     "PsPG",
     "TrainConfig",
     "UserError",
+    "bench",
     "data_tables",
     "evaluate",
     "import_published",

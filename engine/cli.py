@@ -27,6 +27,7 @@ from .data.datasets import all_datasets
 from .data.preparation.build import build
 from .utils.errors import DAMAGED, UserError
 from .utils.help import SettingsHelp
+from .utils.interrupt import heard_interrupts
 from .utils.logging import Heard, is_first, show_messages
 from .utils.packaged import CONFIGS, find_file, near_names
 from .utils.parser_messages import parser_message
@@ -74,7 +75,9 @@ class Command:
 def prepare_commands() -> dict[str, Command]:
     """A command for each data set of `data/datasets/`."""
     return {
-        f"prepare {dataset.name}": Command(dataset.settings, partial(build, dataset), dataset.help)
+        f"prepare {dataset.name}": Command(
+            dataset.settings, partial(build, dataset), dataset.help, example=dataset.example
+        )
         for dataset in all_datasets()
     }
 
@@ -140,6 +143,7 @@ COMMANDS = {
         "commands.study.leave_out:leave_out",
         "zero-shot on classes left out of the training",
         needs_file=True,
+        example="configs/leave_out/demo.yaml",
     ),
     **prepare_commands(),
     "prepare check": Command(
@@ -198,6 +202,9 @@ def make_parser(
             "--config", action="config", help="YAML file with any of the settings below, the same as FILE"
         )
         parser.add_class_arguments(settings)
+        for titled in parser._action_groups:
+            if titled.title and (parser.description or "").startswith(titled.title):
+                titled.title = "settings"  # else it would repeat the description
         branches[group].add_subcommand(word, parser, help=command.help)
         parser.prog = f"pspg-engine {name}"
         file = "FILE" if command.needs_file else "[FILE]"
@@ -345,37 +352,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_messages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = f"pspg-engine {_command_of(arguments)}".strip()
-    try:
-        name, config = parse(arguments)
-        if name not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UserError("runs as one process; start it without a launcher")
-        command = COMMANDS[name]
-        if command.check is not None:
-            command.load(command.check)(config)
-        function: Callable[[Any], Any] = command.load(command.function)
-        with loader_deaths(), Heard("pspg.engine.checkpoints") as damage:
-            function(config)
-        return DAMAGED if damage.warned else 0
-    except UserError as error:
+    with heard_interrupts() as interrupts:
+        try:
+            return _run(arguments)
+        except Exception as error:
+            if not interrupts.heard:
+                _tell(program, error)
+                return 2
+        except KeyboardInterrupt:
+            pass
+    log.error("%s: interrupted", program)
+    return 130
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    name, config = parse(arguments)
+    if name not in ("train", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("runs as one process; start it without a launcher")
+    command = COMMANDS[name]
+    if command.check is not None:
+        command.load(command.check)(config)
+    function: Callable[[Any], Any] = command.load(command.function)
+    with loader_deaths(), Heard("pspg.engine.checkpoints") as damage:
+        function(config)
+    return DAMAGED if damage.warned else 0
+
+
+def _tell(program: str, error: Exception) -> None:
+    """One line for what a user can mend; anything else is raised again."""
+    if isinstance(error, UserError):
         if error.local or is_first():
             several = error.local and os.environ.get("WORLD_SIZE", "1") != "1"
             where = f"rank {os.environ.get('RANK', '0')}: " if several else ""
             log.error("%s: error: %s%s", program, where, error)
-        return 2
-    except OSError as error:
+    elif isinstance(error, OSError):
         log.error("%s: error: %s: %s", program, _file_of(error), error.strerror or error)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        found = _want_of_memory(error)
-        if found is None:
-            raise
+    elif isinstance(error, MemoryError | RuntimeError) and (found := _want_of_memory(error)) is not None:
         reason = (str(found).splitlines() or [""])[0][:200]
         advice = "lower batch_size, data.workers or max_megapixels, or take a machine with more"
         log.error("%s: error: out of memory%s; %s", program, f" ({reason})" if reason else "", advice)
-        return 2
-    except KeyboardInterrupt:
-        log.error("%s: interrupted", program)
-        return 130
+    else:
+        raise error
 
 
 def _want_of_memory(error: BaseException | None) -> BaseException | None:

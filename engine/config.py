@@ -108,6 +108,9 @@ class ModelConfig:
     pcl, which compare pairs of classes with one vector an image, do not go with it"""
 
 
+Resize: TypeAlias = Literal["stretch", "pad"]
+
+
 @dataclass(kw_only=True)
 class DataConfig:
     """Images, labels, and what is done to the pixels."""
@@ -128,7 +131,7 @@ class DataConfig:
     """what a null label becomes"""
     image_size: PositiveInt = 224
     """side of the square input, pixels"""
-    resize: Literal["stretch", "pad"] = "stretch"
+    resize: Resize = "stretch"
     """stretch to the square (the paper), or keep the aspect ratio and pad with black"""
     mean: ClosedUnitInterval | None = None
     """pixel mean in [0, 1]; null: the backbone's if it carries one, else measured on the training images"""

@@ -132,13 +132,19 @@ def test_installed_it_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
 
-    def run(*words: str) -> str:
-        command = [sys.executable, "-m", "pspg.engine", *words]
+    def python(*words: str, status: int = 0) -> str:
         found = subprocess.run(
-            command, cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)}, check=False, capture_output=True
+            [sys.executable, *words],
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            check=False,
+            capture_output=True,
         )
-        assert found.returncode == 0, found.stderr.decode()
-        return found.stdout.decode()
+        assert found.returncode == status, found.stderr.decode()
+        return (found.stderr if status else found.stdout).decode()
+
+    def run(*words: str) -> str:
+        return python("-m", "pspg.engine", *words)
 
     assert run("--version").split()[-1] == metadata.version("pspg-engine")
     assert "output: runs/chexpert_phase2" in run("train", "chexpert_phase2.yaml", "--print_config")
@@ -146,3 +152,5 @@ def test_installed_it_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
     assert str(folder) in "".join(run("train", "--help").split())
     for script in folder.glob("launch/*.sh"):
         subprocess.run(["bash", "-n", str(script)], check=True)
+    error = python("-c", "import pspg.engine as pspg; pspg.bench('spcl', C=28)", status=1).splitlines()[-1]
+    assert "UserError: bench: the benchmarks come with a checkout of the repository" in error

@@ -68,7 +68,8 @@ class Description:
 class Classifier(nn.Module):
     """Images in, probabilities out, for inference. The text tower has run already, under a context bank.
 
-    An image's probabilities depend on that image alone.
+    An image's probabilities depend on that image alone. Nothing but an image can require a gradient, so that the module
+    needs no `torch.no_grad`, and `torch.export` takes it as it is.
 
     Args:
         tower: image tower.
@@ -143,12 +144,10 @@ class Classifier(nn.Module):
         """
         return self.pixels.read(image, bit_depth=bit_depth)
 
-    @torch.no_grad()
     def image_features(self, images: Tensor) -> ImageFeatures:
         """Features of images (B,3,h,w)."""
         return self.tower(images)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities (B,C), float32 or better, columns as `class_names`, of images (B,3,h,w)."""
         return self.score(self.image_features(images).tokens)

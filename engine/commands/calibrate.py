@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from ..data.pixels import Reading
 from ..evaluation.calibration import calibrated, fit_classes, left_line, point_name
 from ..evaluation.reliability import AtThreshold, at_thresholds, reliability
 from ..evaluation.scorer import open_scorer
+from ..models.hub import local_folder
 from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
-from ..utils.names import data_name
+from ..utils.names import HUB, data_name
 from ..utils.numerics import fix_numerics
 from ..utils.templates import number
 from ..utils.terminal import show_table
@@ -44,7 +44,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         UserError: wrong settings, an unusable model or manifest, or (on_bad_image = error) an unreadable image.
     """
     check_calibrate(config)
-    source = Path(config.checkpoint)
+    source = local_folder(config.checkpoint, "checkpoint")
     kept = run_of(source) / FILE
     if config.class_names is not None and is_classifier(source):
         raise UserError("class_names: all frozen classes of a classifier are calibrated; leave it out")
@@ -120,6 +120,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     if reasons:
         log.info(left_line(reasons, len(classes)))
     log.info(f"written: {kept}{', in place of the one before' if replaced else ''}")
+    if config.checkpoint.startswith(HUB):
+        log.info(f"that is this machine's copy of {config.checkpoint}; export-checkpoint makes a folder to push")
     report_bad(loader.bad)
     return result
 

@@ -29,6 +29,7 @@ from ..checkpoints.run import load_tensors, run_of, write_json, write_tensors
 from ..data.manifest import load_label_names
 from ..data.pixels import Pixels
 from ..models.clip import clip_config
+from ..models.hub import local_folder
 from ..models.pspg import PsPG
 from ..models.weights import read_metadata
 from ..utils.documents import as_schema, parse_json
@@ -91,7 +92,7 @@ def export_checkpoint(config: ExportConfig) -> None:
             classifier) no context bank.
     """
     check_export(config)
-    source = Path(config.checkpoint)
+    source = local_folder(config.checkpoint, "checkpoint")
     description = read_description(source)
     description["training"] = training_data(description)
     if description["kind"] == "pspg":  # older versions wrote paths of the trainer's machine
@@ -117,7 +118,7 @@ def export_checkpoint(config: ExportConfig) -> None:
                 if loaded.calibration is not None:
                     write_calibration(partial, loaded.calibration, partial / "model.safetensors")
                 _write_card(partial, "pspg-engine", description)
-    log.info(f"exported {source}: {config.output}")
+    log.info(f"exported {config.checkpoint}: {config.output}")
 
 
 def _write_published(output: str, loaded: LoadedModel, description: dict[str, Any]) -> None:

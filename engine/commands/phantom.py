@@ -11,6 +11,13 @@ from ..utils.files import check_output
 
 log = logging.getLogger(__name__)
 
+USES = {
+    "train": "so nothing can be trained on it",
+    "val": "so leave data.val out; a training then keeps its last epoch as the best",
+    "test": "so evaluate on another split",
+}
+"""split → what an empty one means"""
+
 
 @dataclass(kw_only=True)
 class DrawConfig(PhantomConfig):
@@ -32,3 +39,6 @@ def draw(config: DrawConfig) -> None:
     output = settings.pop("output")
     write_phantoms(PhantomConfig(**settings), output)
     log.info(f"{config.train + config.val + config.test} images: {config.output}")
+    for split, use in USES.items():
+        if getattr(config, split) == 0:
+            log.info(f"{split} 0: {split}.jsonl is empty, {use}")

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ..data.bad_image import report_bad
 from ..data.cache.build import build_cache
-from ..data.cache.pixel_cache import Header, PixelCache, check_pixels
+from ..data.cache.header import Header
+from ..data.cache.pixel_cache import PixelCache, check_pixels
 from ..data.copies import Place, find_copies, tell_copies
 from ..data.decoding import DecoderPool
 from ..data.images import BadImage

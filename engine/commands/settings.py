@@ -19,7 +19,7 @@ class PredictConfig:
     """Score images (PNG, JPEG, DICOM) and write a table of probabilities."""
 
     checkpoint: str = ""
-    """folder of a phase-2 run, of an exported or imported model, or of a classifier"""
+    """folder of a phase-2 run, of an exported or imported model, or of a classifier; or hf-hub:OWNER/NAME"""
     input: str = ""
     """an image, a folder of images, or a manifest (.jsonl)"""
     output: str = "predictions.csv"
@@ -82,7 +82,7 @@ class CalibrateConfig:
 
     checkpoint: str = ""
     """folder of a phase-2 run, of an exported or imported model, or of a classifier; calibration.json is written to
-    it"""
+    it. Of hf-hub:OWNER/NAME, this machine's copy"""
     plugins: str | list[str] = field(default_factory=list)
     """modules or Python files of your own, which are imported and may register what a model needs; one or a list"""
     manifest: str = ""
@@ -159,7 +159,7 @@ class ExportConfig:
     """Write the best weights of a run as a self-contained model folder, in the published layout, or as a classifier."""
 
     checkpoint: str = ""
-    """run or model folder"""
+    """run or model folder, or hf-hub:OWNER/NAME"""
     output: str = ""
     """new folder"""
     layout: Literal["pspg-engine", "published", "classifier"] = "pspg-engine"

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +16,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
+from ..config import Resize
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
 from .bounds import bytes_a_pixel, check_memory, check_scans
 from .dicom import read_dicom
 from .dicom_grey import blocks
 from .png import PNG_MAGIC, lacks_rows, without_large_metadata
-
-Resize = Literal["stretch", "pad"]
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 MARKER = 0.01

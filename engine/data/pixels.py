@@ -9,11 +9,12 @@ from typing import Annotated, Literal, TypedDict
 
 from torch import Tensor
 
+from ..config import Resize
 from ..utils.documents import Within
 from .any_image import AnyImage, grey_image
 from .bad_image import MAX_MEGAPIXELS
 from .cache.pixel_cache import PixelCache
-from .images import Resize, normalize, resize, to_uint8
+from .images import normalize, resize, to_uint8
 from .manifest import Sample
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..config import Resize
 from ..utils.errors import UserError
 from .bad_image import BadImage
 from .dataset import ImageDataset
-from .images import Resize
 from .manifest import Sample
 from .pixels import Pixels, Reading
 from .seeding import generator

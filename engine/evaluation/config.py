@@ -10,8 +10,10 @@ from typing import Any, Literal
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..config import BitDepth, EvaluationConfig, check_values, require
+from ..data.cache.header import Header
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_output, check_unused
+from ..utils.names import HUB
 from ..utils.packaged import located
 from ..utils.plugins import load_plugins
 
@@ -25,7 +27,8 @@ class EvaluateConfig:
 
     checkpoint: str = ""
     """source: folder of a run of either phase, of an exported or imported model, or of a classifier, which scores the
-    classes that it was frozen with; a CLIP of phase 1 is scored with the paper's fixed templates"""
+    classes that it was frozen with, or hf-hub:OWNER/NAME; a CLIP of phase 1 is scored with the paper's fixed
+    templates"""
     clip: str | None = None
     """source: open_clip model name, or JSON file in open_clip's format with its preprocess_cfg, scored with the paper's
     fixed templates"""
@@ -76,8 +79,8 @@ class EvaluateConfig:
     """training manifest for two probes on the frozen image features of a checkpoint or clip: ridge on all labels, a
     ceiling, and, of a checkpoint of phase 2, the templates corrected by ridge on its training classes; null: none"""
     compare: dict[str, str] = field(default_factory=dict)
-    """name → another method for the same report: folder of a run or model, table of probabilities (.csv), or adapter
-    (.py); it gets the differences of the method under evaluation from each, with paired intervals"""
+    """name → another method for the same report: folder of a run or model or hf-hub:OWNER/NAME, table of probabilities
+    (.csv), or adapter (.py); it gets the differences of the method under evaluation from each, with paired intervals"""
     calibration: str | None = None
     """validation manifest, which neither trained nor tests the model: calibration and thresholds fitted on its images
     are shown on these; null: none. `pspg-engine calibrate` keeps such a fit with a model"""
@@ -149,9 +152,11 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_output(config.output)
     check_unused(*(Path(config.output) / name for name in REPORT), overwrite=config.overwrite)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)
-    check_input(calibration=config.calibration)
+    check_input(calibration=config.calibration, cache=config.cache)
+    if config.cache is not None:
+        Header.read(Path(config.cache))
     for name, place in config.compare.items():
-        if not name.strip() or not Path(place).exists():
+        if not name.strip() or not (Path(place).exists() or place.startswith(HUB)):
             what = "no such file or folder; name a run, a model folder, a .csv or a .py" if name.strip() else "no name"
             raise UserError(f"compare: {name}: {place}: {what}")
     for name, file in (config.class_lists or {}).items():

@@ -76,6 +76,13 @@ class Model:
                 self.loaded.calibration = None
             self._scorer = scorer_of(self.loaded, device, autocast, **self._options)
 
+    def __repr__(self) -> str:
+        kind, tower = "frozen classifier", getattr(self._network.tower, "trunk", None)
+        if self.loaded is not None:
+            kind, tower = f"PsPG with decoder {self.loaded.model.config.decoder}", self.loaded.model.clip.visual
+        classes = f"{len(self.class_names)} class{'' if len(self.class_names) == 1 else 'es'}"
+        return f"Model({kind}, {type(tower).__name__}, {classes}, {self.pixels.size} px, {self.device}, {self.folder})"
+
     @property
     def model(self) -> PsPG | Classifier:
         """The network itself."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..distributed.deepspeed import World
+from ..models.hub import local_folder
 from ..utils.errors import UserError
 from .choose import open_source
 from .config import EvaluateConfig
@@ -75,6 +76,8 @@ def _open(config: EvaluateConfig, name: str, place: str, device: torch.device, a
     source = _source_of(place)
     found = SOURCES[source]
     own = replace(config, checkpoint="", clip=None, clip_weights=None, predictions=None, adapter=None, probe=None)
+    if source == "checkpoint":
+        place = str(local_folder(place, "compare"))
     place_of: dict[str, Any] = {source: place}
     own = replace(own, **place_of, other_source={}, method=name)
     if not found.has_context(own):

@@ -18,7 +18,7 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
-from ..data.images import Resize
+from ..config import Resize
 from ..utils.documents import read_json
 from ..utils.errors import UserError
 from .clip import check_activation, check_context_length, check_numbers, named_config, read_model_json, weights_file

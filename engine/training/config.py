@@ -20,6 +20,7 @@ from ..config import (
     Seed,
     check_values,
 )
+from ..data.cache.header import Header
 from ..utils.errors import UserError
 from ..utils.files import check_input, check_names, check_output
 from ..utils.packaged import located
@@ -267,5 +268,10 @@ def check_run(config: TrainConfig) -> None:
     files = {"train": data.train, "val": data.val, "label_names": data.label_names}
     folders = {"image_root": data.image_root, "cache": data.cache}
     check_input(**{f"data.{key}": path for key, path in {**files, **folders}.items()})
+    check_input(**{"model.pretrained_head": config.model.pretrained_head})
     check_names(**{"data.class_names": data.class_names})
     check_backbone(config)
+    if data.cache is not None:
+        cache = Path(data.cache)
+        header = Header.read(cache)
+        header.check_use(cache, size=data.image_size, resize=data.resize, bit_depth=data.bit_depth)

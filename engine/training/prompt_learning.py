@@ -21,6 +21,7 @@ from ..data.manifest import Manifest, load_label_names, load_manifest
 from ..data.pixels import Pixels
 from ..distributed.world import World
 from ..models.clip import ImageFeatures
+from ..models.hub import local_folder
 from ..models.pspg import PsPG
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
@@ -56,7 +57,8 @@ def build_prompt(config: TrainConfig, world: World) -> Trainer:
     clip, pixels = load_backbone(config, manifest)
     model = PsPG(clip, config.model, names, shared=world.size > 1)
     if config.model.pretrained_head and begun is None:
-        load_head(model, Path(config.model.pretrained_head), other_classes=True)
+        folder = local_folder(config.model.pretrained_head, "model.pretrained_head")
+        load_head(model, folder, other_classes=True)
     # Before the model leaves the CPU: the files hold what was loaded, not what inference makes of it.
     training = f"{len(manifest.samples)} images labelled with {len(names)} classes, {data_name(data.train)}"
     description = describe("pspg", clip, pixels, head=config.model, class_names=names, training=training)

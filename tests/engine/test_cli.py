@@ -16,6 +16,7 @@ import yaml
 from pspg.engine.cli import COMMANDS, Command, main, make_parser, parse
 from pspg.engine.commands.train import check_parts
 from pspg.engine.config import DataConfig, LossConfig, ModelConfig
+from pspg.engine.data.cache.header import Header
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.losses import PromptLoss
 from pspg.engine.training.optimizer import learning_rate
@@ -272,7 +273,8 @@ def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixtur
         assert f"--{field.name}" in text
     assert "(type:" in text
     assert not re.search(r"Union\[|Optional\[|Literal\[|typing|<class", text)
-    assert not re.search(r"default:\s*\)", text)
+    assert not re.search(r"default:\s*(?:True|False)?\)", text)
+    assert not re.search(r"type:[^)]*(?:Interval|Int\b|Float\b|Seed|Depth|Below)", text)
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].example])
@@ -346,7 +348,8 @@ def test_no_setting_takes_a_number_without_end(command: str, key: str) -> None:
         ("Union[str, list[str], null]", "str | list[str] | null"),
         ("Union[Literal['a', 'b'], list[Literal['a', 'b']]]", "{a, b} | list[{a, b}]"),
         ("dict[str, int | null]", "dict[str, int | null]"),
-        ("PositiveInt | null", "PositiveInt | null"),
+        ("PositiveInt | null", "int > 0 | null"),
+        ("Optional[list[ClosedUnitInterval]]", "list[float from 0 to 1] | null"),
     ],
 )
 def test_types_are_shown_as_alternatives(text: str, shown: str) -> None:
@@ -441,6 +444,16 @@ REFUSALS = [
     ("prepare folder", "source: is required; give --source"),
     ("phantom", "output: is required; give --output"),
     ("study none.yaml", "config: none.yaml: no such file"),
+    (
+        "train --data.train {file} --model.pretrained random --data.cache {cache}",
+        "{cache}: holds images of 64 pixels (stretch), the run needs 224 (stretch)",
+    ),
+    (
+        "train --data.train {file} --model.pretrained random --data.image_size 64 --data.cache {file}",
+        "{file}: holds no cache",
+    ),
+    ("evaluate --clip RN50 --manifest {file} --output o --cache {run}", "{run}: holds no cache; make it with"),
+    ("train --data.train {file} --model.pretrained random --model.pretrained_head no", "model.pretrained_head: no: no"),
     ("--version", ""),
     ("train --help", ""),
 ]
@@ -463,9 +476,12 @@ def test_a_refusal_that_needs_no_model_imports_no_torch(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints/last").write_text("step-00000001")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    Header(64, "stretch", finished=True).write(cache)
 
     def filled(text: str) -> str:
-        return text.replace("{file}", str(file)).replace("{run}", str(run))
+        return text.replace("{file}", str(file)).replace("{run}", str(run)).replace("{cache}", str(cache))
 
     lines = [filled(arguments) for arguments, _ in REFUSALS]
     done = subprocess.run(

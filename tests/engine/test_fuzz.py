@@ -24,7 +24,8 @@ from safetensors.torch import save
 from pspg.engine.checkpoints.integrity import read_state
 from pspg.engine.checkpoints.model_folder import FORMAT, read_description
 from pspg.engine.cli import parse
-from pspg.engine.data.cache.pixel_cache import Header, Shard, open_pixels, read_index
+from pspg.engine.data.cache.header import Header, Shard
+from pspg.engine.data.cache.pixel_cache import open_pixels, read_index
 from pspg.engine.data.images import read_image
 from pspg.engine.data.manifest import load_label_names, load_manifest
 from pspg.engine.data.tables import Table

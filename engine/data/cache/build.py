@@ -15,19 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ...config import Resize
 from ...utils.errors import UserError
 from ...utils.files import replacing, sync, write_text
 from ...utils.lock import LOCK, one_writer
 from ..bad_image import MAX_MEGAPIXELS, BadImage
 from ..decoding import DecoderPool
-from ..images import Resize
 from ..images import resize as resize_image
 from ..manifest import Sample
 from ..strict import read_strictly
+from .header import Header, Shard
 from .pixel_cache import (
     Entry,
-    Header,
-    Shard,
     check_pixels,
     find_entries,
     index_file,

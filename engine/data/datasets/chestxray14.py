@@ -82,4 +82,10 @@ def _official(config: ChestXray14Config) -> dict[str, str] | None:
         raise UserError(f"{path}: not UTF-8 text; download it again") from None
 
 
-DATASET = DataSet("chestxray14", "manifests from the NIH's ChestX-ray14", ChestXray14Config, read)
+DATASET = DataSet(
+    "chestxray14",
+    "manifests from the NIH's ChestX-ray14",
+    ChestXray14Config,
+    read,
+    "--source raw/ChestX-ray14 --output data/chestxray14",
+)

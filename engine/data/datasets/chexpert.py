@@ -92,4 +92,10 @@ def _rows(tables: dict[str, Table], classes: list[str], journal: Journal) -> Ite
             )
 
 
-DATASET = DataSet("chexpert", "manifests from CheXpert", CheXpertConfig, read)
+DATASET = DataSet(
+    "chexpert",
+    "manifests from CheXpert",
+    CheXpertConfig,
+    read,
+    "--source raw/CheXpert-v1.0 --output data/chexpert",
+)

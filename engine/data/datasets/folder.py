@@ -26,6 +26,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 class FolderConfig(SplitConfig):
     """Manifests from a folder of images and a CSV table of paths and labels, or from the images alone."""
 
+    source: str = ""
+    """folder of the images; paths of the table are relative to it"""
     table: str | None = None
     """CSV file, one image a line; null: images only, without labels"""
     path_column: str = "path"
@@ -58,4 +60,10 @@ def _images(source: Path, journal: Journal) -> Iterator[Row]:
             journal.drop("not an image (png, jpg, jpeg, dcm, dicom)", "", name)
 
 
-DATASET = DataSet("folder", "manifests from images and a table of your own", FolderConfig, read)
+DATASET = DataSet(
+    "folder",
+    "manifests from images and a table of your own",
+    FolderConfig,
+    read,
+    "--source images --table labels.csv --output data/own",
+)

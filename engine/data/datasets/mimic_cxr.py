@@ -108,4 +108,10 @@ def _text(path: Path) -> tuple[str | None, str]:
     return text, "" if text else why_none(report)
 
 
-DATASET = DataSet("mimic-cxr", "manifests from MIMIC-CXR-JPG and its reports", MimicConfig, read)
+DATASET = DataSet(
+    "mimic-cxr",
+    "manifests from MIMIC-CXR-JPG and its reports",
+    MimicConfig,
+    read,
+    "--source raw/mimic-cxr-jpg --reports raw/mimic-cxr --output data/mimic-cxr",
+)

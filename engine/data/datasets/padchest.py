@@ -98,4 +98,10 @@ def parse_labels(cell: str) -> set[str] | None:
     return {" ".join(name.split()) for name in names} - {""}
 
 
-DATASET = DataSet("padchest", "manifests from PadChest", PadChestConfig, read)
+DATASET = DataSet(
+    "padchest",
+    "manifests from PadChest",
+    PadChestConfig,
+    read,
+    "--source raw/PadChest --output data/padchest",
+)

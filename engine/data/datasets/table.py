@@ -36,6 +36,8 @@ WORDS = {
 class TableConfig(SplitConfig):
     """Manifests from any CSV table: one column a class, or a column of class names."""
 
+    source: str = ""
+    """folder that the paths of the table are relative to"""
     table: str | dict[str, str] = ""
     """CSV file, one image a line; or one a split, {train: FILE, val: FILE, test: FILE}"""
     path_column: str = "path"
@@ -264,4 +266,10 @@ def _present(names: set[str], classes: Sequence[str]) -> Labels:
     return [int(name in names) for name in classes]
 
 
-DATASET = DataSet("table", "manifests from any CSV table", TableConfig, read)
+DATASET = DataSet(
+    "table",
+    "manifests from any CSV table",
+    TableConfig,
+    read,
+    "--source images --table labels.csv --path_column file_name --output data/own",
+)

@@ -126,4 +126,10 @@ def _row(image: str, folder: str, split: str, place: str, labels: list[int | Non
     return Row(id=image, filepath=f"{folder}/{image}{config.suffix}", split=split, place=place, labels=labels)
 
 
-DATASET = DataSet("vindr-cxr", "manifests from VinDr-CXR or VinBigData", VinDrConfig, read)
+DATASET = DataSet(
+    "vindr-cxr",
+    "manifests from VinDr-CXR or VinBigData",
+    VinDrConfig,
+    read,
+    "--source raw/vindr-cxr --output data/vindr",
+)

@@ -21,7 +21,8 @@ class PrepareConfig:
     output: str = ""
     """new folder for manifests, classes.txt, statistics.json, cooccurrence.csv, prepare.json and dropped.csv"""
     image_root: str | None = None
-    """folder that the manifests' filepaths are relative to, noted in prepare.json; null: source"""
+    """folder of the images, where it is not the source: the manifests' filepaths are relative to it, and prepare.json
+    notes it"""
     missing: Literal["error", "skip", "keep"] = "error"
     """a row without its image file: stop, leave it out and list it, or keep it (files are not looked for at all)"""
     pixel_samples: NonNegativeInt = 1024
@@ -61,3 +62,5 @@ class DataSet:
     """a dataclass; its docstring is the description of `--help`"""
     read: Callable[[Any, Journal], tuple[list[str], Iterable[Row]]]
     """class names and rows of its settings; notes in the journal what it leaves out"""
+    example: str | None = None
+    """its most common use, for `--help`: what stands after its name"""

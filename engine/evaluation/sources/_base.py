@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...checkpoints.calibration import Calibration
+from ...config import Resize
 from ...data.batch import Batch
 from ...data.dataset import ImageDataset
-from ...data.images import Resize, read_image
+from ...data.images import read_image
 from ...data.loaders.choose import load_with
 from ...data.loaders.evaluation import make_eval_loader
 from ...data.manifest import Manifest

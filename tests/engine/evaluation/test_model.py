@@ -30,6 +30,7 @@ def test_every_kind_of_image_scores_as_predict_does(model_folder: Make, films: l
     paths = [films[0].parent / name for name in rows]
     expected = np.array(list(rows.values()))
     model = pspg.load_model(folder, device="cpu")
+    assert repr(model) == f"Model(PsPG with decoder gru, VisionTransformer, 4 classes, 32 px, cpu, {folder})"
     assert model.class_names == found.class_names == model.training_classes
     arrays = [np.asarray(Image.open(path)) for path in paths]
     pixels = torch.stack([model.read(path) for path in paths])
@@ -83,6 +84,7 @@ def test_a_classifier_scores_too(model_folder: Make, films: list[Path], tmp_path
     model, live = (pspg.load_model(folder, device="cpu") for folder in (tmp_path / "shipped", source))
     np.testing.assert_allclose(model.probabilities(films), live.probabilities(films), atol=1e-6)
     model.set_classes(["edema", "cardiomegaly"])
+    assert repr(model).startswith("Model(frozen classifier, VisionTransformer, 2 classes, 32 px, cpu, ")
     np.testing.assert_allclose(model.probabilities(films), live.probabilities(films)[:, [2, 0]], atol=1e-6)
     with pytest.raises(pspg.UserError, match="the classes are frozen"):
         model.set_classes(["gallstone"])

@@ -16,7 +16,7 @@ from pspg.engine.cli import main
 from pspg.engine.models import hub
 from pspg.engine.models.clip import build_clip
 from pspg.engine.utils.errors import UserError
-from tests.engine.conftest import PHANTOM_CLIP
+from tests.engine.conftest import NAMES, PHANTOM_CLIP
 
 Arguments = Callable[[str], list[str]]
 
@@ -80,3 +80,48 @@ def test_what_cannot_be_fetched_is_one_line(
     assert main([*words, "--model.pretrained", str(folder)]) == 2
     assert "has open_clip_config.json and none of" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_every_command_takes_a_model_by_its_name_on_the_hub(
+    model_folder: Callable[..., Path],
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Calibrate writes to this machine's copy, beside a link of the Hub's cache and not through it."""
+    model, blob = model_folder(vit=True), tmp_path / "blob"
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(model))
+    lines = [
+        {"id": str(number), "filepath": str(path.relative_to(image_folder)), "labels": [number % 2] * 4}
+        for number, path in enumerate(sorted(image_folder.rglob("*.png")))
+    ]
+    manifest = image_folder / "val.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    (image_folder / "classes.txt").write_text("\n".join(NAMES))
+    name, labelled = "hf-hub:owner/name", ["--manifest", str(manifest), "--workers", "0"]
+    calibrate = ["calibrate", "--checkpoint", name, *labelled, "--min_positives", "2"]
+    assert main(calibrate) == 0
+    (model / "calibration.json").rename(blob)
+    (model / "calibration.json").symlink_to(blob)
+    before = blob.read_bytes()
+    assert main([*calibrate, "--method", "temperature"]) == 0
+    assert "this machine's copy of hf-hub:owner/name" in capsys.readouterr().err
+    assert not (model / "calibration.json").is_symlink()
+    assert blob.read_bytes() == before != (model / "calibration.json").read_bytes()
+    for layout in ("pspg-engine", "published", "classifier"):
+        output = str(tmp_path / layout)
+        assert main(["export-checkpoint", "--checkpoint", name, "--output", output, "--layout", layout]) == 0
+        assert f"exported hf-hub:owner/name: {output}" in capsys.readouterr().err
+    report = ["evaluate", "--checkpoint", name, "--compare", f"{{other: {name}}}", "--output", str(tmp_path / "report")]
+    assert main([*report, *labelled, "--evaluation.bootstrap", "0"]) == 0
+
+
+def test_a_head_on_the_hub_starts_a_training(
+    settings: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*settings("prompt"), "--output", str(first), "--optim.epochs", "1"]) == 0
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(first))
+    words = [*settings("prompt"), "--output", str(second), "--optim.epochs", "1"]
+    assert main([*words, "--model.pretrained_head", "hf-hub:owner/name"]) == 0

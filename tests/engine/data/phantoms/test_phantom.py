@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspg.engine.cli import main
 from pspg.engine.data.manifest import load_manifest
 from pspg.engine.data.phantoms.dataset import (
     PhantomConfig,
@@ -207,6 +208,12 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_refuses_what_cannot_be_drawn(change: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         check_phantoms(PhantomConfig(**change))
+
+
+def test_an_empty_split_is_told_with_what_follows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--train", "0", "--val", "2", "--test", "2", "--image_size", "32", "--output", str(tmp_path / "films")]
+    assert main(["phantom", *words]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "train 0: train.jsonl is empty, so nothing can be trained on it"
 
 
 def test_contact_sheet(phantoms: Path, tmp_path: Path) -> None:
