@@ -189,6 +189,7 @@ def _print(found: dict[str, Any]) -> None:
         _print_measured(found)
         return
     print(f"MODEL, not measured ({found['model']['note']})")
+    print("hidden: ms of collectives that go on while pairs run, and are not in ms")
     print("no graph: ms where the host starts the kernels one by one; limit: the largest part of the recorded step")
     for (gpu, curve, scaling), rows in curves(found["model"]["rows"]).items():
         print(f"\n{gpu}, phase {rows[0]['phase']}, {curve}, {scaling} scaling")
@@ -199,15 +200,16 @@ def _print(found: dict[str, Any]) -> None:
             "ms": 10,
             "speed-up": 10,
             "efficiency": 12,
+            "hidden": 8,
             "no graph": 10,
             "GiB": 7,
         }
         print(f"{''.join(f'{name:>{width}}' for name, width in names.items())}  limit")
         for row, speedup in zip(rows, speedups(rows), strict=True):
-            limit = row["limit"]
+            limit, whole = row["limit"], max(row["seconds"], row["host_seconds"])
             print(
                 f"{row['ranks']:>6}{row['classes']:>9}{row['batch']:>7}{1e3 * row['seconds']:>10.2f}{speedup:>9.1f}×"
-                f"{speedup / row['ranks']:>12.0%}{1e3 * max(row['seconds'], row['host_seconds']):>10.2f}"
+                f"{speedup / row['ranks']:>12.0%}{1e3 * row['hidden_seconds']:>8.2f}{1e3 * whole:>10.2f}"
                 f"{row['peak_bytes'] / 2**30:>7.2f}  {limit} {row['of'][limit] / row['seconds']:.0%}"
             )
 

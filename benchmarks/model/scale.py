@@ -28,7 +28,7 @@ TEXTS, REST, COMMUNICATION, HOST = "texts", "rest", "communication", "host"
 GROUPS = {PAIRS: PAIRS, PREFIXES: TEXTS, SINGLES: TEXTS, BACKWARD: TEXTS, DECODERS: DECODERS, IMAGE: IMAGE}
 """part of the step → what limits; of the outer backward what is neither decoders nor images is nearly all of texts"""
 CALLS = {ALL_REDUCE: 1, ALL_GATHER: 4, REDUCE_SCATTER: 2}
-"""collectives of a phase-2 step"""
+"""collectives of a phase-2 step; one more all-reduce where gradients of prompts are averaged"""
 BATCH_NORMS = {ALL_GATHER: 1, ALL_REDUCE: 1}
 """collectives of a batch norm over all ranks: statistics forward, two sums backward"""
 
@@ -51,8 +51,9 @@ def price_rank(share: Share | ImageShare, table: Assumptions) -> dict[str, Any]:
     """What the last rank takes in a step: seconds by what limits, of the host without a recording, and memory.
 
     Returns:
-        `seconds`, of a recorded step, nothing of the collectives hidden behind it; `host_seconds`, in which a host
-        starts the kernels one by one; `peak_bytes`; `limit`, the largest of `of`.
+        `seconds`, of a recorded step; `hidden_seconds`, of its collectives, which they do not count: the mean of the
+        negative prompts' gradients goes on while the pairs run, at no cost to them, and is hidden as far as they last;
+        `host_seconds`, in which a host starts the kernels one by one; `peak_bytes`; `limit`, the largest of `of`.
     """
     found: dict[str, float] = {}
     launches, step = 0.0, _traced(share)
@@ -61,10 +62,17 @@ def price_rank(share: Share | ImageShare, table: Assumptions) -> dict[str, Any]:
         found[group] = found.get(group, 0.0) + times * price(operation, table)
         launches += times * operation.kernels
     network = Network(1e-6 * table.round_us, table.node_bandwidth, table.network_bandwidth)
-    found[COMMUNICATION] = _sent_1(share, network) if isinstance(share, ImageShare) else _sent_2(share, network)
+    hidden = 0.0
+    if isinstance(share, ImageShare):
+        found[COMMUNICATION] = _sent_1(share, network)
+    else:
+        found[COMMUNICATION], early = _sent_2(share, network)
+        hidden = min(early, found.get(PAIRS, 0.0))
+        found[COMMUNICATION] -= hidden
     host = 1e-6 * table.host_us * launches
     return {
         "seconds": sum(found.values()),
+        "hidden_seconds": hidden,
         "host_seconds": host,
         "peak_bytes": step.peak_bytes,
         "limit": max(found, key=lambda name: found[name]),
@@ -119,14 +127,20 @@ def _repeated(operations: Sequence[Operation], share: Share | ImageShare) -> Ite
         yield operation, 1 + left if number in chunk else 1.0
 
 
-def _sent_2(share: Share, network: Network) -> float:
-    """A recorded step averages the gradients of prompts where these are fewer than the decoders' weights."""
+def _sent_2(share: Share, network: Network) -> tuple[float, float]:
+    """Seconds of all collectives, and of the one that is under way while the pairs run.
+
+    A recorded step averages the gradients of prompts where these are fewer than the decoders' weights.
+    """
     groups, decoders = _trained()
-    prompts = 2 * share.classes * N * W
+    prompts, calls, early = 2 * share.classes * N * W, CALLS, 0.0
+    if prompts < decoders:
+        calls = {**CALLS, ALL_REDUCE: 2}
+        early = network.seconds({ALL_REDUCE: 4 * prompts // 2}, share.ranks)
     sizes = {"classes": share.classes, "batch": share.batch, "width": 1024}
     reduced = sum(groups) - decoders + min(prompts, decoders)
     payload = step_payload(groups, share.ranks, 0, scope="global", reduced=reduced, **sizes)
-    return network.seconds(payload, share.ranks, CALLS)
+    return network.seconds(payload, share.ranks, calls), early
 
 
 def _sent_1(share: ImageShare, network: Network) -> float:

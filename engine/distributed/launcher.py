@@ -159,17 +159,39 @@ def _meet(info: RankInfo, deadline: float, timeout: float, run: Sequence[str]) -
         return _join(store, info, deadline, run)
     except dist.DistError:  # what follows says who did not come
         pass
-    try:
-        # Those who wait for rank 0 have come, too.
-        sign = "beat" if store.check(["run"]) else "came"
-        missing = [rank for rank in range(info.world_size) if not store.check([f"{sign}/{rank}"])]
-    except dist.DistError:
-        raise _local_error(f"MASTER_ADDR: rank 0 at {where} ended while the ranks met") from None
+    # Those who wait for rank 0 have come, too.
+    raise _missing(store, info, "beat" if _is_set(store, info, "run") else "came", f"did not come to {where}", timeout)
+
+
+def not_joined(store: dist.Store, info: RankInfo, timeout: float, error: Exception) -> UserError:
+    """Why the ranks that had met have no process group.
+
+    Args:
+        store: of `rendezvous`; each rank has set `joining/<rank>` before it began to connect with the others.
+        timeout: seconds that it waited for them.
+        error: what torch says.
+    """
+    if all(_is_set(store, info, f"joining/{rank}") for rank in range(info.world_size)):
+        reason = " ".join(str(error).split())
+        return _local_error(f"the ranks met and could not connect within {timeout:g} s (timeout_s): {reason}")
+    return _missing(store, info, "joining", "came and was lost before the ranks were connected", timeout)
+
+
+def _missing(store: dist.Store, info: RankInfo, sign: str, what: str, timeout: float) -> UserError:
+    """Error that names the ranks without a sign; the first of those that have one speaks."""
+    missing = [rank for rank in range(info.world_size) if not _is_set(store, info, f"{sign}/{rank}")]
     listing = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
-    late = UserError(f"rank {listing} of {info.world_size} did not come to {where} within {timeout:g} s (timeout_s)")
-    # The first of those that came speaks.
-    late.local = info.rank == min({*range(info.world_size)} - {*missing})
-    raise late
+    error = UserError(f"rank {listing} of {info.world_size} {what} within {timeout:g} s (timeout_s)")
+    error.local = info.rank == min({*range(info.world_size)} - {*missing})
+    return error
+
+
+def _is_set(store: dist.Store, info: RankInfo, key: str) -> bool:
+    try:
+        found: bool = store.check([key])
+    except dist.DistError:
+        raise _local_error(f"MASTER_ADDR: rank 0 at {info.address}:{info.port} ended while the ranks met") from None
+    return found
 
 
 def _left(deadline: float) -> timedelta:

@@ -7,14 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from ..utils.device import pick_device
 from ..utils.errors import UserError
 from ..utils.numerics import fix_numerics
-from .launcher import RankInfo, launcher_environment, rendezvous
+from .launcher import RankInfo, launcher_environment, not_joined, rendezvous
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,14 @@ def _join_group(backend: str, info: RankInfo | None, timeout: float, run: Sequen
         store = None
     else:
         store = rendezvous(info, timeout, run)
-        # Later than the watch, which names the rank that is missing.
-        limit = timedelta(seconds=timeout + 30)
-        dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=limit)
+        place: dict[str, Any] = {"rank": info.rank, "world_size": info.world_size}
+        try:
+            store.set(f"joining/{info.rank}", "")
+            dist.init_process_group(backend, store=store, timeout=timedelta(seconds=timeout), **place)
+        except RuntimeError as error:
+            raise not_joined(store, info, timeout, error) from None
+        # From now on later than the watch, which names the rank that is missing.
+        set_timeout = getattr(dist, "set_timeout", distributed_c10d._set_pg_timeout)  # public since torch 2.14
+        set_timeout(timedelta(seconds=timeout + 30), dist.group.WORLD)
     atexit.register(dist.destroy_process_group)
     return store

@@ -138,15 +138,22 @@ class PromptHead(nn.Module):
         self.residual = None if config.residual == "none" else ClassResidual(sides, classes, width)
 
     def text_features(
-        self, context: Tensor, class_set: ClassSet, tower: TextTower, encode: Encode | None = None
+        self,
+        context: Tensor,
+        class_set: ClassSet,
+        tower: TextTower,
+        encode: Encode | None = None,
+        present: Tensor | None = None,
     ) -> TextFeatures:
         """Prompts and text features of the classes.
 
         Args:
             context: (M,D) raw global features that the prompts attend to.
             encode: in place of `self.encode`.
+            present: (M,) bool, of the context what counts; None: all. Not every decoder takes it.
         """
-        prompts = self.prompt_learner(class_set.class_features, context, impl=self.impl)
+        more = {} if present is None else {"present": present}
+        prompts = self.prompt_learner(class_set.class_features, context, impl=self.impl, **more)
         sides, positive = (encode or self.encode)(prompts, class_set.template, tower)
         if self.residual is not None:
             sides = self.residual(sides, class_set.mixing)
@@ -177,6 +184,7 @@ class PromptHead(nn.Module):
         tower: TextTower,
         context: Tensor | None = None,
         encode: Encode | None = None,
+        present: Tensor | None = None,
         *,
         text: TextFeatures | None = None,
         pairs: bool = False,
@@ -188,7 +196,7 @@ class PromptHead(nn.Module):
             class_set: the classes.
             tower: frozen text tower.
             context: (M,D) global features that the prompts attend to; None: those of this batch (the paper).
-            encode: as in `text_features`.
+            encode, present: as in `text_features`.
             text: result of `text_features`, computed before; `context` is then not used.
             pairs: compute pair logits too.
 
@@ -197,7 +205,7 @@ class PromptHead(nn.Module):
         """
         global_, tokens = features
         if text is None:
-            text = self.text_features(global_ if context is None else context, class_set, tower, encode)
+            text = self.text_features(global_ if context is None else context, class_set, tower, encode, present)
         logits, vectors = self.channel_attention.class_logits(self.logit_scale, tokens, text.positive, text.negative)
         pair_logits = None
         if pairs:

@@ -18,6 +18,7 @@ from ..distributed.collectives import all_gather_host, all_gather_rows, local_sl
 from ..distributed.watch import advance
 from ..distributed.world import World
 from ..models.clip import ImageFeatures
+from ..models.decoders import DECODERS
 from ..models.pspg import PsPGOutput
 from ..utils.device import pin
 from .cuda_graph import Outcome
@@ -46,12 +47,25 @@ class SharedBatch:
     """that of every rank; the batch is their shares, one after the other"""
     labels: Tensor | None
     """float32 (sum of counts, C), on the CPU"""
-    full: bool = False
-    """every rank has its whole share: shapes are those of other full batches"""
+    share: int = 0
+    """images that a rank has at most"""
     most_tokens: int = 0
     """of texts, on the rank that has most"""
     context: Tensor | None = None
-    """(sum of counts, D) global features of all images, where they are known already"""
+    """(ranks·share, D) global features of all images, where they are known already"""
+    present: Tensor | None = None
+    """(ranks·share,) bool, on the device: what counts, where shares are padded for a recorded step"""
+
+    @property
+    def full(self) -> bool:
+        """Every rank has its whole share."""
+        return min(self.counts) == self.share
+
+    @property
+    def places(self) -> Tensor:
+        """(sum of counts,) places of the images that count among `share` of every rank."""
+        room = torch.arange(len(self.counts) * self.share).split(self.share)
+        return torch.cat([own[:count] for own, count in zip(room, self.counts, strict=True)])
 
 
 class SharedBatches:
@@ -87,14 +101,13 @@ class SharedBatches:
         advance()  # where a rank's loader stands still, the others are ahead
         found = all_gather_host(message)
         counts = [int(part[0]) for part in found]
-        full = min(counts) == self._share
         if not any(counts):
             counts[-1] = 1  # the image that stands in for the whole batch of one process
         own = counts[self._rank]
         if batch.labels is None:
-            return SharedBatch(batch, own, counts, None, full, most_tokens=max(int(part[1]) for part in found))
+            return SharedBatch(batch, own, counts, None, self._share, max(int(part[1]) for part in found))
         rows = [part[1:].view(self._share, -1)[:count] for part, count in zip(found, counts, strict=True)]
-        return SharedBatch(batch, own, counts, pin(torch.cat(rows)), full)
+        return SharedBatch(batch, own, counts, pin(torch.cat(rows)), self._share)
 
 
 class GlobalContrastiveTask(ContrastiveTask):
@@ -126,10 +139,17 @@ class GlobalPromptTask(PromptTask):
     """Phase 2 over the batch of all ranks: context, co-occurrence and pooling; each rank takes its part of the pairs.
 
     All ranks draw the same random numbers, so they hold the same prompts and the same sample of pairs.
+
+    Shapes of a recorded step stay where images are missing: a share is filled up with copies of one of its images,
+    which `present` leaves out of the context and of the pair loss, and labels of -1 out of the others.
+
+    Args:
+        may_miss: images may be missing from a batch; else one of which some are is not recorded.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, may_miss: bool = False, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self._pads = may_miss and DECODERS[self._model.config.decoder].takes_present
         self._rows = 0  # that the recorded pairs of a rank may lie in, the same on all
         self._all_pairs = self._parts(None)
 
@@ -137,14 +157,16 @@ class GlobalPromptTask(PromptTask):
         return super().features(batch.own)
 
     def pixels(self, batch: SharedBatch) -> Tensor | None:
-        return super().pixels(batch.own) if batch.full else None
+        pixels = super().pixels(batch.own) if self._pads or batch.full else None
+        return None if pixels is None else _filled_up(pixels, batch.share)
 
     def with_pixels(self, batch: SharedBatch, pixels: Tensor) -> SharedBatch:
         return replace(batch, own=super().with_pixels(batch.own, pixels))
 
     def gathered(self, batch: SharedBatch, features: ImageFeatures) -> dict[str, Tensor]:
-        """The context: (sum of counts, D) global features of all ranks' images."""
-        return {"context": all_gather_rows(features.global_[: batch.count], batch.counts)}
+        """The context: (ranks·share, D) global features of all ranks' images, and of copies where some are missing."""
+        own = _filled_up(features.global_, batch.share)
+        return {"context": all_gather_rows(own, [batch.share] * self._world.size)}
 
     def with_features(self, batch: SharedBatch, known: dict[str, Tensor]) -> SharedBatch:
         return replace(batch, own=super().with_features(batch.own, known), context=known["context"])
@@ -152,7 +174,9 @@ class GlobalPromptTask(PromptTask):
     def inputs(self, batch: SharedBatch) -> tuple[Any, ...]:
         features, class_set, tower = super().inputs(batch)
         context = self.gathered(batch, features)["context"] if batch.context is None else batch.context
-        return features, class_set, tower, context, self._encode
+        if batch.present is None and not batch.full:
+            context = context[pin(batch.places).to(context.device, non_blocking=True)]
+        return features, class_set, tower, context, self._encode, batch.present
 
     def _encode(self, prompts: Tensor, template: PromptTemplate, tower: TextTower) -> tuple[Tensor, Prompts]:
         """Encode the single prompts of this rank's part of the classes, and gather the others' features.
@@ -194,7 +218,7 @@ class GlobalPromptTask(PromptTask):
         labels = labels.to(self._world.device, non_blocking=True)
         first = sum(batch.counts[: self._world.rank])
         output = replace(output, logits=output.logits[: batch.count], image_vectors=vectors)
-        return output, labels[first : first + batch.count], GlobalBatch(labels, **own)
+        return output, labels[first : first + batch.count], GlobalBatch(labels, present=batch.present, **own)
 
     def _parts(self, sample: PairSample | None) -> list[tuple[int, int]]:
         """Start and stop of every rank's pairs, so that all take about as long."""
@@ -205,11 +229,22 @@ class GlobalPromptTask(PromptTask):
         return balanced_parts(PairSelection(len(self._model.class_set), sample), self._world.size, row_cost)
 
     def tensors(self, batch: SharedBatch) -> dict[str, Tensor] | None:
-        """As of one process, for a share of the batch; the labels are those of all ranks."""
-        if batch.labels is None or not batch.full:
+        """As of one process, for a share of the batch; the labels are those of all ranks, -1 where one is missing."""
+        if batch.labels is None or not (self._pads or batch.full):
             return None
-        context = {} if batch.context is None else {"context": batch.context}
-        return {**image_tensors(batch.own), **context, "labels": batch.labels, **self._own_pairs(batch.labels)}
+        tensors = {name: _filled_up(tensor, batch.share) for name, tensor in image_tensors(batch.own).items()}
+        if batch.context is not None:
+            tensors["context"] = batch.context
+        if self._pads:
+            room = len(batch.counts) * batch.share
+            labels = batch.labels.new_full((room, batch.labels.shape[1]), -1.0)
+            labels[batch.places] = batch.labels
+            present = torch.zeros(room, dtype=torch.bool)
+            present[batch.places] = True
+            tensors |= {"labels": pin(labels), "present": pin(present)}
+        else:
+            tensors["labels"] = batch.labels
+        return {**tensors, **self._own_pairs(batch.labels)}
 
     def _own_pairs(self, labels: Tensor) -> dict[str, Tensor]:
         """This rank's part of the sampled pairs, and `row`, the first of the rows that they lie in, once for each row.
@@ -235,7 +270,14 @@ class GlobalPromptTask(PromptTask):
 
     def _recorded(self, batch: SharedBatch, tensors: dict[str, Tensor]) -> tuple[SharedBatch, dict[str, Any]]:
         """The batch with the tensors of a step, and which pairs are this rank's."""
-        batch = replace(batch, own=with_tensors(batch.own, tensors), context=tensors.get("context", batch.context))
+        batch = replace(
+            batch,
+            own=with_tensors(batch.own, tensors),
+            count=batch.share,
+            counts=[batch.share] * self._world.size,
+            context=tensors.get("context", batch.context),
+            present=tensors.get("present"),
+        )
         if "row" not in tensors:
             return batch, {"pairs": self._all_pairs[self._world.rank]}
         rows = torch.arange(len(tensors["row"]), device=self._world.device)
@@ -253,8 +295,8 @@ class GlobalPromptTask(PromptTask):
         batch, own = self._recorded(batch, tensors)
         cut, ranks = Cut(self._encode), self._world.size
         with self._precision():
-            features, class_set, tower, context, _ = self.inputs(batch)
-            output = self.module.forward(features, class_set, tower, context, cut)
+            features, class_set, tower, context, _, present = self.inputs(batch)
+            output = self.module.forward(features, class_set, tower, context, cut, present)
             output, mine, share = self._share(output, batch, tensors["labels"], **own)
             loss, parts = self._loss.classification(output, mine, share, impl=self.module.impl)
         pair: Tensor | None = None
@@ -275,3 +317,11 @@ class GlobalPromptTask(PromptTask):
             gradients = mean_gradients(self.module, cut, loss * ranks if second is None else loss * ranks + second)
         total = (loss if pair is None else loss + pair).detach() * ranks
         return total, {name: part * ranks for name, part in parts.items()}, gradients
+
+
+def _filled_up(rows: Tensor, count: int) -> Tensor:
+    """Rows, and copies of the first up to `count`."""
+    if len(rows) == count:
+        return rows
+    filled = torch.cat([rows, rows[:1].expand(count - len(rows), *rows.shape[1:])])
+    return pin(filled) if filled.device.type == "cpu" else filled

@@ -122,7 +122,10 @@ def _task(config: TrainConfig, world: World, model: PsPG, validation: Iterable[A
         if shared:
             raise UserError("scope: task residual runs on several processes under scope local, or on one")
         return ResidualTask(*parts, context=bank, **settings)
-    return (GlobalPromptTask if shared else PromptTask)(*parts, **settings)
+    if shared:
+        may_miss = config.data.on_bad_image == "skip" and not config.data.cache_features
+        return GlobalPromptTask(*parts, may_miss=may_miss, **settings)
+    return PromptTask(*parts, **settings)
 
 
 def labelled_manifest(config: TrainConfig, path: str) -> Manifest:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve, with_triton
@@ -19,6 +21,7 @@ def pair_loss(
     *,
     pairs: tuple[Tensor, Tensor] | None = None,
     weights: Tensor | None = None,
+    present: Tensor | None = None,
     target: Literal["batch", "sample"] = "batch",
     reduction: Literal["sum", "mean"] = "sum",
     impl: str = "auto",
@@ -38,6 +41,8 @@ def pair_loss(
         labels: (B,C) in {1, 0, -1}; -1 counts as 0.
         pairs: classes i and j of R pairs, int64 (R,) each; None: all P, i < j row-major.
         weights: (R,) factors of the pairs' losses; None: ones.
+        present: (B,) bool, images that count, one at least; the others are as if they were not there, and nothing of
+            this is read on the host. None: all.
         target: batch (SPCL) or sample (PCL).
         reduction: sum or mean. No pairs (C < 2): 0.
         impl: triton (SPCL only; chosen by auto on a GPU), reference, or auto.
@@ -48,20 +53,20 @@ def pair_loss(
     Raises:
         ValueError: shapes or arguments that do not fit, or an `impl` that cannot run.
     """
-    available = {"reference": reference.pair_loss}
+    available: dict[str, Callable[..., Tensor]] = {"reference": reference.pair_loss}
     if target == "batch":
         available = with_triton(available, _with_kernels, pair_features)
     run = resolve(impl, available)
     if target not in ("batch", "sample") or reduction not in ("sum", "mean"):
         raise ValueError(f"pair_loss: no target {target!r} with reduction {reduction!r}")
     first, second = pair_indices(labels.shape[-1], labels.device) if pairs is None else pairs
-    given = {} if weights is None else {"weights": (weights, "R")}
+    given = {"weights": (weights, "R"), "present": (present, "B")}
     sizes = check_shapes(
         "pair_loss",
         pair_features=(pair_features, "R D"),
         image_vectors=(image_vectors, "B D"),
         labels=(labels, "B C"),
-        **given,
+        **{name: (tensor, form) for name, (tensor, form) in given.items() if tensor is not None},
     )
     if sizes["R"] != len(first):
         which = (
@@ -76,12 +81,32 @@ def pair_loss(
         first,
         second,
         weights,
+        present,
         target=target,
         reduction=reduction,
     )
 
 
-def _with_kernels(*arguments: Any, **options: Any) -> Tensor:
+def stand_ins(image_vectors: Tensor, labels: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Image vectors and labels with those of an image that counts in the place of the others': no maximum changes."""
+    own = torch.arange(len(present), device=present.device)
+    rows = torch.where(present, own, present.int().argmax())
+    return image_vectors[rows], labels[rows]
+
+
+def _with_kernels(
+    pair_features: Tensor,
+    image_vectors: Tensor,
+    logit_scale: Tensor,
+    labels: Tensor,
+    first: Tensor,
+    second: Tensor,
+    weights: Tensor | None,
+    present: Tensor | None,
+    **options: Any,
+) -> Tensor:
     from .triton import pair_loss  # imports triton
 
-    return pair_loss(*arguments, **options)
+    if present is not None:
+        image_vectors, labels = stand_ins(image_vectors, labels, present)
+    return pair_loss(pair_features, image_vectors, logit_scale, labels, first, second, weights, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,7 @@ def pair_loss(
     first: Tensor,
     second: Tensor,
     weights: Tensor | None,
+    present: Tensor | None = None,
     *,
     target: str = "batch",
     reduction: str = "sum",
@@ -27,12 +29,19 @@ def pair_loss(
     with no_autocast(logits):
         positive = labels == 1  # uncertain (-1) labels count as absent
         both = (positive[:, first] & positive[:, second]).to(logits.dtype)  # (B,R): image b carries both labels
+        images: int | Tensor = 1
         if target == "batch":
+            if present is not None:
+                logits, both = logits.masked_fill(~present[:, None], -torch.inf), both * present[:, None]
             # Eqs. 5 and 7. The sigmoid is monotone, so pooling logits pools probabilities; of equal logits, one is it.
             logits, both = logits.max(dim=0).values, both.max(dim=0).values  # (R,)
+        elif present is None:
+            images = len(labels)
+        else:
+            images = present.sum()
+            weights = present[:, None].to(logits) if weights is None else present[:, None] * weights
         total = F.binary_cross_entropy_with_logits(logits, both, weights, reduction="sum")
         if reduction == "sum":
             return total
         # The mean is over all pairs also where only some are given. Without pairs there is no loss: 0, not NaN.
-        count = number_of_pairs(labels.shape[1]) * (1 if target == "batch" else len(labels))
-        return total / max(count, 1)
+        return total / (images * max(number_of_pairs(labels.shape[1]), 1))

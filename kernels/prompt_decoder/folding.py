@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..precision import at_least_fp32, compute_dtype, no_autocast
@@ -40,6 +41,7 @@ def decode(
     prompt_length: int,
     heads: int,
     implementation: StepImplementation,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Outputs o_1…o_n of G decoders; arguments and result as `op.decode`, the steps by `implementation`.
 
@@ -49,8 +51,11 @@ def decode(
     dtype = compute_dtype(class_features)
     classes, width = class_features.shape
     hidden = decoders[0]["encoder_proj.weight"].shape[0]
-    cross = implementation.folded_only or cross_fold_is_cheaper(
-        images=len(context), rows=classes * prompt_length, hidden=hidden, heads=heads
+    # Folded, an image's score has a bias of its own, which can leave it out.
+    cross = (
+        implementation.folded_only
+        or present is not None
+        or cross_fold_is_cheaper(images=len(context), rows=classes * prompt_length, hidden=hidden, heads=heads)
     )
     # Anywhere but on a CPU steps wait for one another, not for FLOPs.
     feedback = (
@@ -60,6 +65,9 @@ def decode(
     )
     with no_autocast(class_features):
         weights, fc = _fold(decoders, class_features.to(dtype), context.to(dtype), heads, cross, feedback)
+        if present is not None:
+            absent = ~present.repeat(heads)
+            weights = weights._replace(query_bias=weights.query_bias.masked_fill(absent, -torch.inf))
         outputs = run_steps(implementation, prompt_length, heads, weights)
         outputs = outputs.transpose(1, 2).contiguous()  # (G,C,n,H or D)
         return affine(outputs.flatten(1, 2), *fc).unflatten(1, (classes, prompt_length)) if fc else outputs

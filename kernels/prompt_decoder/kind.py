@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Implementation = Callable[..., Tensor]
-"""(decoders, class_features, context, *, prompt_length, heads[, branches]) → outputs, as `op.decode`"""
+"""(decoders, class_features, context, *, prompt_length, heads[, branches][, present]) → outputs, as `op.decode`"""
 
 
 @dataclass(frozen=True)

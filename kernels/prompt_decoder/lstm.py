@@ -18,9 +18,16 @@ from .stacked import Stacked, affine, split
 
 
 def reference(
-    decoders: Sequence[Decoder], class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int
+    decoders: Sequence[Decoder],
+    class_features: Tensor,
+    context: Tensor,
+    *,
+    prompt_length: int,
+    heads: int,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Outputs o_1…o_n of each of G decoders, literally; arguments and result as `op.decode`."""
+    context = context if present is None else context[present]
     return torch.stack([_reference(p, class_features, context, prompt_length, heads) for p in decoders])
 
 
@@ -51,7 +58,13 @@ def _gated(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eager(
-    decoders: Sequence[Decoder], class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int
+    decoders: Sequence[Decoder],
+    class_features: Tensor,
+    context: Tensor,
+    *,
+    prompt_length: int,
+    heads: int,
+    present: Tensor | None = None,
 ) -> Tensor:
     """The same, all decoders at once, without repeated work; exact in real arithmetic.
 
@@ -83,13 +96,20 @@ def eager(
             y = p.layer_norm(norm, h + p.self_attention("self_attention.self_attention", h.to(dtype), heads))
             h = p.layer_norm(norm, p.linear("self_attention.fc", y.to(dtype)) + h)
             keys = split(affine(h.to(dtype), w_k, b_k), heads)
-            weights = torch.softmax(at_least_fp32(query @ keys.mT), dim=-1).mean(dim=2)  # (G,heads,C)
+            weights = _mean(torch.softmax(at_least_fp32(query @ keys.mT), dim=-1), present)  # (G,heads,C)
             mixed = (weights @ h).to(dtype)  # (G,heads,H); the weights sum to 1, so b_v passes unchanged
             values = (w_v @ mixed[..., None])[..., 0] + b_v
             seen = p.linear("encoder_attention.out_proj", values.flatten(1)[:, None])  # (G,1,H)
             x = p.linear("fc", (h + seen).to(dtype))
             outputs.append(x)
         return torch.stack(outputs, dim=2)
+
+
+def _mean(weights: Tensor, present: Tensor | None) -> Tensor:
+    """Mean (G,heads,C) over the images that count, of weights (G,heads,B,C)."""
+    if present is None:
+        return weights.mean(dim=2)
+    return (weights * present[:, None]).sum(dim=2) / present.sum()
 
 
 KIND = DecoderKind(

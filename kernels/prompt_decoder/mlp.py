@@ -15,7 +15,13 @@ from .reference import Decoder, linear
 
 
 def decode(
-    decoders: Sequence[Decoder], class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int
+    decoders: Sequence[Decoder],
+    class_features: Tensor,
+    context: Tensor,
+    *,
+    prompt_length: int,
+    heads: int,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Hidden layer QuickGELU(mlp.0(t_0)) of each of G decoders, (G,C,H); arguments as `op.decode`."""
     hidden = (linear(p, "mlp.0", class_features) for p in decoders)

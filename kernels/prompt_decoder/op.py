@@ -27,6 +27,7 @@ def decode(
     heads: int,
     kind: str = "gru",
     branches: Tensor | None = None,
+    present: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Run G independent prompt decoders of one kind for n steps (paper eqs. 3 and 4; table 3).
@@ -42,6 +43,8 @@ def decode(
         kind: gru (the paper's), lstm, transformer or mlp.
         branches: transformer: (G,n,blocks,3,C), factors of the residual branches (self-attention, cross-attention,
             MLP) by step, block and class, for drop-path; None: all 1.
+        present: (B,) bool, images that count, one at least; the others are as if they were not there, and no value of
+            it is read on the host but by reference. None: all.
         impl: triton (gru up to 128 images, H of up to 1024 and of up to 128 a head; chosen by auto on a GPU), eager
             (the same exact algebra), reference, or auto.
 
@@ -67,8 +70,12 @@ def decode(
             takers = ", ".join(name for name, other in KINDS.items() if other.takes_branches)
             raise ValueError(f"decode: branches are the {takers}'s, got kind {kind!r}")
         available = {name: partial(function, branches=branches) for name, function in available.items()}
+    if present is not None:
+        check_shapes("decode", context=(context, "B D"), present=(present, "B"))
+        available = {name: partial(function, present=present) for name, function in available.items()}
     hidden = max(weight.shape[0] for weight in first_weights)
     if chosen.triton is not None and chosen.triton.takes(images=len(context), hidden=hidden, heads=heads):
-        available = with_triton(available, chosen.triton.decode, class_features, compute_dtype(class_features))
+        kernels = chosen.triton.decode if present is None else partial(chosen.triton.decode, present=present)
+        available = with_triton(available, kernels, class_features, compute_dtype(class_features))
     run = resolve(impl, available)
     return run(decoders, class_features, context, prompt_length=prompt_length, heads=heads)

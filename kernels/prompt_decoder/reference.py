@@ -13,9 +13,16 @@ Decoder = Mapping[str, Tensor]
 
 
 def decode(
-    decoders: Sequence[Decoder], class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int
+    decoders: Sequence[Decoder],
+    class_features: Tensor,
+    context: Tensor,
+    *,
+    prompt_length: int,
+    heads: int,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Outputs o_1…o_n of each of G decoders; arguments and result as `op.decode`."""
+    context = context if present is None else context[present]
     return torch.stack(
         [_decode(p, class_features, context, prompt_length=prompt_length, heads=heads) for p in decoders]
     )

@@ -57,9 +57,10 @@ class Stacked:
         qkv = affine(x, self[f"{name}.in_proj_weight"], self[f"{name}.in_proj_bias"])
         return self.attend(name, *(split(part, heads) for part in qkv.chunk(3, dim=-1)))
 
-    def attend(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Projected heads (G,heads,rows,H/heads) to (G,R,H)."""
-        return self.linear(f"{name}.out_proj", merge(F.scaled_dot_product_attention(q, k, v)))
+    def attend(self, name: str, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None = None) -> Tensor:
+        """Projected heads (G,heads,rows,H/heads) to (G,R,H), of all keys or of those `present` (keys,)."""
+        mask = None if present is None else present[None]
+        return self.linear(f"{name}.out_proj", merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
 
     def _get(self, name: str, dtype: torch.dtype | None) -> Tensor:
         if (name, dtype) not in self._found:

@@ -31,8 +31,10 @@ def reference(
     prompt_length: int,
     heads: int,
     branches: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Outputs x_1…x_n of each of G decoders, literally; arguments and result as `op.decode`."""
+    context = context if present is None else context[present]
     every = [None] * len(decoders) if branches is None else list(branches)
     return torch.stack(
         [
@@ -70,6 +72,7 @@ def eager(
     prompt_length: int,
     heads: int,
     branches: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """The same, all decoders at once, keys and values of the images projected once a block and not at every step.
 
@@ -102,7 +105,9 @@ def eager(
                 x = residual(x, step, number, 0, p.self_attention(f"{block}.self_attn", y, heads))
                 y = p.layer_norm(f"{block}.ln_2", x).to(dtype)
                 query = split(affine(y, *queries[number]), heads)
-                x = residual(x, step, number, 1, p.attend(f"{block}.cross_attn", query, *memory[number]))
+                x = residual(
+                    x, step, number, 1, p.attend(f"{block}.cross_attn", query, *memory[number], present=present)
+                )
                 y = F.relu(p.linear(f"{block}.mlp.0", p.layer_norm(f"{block}.ln_3", x).to(dtype)))
                 x = residual(x, step, number, 2, p.linear(f"{block}.mlp.2", y))
             outputs.append(x.to(dtype))

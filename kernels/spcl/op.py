@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve
-from ..pair_loss import pair_loss
+from ..pair_loss.op import pair_loss, stand_ins
 from ..pairs import PairSelection, pair_indices
 from ..text_tower import Prompts, TextTower, default_memory
 from ..text_tower.op import implementations
@@ -26,6 +26,8 @@ class ImageBatch(NamedTuple):
     """scalar, log of the inverse temperature"""
     labels: Tensor
     """(B,C) in {1, 0, -1}; -1 counts as 0"""
+    present: Tensor | None = None
+    """(B,) bool, images that count; None: all"""
 
 
 def spcl(
@@ -63,7 +65,7 @@ def spcl(
     Raises:
         ValueError: shapes that do not fit, or an `impl` that cannot run.
     """
-    vectors, (image_vectors, logit_scale, labels) = prompts.vectors, images
+    vectors, (image_vectors, logit_scale, labels, present) = prompts.vectors, images
     sizes = check_shapes(
         "spcl",
         prompts=(vectors, "C n W"),
@@ -72,6 +74,8 @@ def spcl(
         image_vectors=(image_vectors, "B D"),
         labels=(labels, "B C"),
     )
+    if present is not None and target == "batch":  # once, not in every chunk
+        (image_vectors, labels), present = stand_ins(image_vectors, labels, present), None
     run = resolve(impl, implementations(tower, impl, vectors, chunked_loss.chunked_loss, reference.whole_loss))
     if pairs is None:
         pairs = PairSelection(sizes["C"])
@@ -80,7 +84,8 @@ def spcl(
 
     def loss(features: Tensor, vectors: Tensor, scale: Tensor, *, impl: str, **options: Any) -> Tensor:
         best = "triton" if impl == "triton" and target == "batch" else "reference"
-        return pair_loss(features, vectors, scale, labels, target=target, reduction=reduction, impl=best, **options)
+        about: dict[str, Any] = {"present": present, "target": target, "reduction": reduction}
+        return pair_loss(features, vectors, scale, labels, impl=best, **about, **options)
 
     return run(tower, prompts, image_vectors, logit_scale, loss, pairs, memory or default_memory(vectors.device))
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import scaling
 from benchmarks.model.assumptions import GPUS
 from benchmarks.model.price import price_step
-from benchmarks.model.scale import ImageShare, larger, price_rank, work
+from benchmarks.model.scale import ImageShare, _sent_2, larger, price_rank, work
 from benchmarks.model.share import Share
 from benchmarks.model.trace import trace_step
 from benchmarks.plots import draw_scaling, speedups
@@ -40,6 +40,17 @@ def test_rings_take_rounds_of_latency_and_pieces() -> None:
 def test_calls_take_latency_each() -> None:
     network = Network(latency=1.0, node_bandwidth=10.0, network_bandwidth=5.0)
     assert network.seconds({ALL_GATHER: 40}, 4, {ALL_GATHER: 3}) == 3 * (3 * 1 + 40 / 4 / 10)
+
+
+@pytest.mark.slow
+def test_what_is_hidden_is_the_mean_of_the_negative_prompts_as_far_as_pairs_last() -> None:
+    """Few classes have few pairs to hide it behind; of many, the weights' gradients are averaged, when all is done."""
+    network, table = Network(5e-6, 350e9, 45e9), GPUS["h100"]
+    for classes, ranks in ((28, 8), (4, 64)):
+        found = price_rank(Share(classes, 64, ranks=ranks), table)
+        mean = network.seconds({ALL_REDUCE: 4 * classes * 16 * 512}, ranks)
+        assert found["hidden_seconds"] == pytest.approx(min(mean, found["of"]["pairs"]))
+    assert _sent_2(Share(1000, 64, ranks=8), network)[1] == 0
 
 
 def test_weak_scaling_keeps_the_pairs_of_a_rank() -> None:
@@ -94,6 +105,7 @@ def test_the_command_models_ranks_and_says_that_it_is_a_model(
         assert row["limit"] == max(row["of"], key=row["of"].get)
         assert row["peak_bytes"] > 2**28
         assert (row["of"]["communication"] == 0) == (row["ranks"] == 1)
+        assert (row["hidden_seconds"] > 0) == (phase == 2 and row["ranks"] > 1)
     first, *_, last = rows[:3]
     assert last["of"]["image tower"] < first["of"]["image tower"]
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -83,7 +83,8 @@ def test_pair_loss(
     vectors, scale = torch.randn(images, width, device=device), torch.tensor(0.7, device=device)
     y = make_labels(labels, images, classes, device).float()
     y[:, 0] = 0  # some pairs never occur
-    for options in ({"reduction": "mean"}, {"weights": torch.rand(count, device=device)}):
+    present = torch.arange(images, device=device) % 3 == (images - 1) % 3  # the last always is
+    for options in ({"reduction": "mean"}, {"weights": torch.rand(count, device=device)}, {"present": present}):
 
         def loss(*tensors: Tensor, impl: str, options: dict[str, Any] = options) -> Tensor:
             return pair_loss(*tensors, y, impl=impl, **options)

@@ -106,3 +106,19 @@ def test_refuses_what_does_not_fit() -> None:
         pair_loss(features[1:], images, scale, labels)
     with pytest.raises(ValueError, match="median"):
         pair_loss(features, images, scale, labels, reduction="median")  # type: ignore[arg-type]
+
+
+@both_targets
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_images_that_do_not_count_are_as_if_they_were_not_there(target: Any, reduction: Any, weighted: bool) -> None:
+    *tensors, labels = inputs(images=5)
+    features, vectors, scale = tensors
+    present = torch.tensor([False, True, True, False, True])
+    weights = torch.linspace(0.5, 2, len(features)) if weighted else None
+    options: dict[str, Any] = {"target": target, "reduction": reduction, "weights": weights}
+    expected = pair_loss(features, vectors[present], scale, labels[present], **options)
+    got = pair_loss(features, vectors, scale, labels, present=present, **options)
+    torch.testing.assert_close(got, expected, rtol=1e-14, atol=0)
+    for one, other in zip(*(torch.autograd.grad(loss, tensors) for loss in (got, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)

@@ -28,10 +28,16 @@ def make(classes: int, images: int, count: int, seed: int = 0) -> tuple[list[dic
 
 
 def outcome(
-    impl: str, decoders: list[dict[str, Tensor]], features: Tensor, context: Tensor, n: int, inputs: list[Tensor]
+    impl: str,
+    decoders: list[dict[str, Tensor]],
+    features: Tensor,
+    context: Tensor,
+    n: int,
+    inputs: list[Tensor],
+    **options: Tensor,
 ) -> list[Tensor]:
     """Outputs, and the gradients of a combination of them."""
-    outputs = decode(decoders, features, context, prompt_length=n, heads=2, impl=impl)
+    outputs = decode(decoders, features, context, prompt_length=n, heads=2, impl=impl, **options)
     weights = torch.linspace(-1, 1, outputs.numel(), dtype=torch.float64).view(outputs.shape)
     return [outputs.detach(), *torch.autograd.grad((outputs * weights).sum(), inputs)]
 
@@ -126,3 +132,17 @@ def test_autocast(dtype: torch.dtype, images: int) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in got[1:])
     for one, other, right in zip(got, literal, exact, strict=True):
         assert (one - right).norm() <= 2 * (other - right).norm() + 0.02 * right.norm()
+
+
+@pytest.mark.parametrize("impl", ["eager", "reference"])
+@pytest.mark.parametrize(("classes", "images"), [(1, 3), (5, 7), (14, 64)])
+def test_images_that_do_not_count_are_as_if_they_were_not_there(impl: str, classes: int, images: int) -> None:
+    decoders, features, context = make(classes, images, 2)
+    parameters = [tensor for one in decoders for tensor in one.values()]
+    present = torch.arange(images) % 3 != 1
+    some = context.detach()[present].requires_grad_()
+    expected = outcome("reference", decoders, features, some, 4, [features, some, *parameters])
+    got = outcome(impl, decoders, features, context, 4, [features, context, *parameters], present=present)
+    assert not got[2][~present].any()
+    got[2] = got[2][present]
+    same(got, expected)

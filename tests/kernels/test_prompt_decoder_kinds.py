@@ -214,3 +214,17 @@ def test_a_kind_declares_all_that_decoding_needs(monkeypatch: pytest.MonkeyPatch
         decode(decoders, features, context, **{**options, "heads": 3})
     with pytest.raises(ValueError, match="impl='triton' is not available"):
         decode(decoders, features, context, impl="triton", **options)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("impl", ["eager", "reference"])
+def test_images_that_do_not_count_are_as_if_they_were_not_there(kind: str, impl: str) -> None:
+    inputs, present = Inputs(kind, classes=5, images=7), torch.tensor([True, False, True, True, False, False, True])
+    context = inputs.context.detach()[present].requires_grad_()
+    expected = inputs.outcome([inputs.features, context, *inputs.leaves[2:]], 4, "reference")
+    got = inputs.outcome(inputs.leaves, 4, impl, present=present)
+    if kind != "mlp":
+        assert not got[2][~present].any()
+        got[2] = got[2][present]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)

@@ -37,15 +37,17 @@ class Inputs:
             tensor /= tensor.shape[-1] ** 0.5 if tensor.dim() == 2 else 2
         self.tensors = [tensor.to(device) for tensor in self.tensors]
 
-    def run(self, impl: str, tensors: Sequence[Tensor], n: int) -> Tensor:
+    def run(self, impl: str, tensors: Sequence[Tensor], n: int, **options: Tensor) -> Tensor:
         features, context, *parameters = tensors
         size = len(self.names)
         decoders = [
             dict(zip(self.names, parameters[i * size : (i + 1) * size], strict=True)) for i in range(self.count)
         ]
-        return decode(decoders, features, context, prompt_length=n, heads=self.heads, impl=impl)
+        return decode(decoders, features, context, prompt_length=n, heads=self.heads, impl=impl, **options)
 
-    def outcome(self, impl: str, dtype: torch.dtype, n: int, wanted: Sequence[int] | None = None) -> list[Tensor]:
+    def outcome(
+        self, impl: str, dtype: torch.dtype, n: int, wanted: Sequence[int] | None = None, **options: Tensor
+    ) -> list[Tensor]:
         """Outputs, and gradients of all inputs or those of the given numbers; short dtypes by autocast."""
         full = torch.float64 if dtype == torch.float64 else torch.float32
         wanted = range(len(self.tensors)) if wanted is None else wanted
@@ -54,7 +56,7 @@ class Inputs:
         ]
         device = leaves[0].device.type
         with torch.autocast(device, dtype) if dtype in (torch.bfloat16, torch.float16) else nullcontext():
-            outputs = self.run(impl, leaves, n)
+            outputs = self.run(impl, leaves, n, **options)
             weights = torch.linspace(-1, 1, outputs.numel(), dtype=torch.float64).view(outputs.shape).to(outputs)
             found = torch.autograd.grad(outputs, [leaves[i] for i in wanted], weights)
         return [outputs.detach(), *found]
@@ -253,3 +255,19 @@ def test_one_launch_is_two_that_are_cooperative() -> None:
         assert launch.options["launch_cooperative_grid"]
         assert launch.grid == (132,)
         assert (launch.arguments["first"], launch.arguments["last"]) == (0, 7 * 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("launches", ["separate", "one"])
+def test_images_that_do_not_count(dtype: torch.dtype, launches: str, device: torch.device) -> None:
+    """Within a block of images, and of whole blocks of them."""
+    inputs = Inputs(device, classes=5, images=40)
+    present = (torch.arange(40) % 3 != 1) & (torch.arange(40) < 20)
+    exact = inputs.outcome("reference", torch.float64, 2, present=present)
+    eager = inputs.outcome("eager", dtype, 2, present=present)
+    with host.use(launches):
+        got = inputs.outcome("triton", dtype, 2, present=present.to(device))
+    assert not got[2][~present].any()
+    for one, other, right in zip(got, eager, exact, strict=True):
+        allowed = 2 * (other - right).abs().max() + 4 * torch.finfo(dtype).eps * right.abs().max()
+        assert (one.double() - right).abs().max() <= allowed

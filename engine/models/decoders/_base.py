@@ -49,6 +49,8 @@ class PromptDecoder(nn.Module):
     """prompts always stand before the class name, whatever `model.prefix` says"""
     uses_context: ClassVar[bool] = True
     """scores depend on the images that the prompts attend to"""
+    takes_present: ClassVar[bool] = False
+    """`operator` takes `present` as `decode` does, so that ranks record a batch of which some image cannot be read"""
     method: ClassVar[str] = "PsPG"
     """name of the method in reports, if the fusion says the same"""
     about: ClassVar[str | None] = None
@@ -117,18 +119,21 @@ class PromptLearner(nn.Module):
     def start(self, token_embedding: Tensor) -> None:
         """Initialise what depends on the CLIP's token embedding (vocabulary, W): nothing here."""
 
-    def forward(self, class_features: Tensor, context: Tensor, *, impl: str = "auto") -> Tensor:
+    def forward(
+        self, class_features: Tensor, context: Tensor, *, present: Tensor | None = None, impl: str = "auto"
+    ) -> Tensor:
         """Positive prompts and, if any, negative ones, (2,C,n,W) or (1,C,n,W).
 
         Args:
             class_features: (C,D).
             context: (B,D) raw global features of the images that the prompts attend to.
+            present: (B,) bool, images that count, for decoders that take it; None: all.
             impl: implementation of the decoder, as in `decode`.
         """
         decoders = [decoder for decoder in (self.pos_decoder, self.neg_decoder) if decoder is not None]
-        factors: dict[str, Any] = {}
+        more: dict[str, Any] = {} if present is None else {"present": present}
         if self.training and self.drop_path:
-            factors = self.kind.random_factors(self.drop_path, len(decoders), self.prompt_length, class_features)
+            more |= self.kind.random_factors(self.drop_path, len(decoders), self.prompt_length, class_features)
         outputs = self.kind.operator(
             [decoder.weights() for decoder in decoders],
             class_features,
@@ -136,7 +141,7 @@ class PromptLearner(nn.Module):
             prompt_length=self.prompt_length,
             heads=self.heads,
             impl=impl,
-            **factors,
+            **more,
         )
         outputs = F.dropout(outputs, self.dropout, self.training)
         projections = [decoder.projection for decoder in decoders]

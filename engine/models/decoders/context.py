@@ -21,6 +21,7 @@ class LearnedContext(PromptDecoder):
     prompts = ("dual",)
     needs_prefix = True
     uses_context = False
+    takes_present = True
     method = "DualCoOp"
     about = (
         "classifies radiographs into a list of named findings. A frozen CLIP encodes the image; two learned "
@@ -75,11 +76,13 @@ class ContextLearner(nn.Module):
                 )
             context[-len(tokens) :] = token_embedding[tokens]
 
-    def forward(self, class_features: Tensor, context: Tensor, *, impl: str = "auto") -> Tensor:
+    def forward(
+        self, class_features: Tensor, context: Tensor, *, present: Tensor | None = None, impl: str = "auto"
+    ) -> Tensor:
         """Positive and negative prompts (2,C,n,W), in the place of `PromptLearner`.
 
         Args:
             class_features: (C,D), of which only C matters.
-            context, impl: not used; nothing attends to images, and there is one implementation.
+            context, present, impl: not used; nothing attends to images, and there is one implementation.
         """
         return self.contexts[:, None].expand(-1, len(class_features), -1, -1)

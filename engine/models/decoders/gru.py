@@ -11,5 +11,6 @@ class GRUDecoder(RecurrentDecoder):
     """6.3 M parameters at D = 1024, H = 512."""
 
     name = "gru"
+    takes_present = True
     cell = nn.GRUCell
     published = ("gru.weight_hh", 1)

@@ -11,5 +11,6 @@ class LSTMDecoder(RecurrentDecoder):
     """7.1 M parameters at D = 1024, H = 512."""
 
     name = "lstm"
+    takes_present = True
     cell = nn.LSTMCell
     published = ("lstm.weight_hh", 1)

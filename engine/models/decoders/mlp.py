@@ -11,6 +11,7 @@ class MLPDecoder(PromptDecoder):
     """Two linear layers with an activation between them; it looks at no image."""
 
     name = "mlp"
+    takes_present = True
     output = "mlp.2"
     dropout = False
     published = ("mlp.0.weight", 0)

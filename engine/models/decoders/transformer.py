@@ -32,6 +32,7 @@ class TransformerDecoder(PromptDecoder):
     """Two blocks of self-attention over classes, cross-attention to images, and an MLP."""
 
     name = "transformer"
+    takes_present = True
     output = "fc"
     published = ("input_proj.weight", 0)
 

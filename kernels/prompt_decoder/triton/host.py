@@ -88,13 +88,18 @@ INTERPRETED_PROGRAMS = 3
 
 
 def decode(
-    decoders: Sequence[Decoder], class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int
+    decoders: Sequence[Decoder],
+    class_features: Tensor,
+    context: Tensor,
+    *,
+    prompt_length: int,
+    heads: int,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Outputs o_1…o_n of G decoders; arguments and result as `op.decode`. The result can be differentiated once."""
     steps = StepImplementation(forward_steps, backward_steps, folded_only=True)
-    return folding.decode(
-        decoders, class_features, context, prompt_length=prompt_length, heads=heads, implementation=steps
-    )
+    sizes = {"prompt_length": prompt_length, "heads": heads}
+    return folding.decode(decoders, class_features, context, present=present, implementation=steps, **sizes)
 
 
 def forward_steps(weights: StepWeights, n: int, heads: int, save: bool) -> tuple[Tensor, SavedActivations | None]:

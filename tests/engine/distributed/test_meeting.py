@@ -71,3 +71,29 @@ def test_two_runs_at_one_port(tmp_path: Path, train: Train, free_port: int) -> N
     for process in first:
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output[-3000:]
+
+
+MET = """
+import os
+from pspg.engine.distributed.launcher import launcher_environment, rendezvous
+from pspg.engine.distributed.world import start
+from pspg.engine.utils.errors import UserError
+if os.environ["RANK"] == "1":
+    rendezvous(launcher_environment(), 60, ["cpu", "a"])
+    os._exit(0)
+try:
+    start("cpu", 4, run=["a"])
+except UserError as error:
+    print(error.local, error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_rank_that_is_lost_before_the_ranks_are_connected(ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+    """No watch is running then: the others wait for as long as the settings say, and no longer."""
+    other, lost = ranks(["-c", MET], 2)
+    lost.communicate(timeout=200)
+    output, _ = other.communicate(timeout=4 + 20)
+    said = "True rank 1 of 2 came and was lost before the ranks were connected within 4 s (timeout_s)"
+    assert output.splitlines() == [said]

@@ -253,6 +253,12 @@ def test_primitives() -> None:
     launch("primitives.py", 3, timeout=120)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_recorded_steps_where_images_are_missing(processes: int) -> None:
+    launch("missing.py", processes, timeout=300)
+
+
 def test_batch_of_which_nothing_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank has a stand-in. One of them counts, the last rank's, which is the one that one process takes."""
     labels = {"first": [1.0, 0.0], "last": [0.0, -1.0]}

@@ -24,6 +24,8 @@ class GlobalBatch(NamedTuple):
     """start and stop of the pairs (of all, or of those sampled) that this rank takes; None: the sample is its own"""
     window: Tensor | None = None
     """rows of its own sample, as of `PairSelection`"""
+    present: Tensor | None = None
+    """(M,) bool, images that count, where some of the M do not; their labels are -1. None: all"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class PairPromptLoss(PairLoss):
         return spcl(
             inputs.tower,
             output.prompts,
-            ImageBatch(output.image_vectors, output.logit_scale, labels),
+            ImageBatch(output.image_vectors, output.logit_scale, labels, None if batch is None else batch.present),
             target=self.target,
             reduction=inputs.reduction,
             pairs=pairs,
