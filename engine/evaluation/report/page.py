@@ -79,7 +79,7 @@ def html_page(
     kinds = {
         title: [(caption, source) for kind, caption, source in gallery if kind == key] for key, title in KINDS.items()
     }
-    return template.render({**shown, "figures": figures, "pictures": pictures, "gallery": kinds, "few": plots.FEW})
+    return template.render({**shown, "figures": figures, "pictures": pictures, "gallery": kinds, "few": plots.DRAWN})
 
 
 def _summary(group: str, evaluation: Evaluation) -> dict[str, Any]:

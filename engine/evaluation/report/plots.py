@@ -19,10 +19,12 @@ from ..metrics import Floats, Labels, check_scores
 from ..reliability import Reliability
 from .svg import COLOURS, INK, SOFT, drawing, label
 
-FEW = 20  # up to here every class is drawn in its own colour from the start
+FEW = 20  # up to here label co-occurrence has its counts
+DRAWN = 14  # up to here the curve of every class is shown from the start; of more, groups of them
 GRID = np.linspace(0, 1, 101)
 Curve = Callable[[Labels, Floats], tuple[Floats, Floats]]
-PALETTE = [mpl.colors.to_hex(colour) for colour in mpl.color_sequences["tab20"]]
+TAB20 = [mpl.colors.to_hex(colour) for colour in mpl.color_sequences["tab20"]]
+PALETTE = TAB20[::2] + TAB20[1::2]  # pale ones last
 
 
 def curves(
@@ -49,7 +51,7 @@ def curves(
     truth, scores = check_scores(labels, probabilities, class_names)
     order, group = group_indices(class_names, group_of or {})
     shown = [c for c in range(len(class_names)) if _two_valued(truth[:, c])]
-    few = len(shown) <= FEW
+    few = len(class_names) <= DRAWN
     found = {}
     for kind, curve in (("roc", _roc), ("pr", _precision_recall)):
         with drawing(4.6, 4.4) as result:

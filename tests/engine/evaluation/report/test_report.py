@@ -205,7 +205,7 @@ def test_figures_of_any_class_count(classes: int) -> None:
     drawn = [c for c, row in enumerate(metrics.per_class) if row.positives and row.negatives]
     for kind in ("roc", "pr"):
         assert re.findall(rf'id="{kind}-(\d+)"', found[kind]) == [str(c) for c in drawn]
-    assert ("10–90 %" in found["roc"]) == (classes > plots.FEW)
+    assert ("10–90 %" in found["roc"]) == (classes > plots.DRAWN)
 
 
 def test_figures_without_anything_to_draw() -> None:
