@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -21,7 +21,6 @@ from .svg import COLOURS, INK, SOFT, drawing, label
 
 FEW = 20  # up to here every class is drawn in its own colour from the start
 GRID = np.linspace(0, 1, 101)
-Curve = Callable[[Labels, Floats], tuple[Floats, Floats]]
 PALETTE = [mpl.colors.to_hex(colour) for colour in mpl.color_sequences["tab20"]]
 
 
