@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from pspg.engine.utils.errors import UserError
 
+from .command import command
 from .rows import Row, read_results
 from .tables import SECONDS, number, scaled, times
 
@@ -34,25 +35,20 @@ ROOT = Path(__file__).parents[1]
 SLOWER, FASTER, SAME = "slower", "faster", "within noise"
 
 
+@command("benchmarks.compare")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a line a row; returns the exit status: 1 if B is slower or lost a row, 2 after a mistake."""
+    """Print a line a row; returns the exit status: 1 if B is slower or lost a row."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("a", metavar="A", help="a commit")
     parser.add_argument("b", metavar="B", help="the commit that may be slower")
     parser.add_argument("--pairs", type=int, default=6, help="turns of A and B (6)")
     parser.add_argument("--fail_above", type=float, default=1.05, help="ratio above which a slower row fails (1.05)")
     options, passed_on = parser.parse_known_args(arguments)
-    try:
-        if options.pairs < 6:
-            raise UserError(f"--pairs {options.pairs}: give at least 6, the fewest that have a 95 % interval")
-        if kept := {"--json", "--list"} & {word.partition("=")[0] for word in passed_on}:
-            raise UserError(f"{kept.pop()}: a comparison is printed only; benchmarks.run has this option")
-        return _compare(options, passed_on)
-    except UserError as error:
-        print(f"benchmarks.compare: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if options.pairs < 6:
+        raise UserError(f"--pairs {options.pairs}: give at least 6, the fewest that have a 95 % interval")
+    if kept := {"--json", "--list"} & {word.partition("=")[0] for word in passed_on}:
+        raise UserError(f"{kept.pop()}: a comparison is printed only; benchmarks.run has this option")
+    return _compare(options, passed_on)
 
 
 def _compare(options: argparse.Namespace, passed_on: Sequence[str]) -> int:

@@ -17,6 +17,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pspg.engine.utils.errors import first_line
+
 from .machine import PeakMemory, memory_limit, timed
 from .rows import FAILED, TOO_LARGE, UNAVAILABLE, Row
 
@@ -54,6 +56,16 @@ class Verdict(NamedTuple):
 
 class Unavailable(Exception):
     """An implementation cannot run here; its message is one line."""
+
+
+def check_kernels(impl: str, device: torch.device) -> None:
+    """Refuse kernels without a GPU, where Triton's interpreter would run them.
+
+    Raises:
+        Unavailable: for `triton` on a CPU.
+    """
+    if impl == "triton" and device.type == "cpu":
+        raise Unavailable("kernels need a GPU of compute capability 8.0 or newer")
 
 
 class Case(Protocol):
@@ -106,7 +118,6 @@ def measure(
     directions: Sequence[str],
     *,
     peaks: Mapping[str, float],
-    without: Mapping[str, tuple[str, str]],
     seconds: float = SECONDS,
 ) -> list[Row]:
     """Rows of a case, numbers only of what passes the gate: a row each implementation and direction.
@@ -114,14 +125,11 @@ def measure(
     Args:
         row: what the rows share.
         peaks: see `machine.measure_peaks`.
-        without: implementation that is not run → status and reason.
         seconds: see `take_turns`.
     """
-    make = {impl: partial(case.prepare, impl) for impl in impls if impl not in without}
-    found = take_turns(make, torch.device(row.device), seconds)
+    found = take_turns({impl: partial(case.prepare, impl) for impl in impls}, torch.device(row.device), seconds)
     ran = [impl for impl in found if found[impl].status is None]
     verdicts = case.verdicts(ran) if ran else {}
-    found |= {impl: Measured(status=status, detail=why) for impl, (status, why) in without.items()}
     rows, counts = [], case.counts()
     for impl in impls:
         for direction in directions:
@@ -242,4 +250,4 @@ def failure(error: Exception) -> tuple[str, str]:
         traceback.print_exc()
     elif torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return TOO_LARGE if large else FAILED, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
+    return TOO_LARGE if large else FAILED, f"{type(error).__name__}: {first_line(error)}"[:200]

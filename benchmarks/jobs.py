@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -19,7 +19,7 @@ from .harness import SECONDS, Case, Sizes, bounded_memory, failure, measure
 from .machine import DTYPES, measure_peaks
 from .operator_case import OperatorCase
 from .operators import OPERATORS
-from .rows import NOT_RUN, UNAVAILABLE, Row
+from .rows import Row
 
 DIRECTIONS = ("forward", "backward", "both")
 NARROW = {"W": 64, "layers": 2, "heads": 2, "D": 128, "H": 64}
@@ -93,7 +93,6 @@ class Job:
     Attributes:
         shape: letter → sizes, those of C, B and n and of what was chosen; all combinations are measured.
         rank: jobs of a lower rank run first.
-        left_out: implementation → why it is `not run`.
         seconds: of repetitions of a fast implementation; None: 3, or 0.1 where there are several cases.
     """
 
@@ -103,7 +102,6 @@ class Job:
     impls: tuple[str, ...]
     directions: tuple[str, ...]
     rank: int = 0
-    left_out: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
 
     @property
@@ -118,9 +116,6 @@ class Job:
     def run(self, device: torch.device, peaks: Mapping[str, float]) -> Iterator[Row]:
         """Rows of every case, direction and implementation."""
         asked, entry, several = (self.impls, self.directions), registry()[0][self.op], self.key.startswith("growth/")
-        without = {impl: (NOT_RUN, why) for impl, why in self.left_out.items()}
-        if device.type == "cpu" and "triton" in self.impls:
-            without["triton"] = UNAVAILABLE, "kernels need a GPU of compute capability 8.0 or newer"
         seconds = (0.1 if several else SECONDS) if self.seconds is None else self.seconds
         for combination in product(*self.shape.values()):
             shown = dict(zip(self.shape, combination, strict=True))
@@ -128,7 +123,7 @@ class Job:
             try:
                 with bounded_memory() if device.type == "cpu" else nullcontext():
                     case = entry.make(Sizes({**entry.letters, **shown}), self.dtype, device)
-                    rows = measure(row, case, *asked, peaks=peaks, without=without, seconds=seconds)
+                    rows = measure(row, case, *asked, peaks=peaks, seconds=seconds)
             except Exception as error:  # its inputs or its oracle: no implementation can be judged
                 status, reason = failure(error)
                 named = [replace(row, impl=impl, direction=direction) for impl, direction in product(*asked)]
@@ -239,13 +234,12 @@ def standard_jobs(device: str) -> list[Job]:
     def add(rank: int, group: str, impls: Sequence[str] = (), dtype: str | None = None, **shape: Any) -> None:
         for name in [name for name, entry in entries.items() if group in (name, entry.group)]:
             sizes = {letter: size for letter, size in shape.items() if letter in entries[name].letters}
-            job = make_job(name, sizes, device, dtype=dtype, impls=impls or entries[name].impls)
-            slow = cpu and "compiled" in job.impls and (rank > 0 or name in ("spcl", "text_tower"))
-            left_out = (
-                {"compiled": "left out on a CPU: compiling takes longer than the rest of the job"} if slow else {}
-            )
+            # On a CPU compiling can take longer than all the rest of a job.
+            slow = cpu and (rank > 0 or name in ("spcl", "text_tower"))
+            chosen = impls or [impl for impl in entries[name].impls if not (slow and impl == "compiled")]
+            job = make_job(name, sizes, device, dtype=dtype, impls=chosen)
             if job.key not in [other.key for other in found]:
-                found.append(replace(job, rank=rank, left_out=left_out))
+                found.append(replace(job, rank=rank))
 
     gpu_cases = [(108, 64), (14, 64), (28, 64), (193, 64), (108, 16), (108, 256)]
     triton = () if cpu else ("triton",)

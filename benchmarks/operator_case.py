@@ -11,8 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pspg.engine.utils.errors import first_line
+
 from .gate import poisoned, ratios
-from .harness import MOST, Counts, Sizes, Unavailable, Verdict, flop_counter, seconds_of
+from .harness import MOST, Counts, Sizes, Unavailable, Verdict, check_kernels, flop_counter, seconds_of
 from .machine import cache_bytes
 from .problem import Operator, Problem, as_tuple, cotangents, gradients
 
@@ -33,6 +35,7 @@ class OperatorCase:
         self.runs: dict[str, Run] = {}
 
     def prepare(self, impl: str) -> Callable[[int], dict[str, float]]:
+        check_kernels(impl, self.device)
         self.runs[impl] = Run(self, impl)
         return self.runs[impl].prepare()
 
@@ -159,7 +162,7 @@ class Run:
         except RuntimeError as error:
             if "memory" in str(error):
                 raise
-            self.detail = f"no CUDA graph: {(str(error).splitlines() or [''])[0]}"[:200]
+            self.detail = f"no CUDA graph: {first_line(error)}"[:200]
             return self._direct
         sweep = torch.empty(2 * cache_bytes(self.device), dtype=torch.int8, device=self.device)
 

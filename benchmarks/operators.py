@@ -327,9 +327,7 @@ def _block_products(operations: BlockOperations, problem: Problem) -> tuple[Tens
 CBn = {"C": 108, "B": 64, "n": 16}
 DECODER = {**CBn, "D": 1024, "H": 512, "heads": 8, "launches": 1}
 OPERATORS: dict[str, Operator] = {
-    "prompt_decoder": Operator(
-        {**CBn, "D": 1024, "H": 512, "heads": 8, "launches": 1}, _decoder_problem, by_impl(_decode)
-    ),
+    "prompt_decoder": Operator(DECODER, _decoder_problem, by_impl(_decode)),
     "spcl": Operator({**CBn, **TOWER}, _spcl_problem, by_impl(_spcl, tidy=_repaired_spcl), _spcl_parts),
     "text_tower": Operator(
         {"C": 108, "n": 16, **TOWER}, _text_problem, by_impl(_single_features, tidy=_repaired_features), _text_parts

@@ -18,27 +18,25 @@ from urllib.parse import quote
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import write_text
 
+from .command import command
 from .plots import draw
 from .rows import Row, read_results
 from .tables import BASELINE, fits, memory, number, origin, share, speed_up, times
 
 
+@command("benchmarks.report")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw, and print the tables or rewrite a README; returns the exit status, 2 after a user's mistake."""
+    """Draw, and print the tables or rewrite a README; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path, help="folder that benchmarks.run wrote")
     parser.add_argument("--readme", type=Path, help="rewrite this file between the folder's markers")
     options = parser.parse_args(arguments)
-    try:
-        content = read_results(options.results / "results.json")
-        pictures = draw(content, options.results)
-        if options.readme is None:
-            print(markdown(content, pictures, Path()))
-        else:
-            rewrite(options.readme, options.results.resolve().name, markdown(content, pictures, options.readme.parent))
-    except UserError as error:
-        print(f"benchmarks.report: error: {error}", file=sys.stderr)
-        return 2
+    content = read_results(options.results / "results.json")
+    pictures = draw(content, options.results)
+    if options.readme is None:
+        print(markdown(content, pictures, Path()))
+    else:
+        rewrite(options.readme, options.results.resolve().name, markdown(content, pictures, options.readme.parent))
     return 0
 
 

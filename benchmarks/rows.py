@@ -11,7 +11,7 @@ from typing import Any
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import write_text
 
-OK, FAILED, UNAVAILABLE, TOO_LARGE, NOT_RUN = "ok", "FAILED", "unavailable", "does not fit", "not run"
+OK, FAILED, UNAVAILABLE, TOO_LARGE = "ok", "FAILED", "unavailable", "does not fit"
 
 
 @dataclass(frozen=True, kw_only=True)

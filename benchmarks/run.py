@@ -18,6 +18,7 @@ import torch
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output
 
+from .command import command
 from .jobs import Job, device_of, make_job, peaks_of, registry, standard_jobs
 from .machine import environment
 from .rows import FAILED, read_results, write_results
@@ -27,16 +28,11 @@ SAME = ("commit", "machine", "versions", "device")
 """what of the environment must not change within a file"""
 
 
+@command("benchmarks.run")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; returns the exit status: 1 if a row FAILED, 2 after a user's mistake, 130 after Ctrl-C."""
-    try:
-        options = _parse(arguments)
-        return _run(options, torch.device(device_of(options.device)))
-    except UserError as error:
-        print(f"benchmarks.run: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    """Measure and print; returns the exit status: 1 if a row FAILED."""
+    options = _parse(arguments)
+    return _run(options, torch.device(device_of(options.device)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -15,7 +15,6 @@ it, and latency and bandwidth of its collectives, all from the one table of assu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -26,43 +25,38 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pspg.engine.utils.errors import UserError
-from pspg.engine.utils.files import check_output, write_text
+from pspg.engine.utils.files import check_output
 from pspg.kernels.pairs import number_of_pairs
 from pspg.kernels.prompt_decoder.gru import MOST_IMAGES
 
+from .command import command, positive, write_json
 from .machine import environment
 from .model.assumptions import GPUS, load_assumptions
 from .model.scale import ImageShare, larger, price_rank, work
 from .model.share import Share
 from .ranks import Settings, measure
 from .rows import read_results, write_results
-from .step import positive
 
 COUNTS = (1, 2, 4, 8, 16, 64)
 SAMPLES = 8
 """pairs a class of sampled SPCL, positive ones and others each, as `loss.pair_samples`"""
 
 
+@command("benchmarks.scaling")
 def main() -> int:
     """Measure or model, print, write JSON and a figure; returns the exit status."""
     arguments = _arguments()
-    try:
-        for path in filter(None, (arguments.json, arguments.plot)):
-            check_output(path, folder=False)
-        kept = read_results(Path(arguments.results)) if arguments.results else {}
-        if arguments.gpu:
-            found: dict[str, Any] = {"model": _model(arguments)}
-        else:
-            found = {"environment": _environment(arguments), "measured": _measure(arguments)}
-    except UserError as error:
-        print(f"benchmarks.scaling: error: {error}", file=sys.stderr)
-        return 2
+    for path in filter(None, (arguments.json, arguments.plot)):
+        check_output(path, folder=False)
+    kept = read_results(Path(arguments.results)) if arguments.results else {}
+    if arguments.gpu:
+        found: dict[str, Any] = {"model": _model(arguments)}
+    else:
+        found = {"environment": _environment(arguments), "measured": _measure(arguments)}
     _print(found)
     whole = {**kept.get("scaling", {}), **found}
     if arguments.json:
-        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(arguments.json), json.dumps(found, indent=2) + "\n")
+        write_json(arguments.json, found)
     if arguments.results:
         write_results(Path(arguments.results), {**kept, "scaling": whole})
     if arguments.plot:

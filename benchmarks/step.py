@@ -9,9 +9,7 @@ phase2_step` with a few classes and images.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,11 @@ import torch
 from tqdm import tqdm
 
 from pspg.engine.utils.device import reserved_bytes
-from pspg.engine.utils.errors import UserError
-from pspg.engine.utils.files import check_output, write_text
+from pspg.engine.utils.errors import UserError, first_line
+from pspg.engine.utils.files import check_output
 
 from .child import Child
+from .command import command, positive, write_json
 from .harness import Sizes
 from .jobs import device_of, registry
 from .machine import environment, peak_bytes, peak_flops, timed
@@ -30,37 +29,24 @@ from .setup import IMPLS, exact_flops, make_setup
 from .steps import whole_step
 
 
+@command("benchmarks.step")
 def main() -> int:
     """Measure, print a table, write JSON; returns the exit status."""
     arguments = _arguments()
     device = torch.device(arguments.device)
-    try:
-        device_of(arguments.device)
-        if device.type == "cpu" and "triton" in arguments.impl:
-            raise UserError("--impl triton: kernels need --device cuda")
-        if arguments.json:
-            check_output(arguments.json, folder=False, key="--json")
-    except UserError as error:
-        print(f"benchmarks.step: error: {error}", file=sys.stderr)
-        return 2
+    device_of(arguments.device)
+    if device.type == "cpu" and "triton" in arguments.impl:
+        raise UserError("--impl triton: kernels need --device cuda")
+    if arguments.json:
+        check_output(arguments.json, folder=False, key="--json")
     failed = _wrong(arguments)
     results = _measure(arguments, device, failed)
     _print_table(results)
     for impl, reason in failed.items():
         print(f"benchmarks.step: error: --impl {impl}: {reason}", file=sys.stderr)
     if arguments.json and results:
-        found = results[0] if len(arguments.impl) == 1 else results
-        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(arguments.json), json.dumps(found, indent=2) + "\n")
+        write_json(arguments.json, results[0] if len(arguments.impl) == 1 else results)
     return 1 if failed else 0
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _arguments() -> argparse.Namespace:
@@ -98,7 +84,7 @@ def _gate(pipe: Any, arguments: argparse.Namespace) -> None:
         try:
             case.prepare(impl)(0)
         except Exception as error:  # a broken implementation must not end the others
-            wrong[impl] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            wrong[impl] = f"{type(error).__name__}: {first_line(error)}"
     for impl, verdict in case.verdicts([impl for impl in arguments.impl if impl not in wrong]).items():
         if not verdict.error <= 1:
             wrong[impl] = f"wrong: error is {verdict.error:.3g} times what is allowed; {verdict.detail}"
@@ -162,7 +148,7 @@ def _work(pipe: Any, impl: str, arguments: argparse.Namespace) -> None:
                 step.warm_up()
             pipe.send((timed(step.whole, device), peak_bytes(device), reserved_bytes(device)))
         except RuntimeError as error:  # torch's out-of-memory errors are of this kind, too
-            pipe.send((str(error).splitlines() or ["failed"])[0])
+            pipe.send(first_line(error))
             return
 
 

@@ -23,7 +23,7 @@ from pspg.kernels.prompt_decoder.op import MOST_IMAGES
 from pspg.kernels.spcl import sample_pairs
 
 from .gate import Outcome, excess
-from .harness import Call, Counts, Sizes, Verdict, flop_counter, seconds_of
+from .harness import Call, Counts, Sizes, Verdict, check_kernels, flop_counter, seconds_of
 from .jobs import Entry
 from .machine import DTYPES
 from .setup import Setup, loss_of, make_setup, repaired_loss
@@ -126,6 +126,7 @@ class Phase2:
         self.steps: dict[str, GradientStep] = {}
 
     def prepare(self, impl: str) -> Call:
+        check_kernels(impl, self.device)
         self.steps[impl] = self.make(impl, self.dtype, self.device)
         return self.steps[impl]
 

@@ -19,7 +19,7 @@ from .operator_case import OperatorCase
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 JOBS = [job for job in standard_jobs(DEVICE.type) if job.key.startswith("operators/")]
-IMPLS = ("reference", "repaired", "eager", "compiled", "triton")
+CASES = [pytest.param(job, impl, id=f"{job.key}-{impl}") for job in JOBS for impl in job.impls]
 
 
 @lru_cache(maxsize=1)
@@ -34,11 +34,8 @@ def case_of(key: str) -> OperatorCase:
     return case
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.key)
+@pytest.mark.parametrize(("job", "impl"), CASES)
 def test_operator(benchmark: Any, job: Job, impl: str) -> None:
-    if impl in job.left_out or (impl == "triton" and DEVICE.type == "cpu"):
-        pytest.skip(job.left_out.get(impl, "kernels need a GPU"))
     case = case_of(job.key)
     try:
         call = case.prepare(impl)

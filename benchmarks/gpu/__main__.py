@@ -16,6 +16,7 @@ import torch
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.files import check_output, write_text
 
+from ..command import command
 from ..machine import environment
 from ..model.assumptions import GPUS
 from . import __doc__ as purpose
@@ -39,17 +40,14 @@ CLASSES = (14, 28, 108, 193)
 CALIBRATION = "calibration.json"
 
 
+@command("benchmarks.gpu")
 def main() -> int:
-    """Run one of the three commands; the exit status is 1 if a part failed, 2 after a user's mistake."""
+    """Run one of the three commands; the exit status is 1 if a part failed."""
     options = _arguments()
-    try:
-        check_output(options.out, key="--out")
-        if not options.rehearse and not torch.cuda.is_available():
-            raise UserError("torch sees no GPU; --rehearse tries everything on a CPU with tiny shapes")
-        extra = _installed(options.wheels, options.out)
-    except UserError as error:
-        print(f"benchmarks.gpu: error: {error}", file=sys.stderr)
-        return 2
+    check_output(options.out, key="--out")
+    if not options.rehearse and not torch.cuda.is_available():
+        raise UserError("torch sees no GPU; --rehearse tries everything on a CPU with tiny shapes")
+    extra = _installed(options.wheels, options.out)
     device = torch.device("cpu" if options.rehearse else "cuda")
     parts = PLANS[options.command](options)
     missing = [part for part in parts if part.needs and find_spec(part.needs) is None]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pspg.engine.utils.errors import first_line
 from pspg.engine.utils.files import write_text
 
 CALLS, REPLAYS = 20, 7
@@ -117,7 +118,7 @@ def measure(name: str, device: torch.device) -> Iterator[dict[str, Any]]:
         try:
             us = _microseconds(timed.function, device)
         except RuntimeError as error:
-            yield {"name": timed.name, "us": None, "error": (str(error).splitlines() or [""])[0][:120]}
+            yield {"name": timed.name, "us": None, "error": first_line(error)[:120]}
             continue
         yield {"name": timed.name, "us": us, "tflops": timed.flops / us / 1e6, "gbs": timed.bytes / us / 1e3}
 

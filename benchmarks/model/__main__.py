@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pspg.engine.utils.errors import UserError
-from pspg.engine.utils.files import check_output, write_text
+from pspg.engine.utils.files import check_output
 from pspg.kernels.prompt_decoder.gru import MOST_IMAGES
 
+from ..command import command, positive, write_json
 from ..setup import exact_flops
-from ..step import positive
 from . import __doc__ as purpose
 from .assumptions import GPUS, Assumptions, load_assumptions
 from .price import Totals, price_step, with_selectable
 from .trace import PARTS, Step, trace_step
 
 
+@command("benchmarks.model")
 def main() -> int:
     """Trace, price, print; returns the exit status."""
     arguments = _arguments()
-    try:
-        if arguments.batch > MOST_IMAGES:
-            raise UserError(f"--batch: the decoder's kernels take up to {MOST_IMAGES} images, got {arguments.batch}")
-        tables = {gpu: load_assumptions(gpu, arguments.calibration) for gpu in arguments.gpu}
-        if arguments.json:
-            check_output(arguments.json, folder=False, key="--json")
-    except UserError as error:
-        print(f"benchmarks.model: error: {error}", file=sys.stderr)
-        return 2
+    if arguments.batch > MOST_IMAGES:
+        raise UserError(f"--batch: the decoder's kernels take up to {MOST_IMAGES} images, got {arguments.batch}")
+    tables = {gpu: load_assumptions(gpu, arguments.calibration) for gpu in arguments.gpu}
+    if arguments.json:
+        check_output(arguments.json, folder=False, key="--json")
     results = []
     for classes in arguments.classes:
         step, exact = trace_step(classes, arguments.batch), exact_flops(classes, arguments.batch)
@@ -41,8 +37,7 @@ def main() -> int:
             results.append(_result(step, gpu, table, exact))
             _print(results[-1])
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.json, json.dumps(results, indent=2) + "\n")
+        write_json(arguments.json, results)
     return 0
 
 

@@ -24,7 +24,7 @@ from .price import kind, price
 from .share import Share
 from .trace import BACKWARD, DECODERS, IMAGE, PAIRS, PREFIXES, SINGLES, Operation, Step, trace_contrastive, trace_step
 
-TEXTS, REST, COMMUNICATION, HOST = "texts", "rest", "communication", "host"
+TEXTS, REST, COMMUNICATION = "texts", "rest", "communication"
 GROUPS = {PAIRS: PAIRS, PREFIXES: TEXTS, SINGLES: TEXTS, BACKWARD: TEXTS, DECODERS: DECODERS, IMAGE: IMAGE}
 """part of the step → what limits; of the outer backward what is neither decoders nor images is nearly all of texts"""
 CALLS = {ALL_REDUCE: 1, ALL_GATHER: 4, REDUCE_SCATTER: 2}

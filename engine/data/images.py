@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from ..config import Resize
+from ..utils.errors import first_line
 from .bad_image import MAX_MEGAPIXELS, BadImage, check_extent
 from .bounds import bytes_a_pixel, check_memory, check_scans
 from .dicom import read_dicom
@@ -84,7 +85,7 @@ def read_image(
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # on broken bytes Pillow raises almost any type
-        raise BadImage(path, f"cannot be decoded: {_first_line(error)}") from None
+        raise BadImage(path, f"cannot be decoded: {_reason(error)}") from None
 
 
 def _luminance(image: Image.Image) -> Image.Image:
@@ -203,6 +204,5 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r" \(\d+ bytes not processed\)$", "", line)  # one reason, however much is missing
+def _reason(error: Exception) -> str:
+    return re.sub(r" \(\d+ bytes not processed\)$", "", first_line(error))  # one reason, however much is missing

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import Resize
 from ..utils.documents import read_json
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .clip import check_activation, check_context_length, check_numbers, named_config, read_model_json, weights_file
 from .weights import load_strictly, read_weights, trained_with_quick_gelu
 
@@ -96,7 +96,7 @@ def load_any_clip(source: str, weights: str) -> AnyClip:
         model.encode_image(torch.zeros(1, 3, clip.size, clip.size))
         model.encode_text(clip.tokenizer(["a"]))
     except Exception as error:  # a tower of another image size, a tokenizer of another vocabulary
-        raise UserError(f"clip: {source}: its towers do not take their inputs ({_reason(error)})") from error
+        raise UserError(f"clip: {source}: its towers do not take their inputs ({first_line(error)})") from error
     return clip
 
 
@@ -143,7 +143,7 @@ def _build(config: dict[str, Any], source: str) -> Any:
     except UserError as error:
         raise UserError(f"clip: {source}: {error}") from None
     except Exception as error:  # whatever open_clip, timm or transformers raises
-        raise UserError(f"clip: open_clip cannot build {source} ({_reason(error)})") from error
+        raise UserError(f"clip: open_clip cannot build {source} ({first_line(error)})") from error
 
 
 def _custom(config: dict[str, Any]) -> bool:
@@ -221,7 +221,7 @@ def _tokenizer(text: dict[str, Any], source: str) -> Callable[..., Tensor]:
     except UserError as error:
         raise UserError(f"clip: {source}: {error}") from None
     except Exception as error:  # whatever transformers or the hub's client raises
-        raise UserError(f"clip: {source}: no tokenizer {name or ''} ({_reason(error)})") from error
+        raise UserError(f"clip: {source}: no tokenizer {name or ''} ({first_line(error)})") from error
 
 
 def _options(options: Any, known: Collection[str], source: str) -> dict[str, Any]:
@@ -246,7 +246,3 @@ def _options(options: Any, known: Collection[str], source: str) -> dict[str, Any
 
 def _three_numbers(values: Any) -> bool:
     return isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

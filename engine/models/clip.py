@@ -23,7 +23,7 @@ from pspg.kernels.precision import at_least_fp32, no_autocast
 from pspg.kernels.text_tower import TextLayer, TextTower
 
 from ..utils.documents import Within, as_schema, read_json
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .encoders import ENCODERS, ImageEncoder
 from .weights import load_strictly, read_weights, trained_with_quick_gelu
 
@@ -428,5 +428,5 @@ def weights_file(backbone: str, pretrained: str, config: Mapping[str, Any], key:
     try:
         return Path(open_clip.download_pretrained(weights))
     except Exception as error:  # whatever the network or the hub's client raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{key}: cannot fetch {pretrained} of {backbone} ({reason})") from error

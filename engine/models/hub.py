@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.names import HUB
 
 CONFIG = "open_clip_config.json"
@@ -37,7 +37,7 @@ def local_folder(name: str | Path, key: str) -> Path:
     except HFValidationError:
         raise UserError(f"{key}: {text} is no name on the Hugging Face Hub; write {HUB}OWNER/NAME") from None
     except Exception as error:  # whatever the network or the hub's client raises
-        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())
+        reason = " ".join(first_line(error).split())
         raise UserError(
             f"{key}: cannot fetch {text} from the Hugging Face Hub ({reason}); give a local folder in its layout"
         ) from error

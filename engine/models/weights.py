@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..utils.documents import read_json
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .torchscript import NotPlain, check_stored, is_torchscript, read_torchscript
 
 OPENAI_SETTINGS = {"input_resolution", "context_length", "vocab_size"}
@@ -58,7 +58,7 @@ def read_weights(path: str | Path, *, scripted: bool = False) -> tuple[dict[str,
     except Exception as error:  # a damaged file can fail anywhere in its parser
         # torch's own message advises to load the file unsafely.
         unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors" if unsafe else (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "it holds more than tensors" if unsafe else first_line(error)
         raise UserError(f"{path}: not readable as weights ({reason})") from error
 
 

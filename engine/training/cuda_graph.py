@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.collectives import first_refusal, is_main
+from ..utils.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class StepGraph:
         except RuntimeError as error:
             if self._together:
                 raise  # the others wait in a collective of this step
-            return _first_line(error)
+            return first_line(error)
         # Recorded on mirrored inputs, checked on the true ones: what it kept of its own inputs shows.
         for name, tensor in tensors.items():
             self._inputs[name].copy_(tensor.flip(-1))
@@ -173,7 +174,7 @@ class StepGraph:
         try:
             self._replay, self._outcome = self._record(run)
         except RuntimeError as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         if reason := self._agreed(reason):
             return reason
         assert self._replay is not None
@@ -188,16 +189,12 @@ class StepGraph:
             self._replay()
             reason = None if _agree(self._outcome, expected) else "its replay differs from the step"
         except RuntimeError as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         return self._agreed(reason)
 
     def _agreed(self, reason: str | None) -> str | None:
         """The same verdict on all ranks that share a batch."""
         return first_refusal(reason) if self._together else reason
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).splitlines() or ["unknown"])[0]
 
 
 def _owned(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:

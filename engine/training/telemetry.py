@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import naming, write_text
 from ..utils.metrics_log import read_metrics
 from .loggers import LOGGERS, Logger, RunStart
@@ -137,7 +137,7 @@ class Telemetry:
                 if not logger.remote:
                     raise
                 self._loggers.remove(logger)
-                log.warning(f"logger: {logger.name} no longer logs this run: {_first_line(error)}")
+                log.warning(f"logger: {logger.name} no longer logs this run: {first_line(error)[:200]}")
 
 
 def _start(name: str, start: RunStart) -> Logger:
@@ -147,11 +147,8 @@ def _start(name: str, start: RunStart) -> Logger:
     except Exception as error:
         if not logger.remote:
             raise
-        raise UserError(f"logger: {name} does not start: {_first_line(error)}; set it up, or leave it out") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
+        raise UserError(f"logger: {name} does not start: {reason}; set it up, or leave it out") from error
 
 
 class LoaderWatch:

@@ -12,3 +12,8 @@ class UserError(Exception):
     """
 
     local = False
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; the name of its type where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -38,7 +38,7 @@ def repository(tmp_path: Path) -> Path:
     for folder in ("engine", "kernels"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "benchmarks").mkdir()
-    for name in ("rows", "tables", "compare"):
+    for name in ("rows", "tables", "command", "compare"):
         shutil.copy(ROOT / "benchmarks" / f"{name}.py", root / "benchmarks")
     (root / "benchmarks" / "__init__.py").touch()
     (root / "benchmarks" / "run.py").write_text(RUN.replace("SLEEP", "0"))

@@ -31,7 +31,7 @@ def phase2(dtype: torch.dtype = torch.float32, **options: Any) -> Phase2:
 
 def run(case: Phase2, impls: tuple[str, ...] = FORMS, dtype: str = "fp32") -> list[Row]:
     row = Row(job="steps/a/b", operator="a", impl="", sizes={"C": 4}, dtype=dtype)
-    return measure(row, case, impls, ("both",), peaks={}, without={}, seconds=0.0)
+    return measure(row, case, impls, ("both",), peaks={}, seconds=0.0)
 
 
 def test_implementations_of_a_step_agree_and_are_measured() -> None:

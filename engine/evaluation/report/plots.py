@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -22,7 +22,6 @@ from .svg import COLOURS, INK, SOFT, drawing, label
 FEW = 20  # up to here label co-occurrence has its counts
 DRAWN = 14  # up to here the curve of every class is shown from the start; of more, groups of them
 GRID = np.linspace(0, 1, 101)
-Curve = Callable[[Labels, Floats], tuple[Floats, Floats]]
 TAB20 = [mpl.colors.to_hex(colour) for colour in mpl.color_sequences["tab20"]]
 PALETTE = TAB20[::2] + TAB20[1::2]  # pale ones last
 
