@@ -23,6 +23,9 @@ from .recurrence import (
 from .reference import Decoder
 from .stacked import affine, merge, split
 
+_FEW = 32
+"""rows: with 28 the product from the left is 1.2 times as fast, with 56 it is slower (one core, MKL, float32)"""
+
 
 def decode(
     decoders: Sequence[Decoder],
@@ -50,24 +53,24 @@ def forward_steps(weights: StepWeights, n: int, heads: int, save: bool) -> tuple
     for i in range(n):
         gates = _gates(x, u, weights.start.new_empty(count, classes, 4 * hidden, dtype=state))
         h = torch.lerp(gates[..., 3 * hidden :], h, gates[..., 2 * hidden : 3 * hidden])
-        qkv = affine(h.to(dtype), weights.qkv, weights.qkv_bias)
+        qkv = _affine(h.to(dtype), weights.qkv, weights.qkv_bias)
         pre_norm_1 = _accumulate(h + weights.out_bias[:, None], _self_attention(qkv, heads), weights.out.mT)
         normed_1 = F.layer_norm(pre_norm_1, (hidden,)).to(dtype)
         pre_norm_2 = _accumulate(h + weights.y_bias[:, None], normed_1, weights.y.mT)
         h = torch.addcmul(weights.shift[:, None], F.layer_norm(pre_norm_2, (hidden,)), weights.scale[:, None])
         query = h.to(dtype)
-        scores = affine(query, weights.query, weights.query_bias)
+        scores = _affine(query, weights.query, weights.query_bias)
         summed = torch.baddbmm(query, mix(weights, scores, heads).to(dtype), weights.value)
         fc, fc_bias = weights.fc, weights.fc_bias
-        output = summed if fc is None or fc_bias is None else affine(summed, fc, fc_bias)
+        output = summed if fc is None or fc_bias is None else _affine(summed, fc, fc_bias)
         outputs[:, i] = output
         if saved is not None:  # products write whole tensors, which is faster than writing into a step's place
             for buffers, part in zip(saved, (gates, qkv, pre_norm_1, pre_norm_2, scores, summed), strict=True):
                 if buffers is not outputs:
                     buffers[:, i] = part
         if i + 1 < n:
-            x = affine(output, weights.feedback, weights.feedback_bias)
-            u = affine(query, weights.recurrent, weights.recurrent_bias)
+            x = _affine(output, weights.feedback, weights.feedback_bias)
+            u = _affine(query, weights.recurrent, weights.recurrent_bias)
     return outputs, saved
 
 
@@ -148,6 +151,13 @@ def backward_steps(
         values=d_values,
         attended=_self_attention(saved.qkv.flatten(0, 1), heads).unflatten(0, (count, n)),
     )
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`affine`; few rows on a CPU are multiplied from the other side, up to 2.6 times as fast as by a transpose."""
+    if x.device.type == "cpu" and x.shape[1] <= _FEW:
+        return torch.baddbmm(bias[..., None], weight, x.mT).mT.contiguous()
+    return affine(x, weight, bias)
 
 
 def _gates(x: Tensor, u: Tensor, gates: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ def mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
 
 def attention(heads: int, qkv: Tensor, prefix_kv: Tensor, pairs: RaggedPairs) -> Tensor:
     """`BlockOperations.attention`."""
+    if qkv.device.type == "cpu" and qkv.dtype == prefix_kv.dtype:
+        mask = torch.zeros(pairs.mask.shape, dtype=qkv.dtype).masked_fill_(~pairs.mask, -torch.inf)
+        return _Attention.apply(heads, qkv, prefix_kv, pairs.prefix_index, pairs.starts, mask)
     return attend(heads, qkv, prefix_kv.index_select(0, pairs.prefix_index), pairs.mask)
 
 
@@ -68,6 +72,50 @@ def products(tower: TextTower, x: Tensor) -> None:
 
 # Two inputs of LayerNorms, queries, keys and values of the prefix and the token, and the attended value.
 EAGER = BlockOperations(10, add_norm, mlp, attention, pooled_norm, pooled_attention, gather_suffix, products)
+
+
+class _Attention(torch.autograd.Function):
+    """`attention` on a CPU, where the passes around it cost as much as itself: each number is copied once.
+
+    Autograd would join the gradients of keys and values, then of these and the queries, and add up each sequence's
+    part of a prefix by its index; sequences of one prefix are consecutive, and their sum is one reduction.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, heads: int, qkv: Tensor, prefix_kv: Tensor, index: Tensor, starts: Tensor, mask: Tensor
+    ) -> Tensor:
+        (count, own, _), before = qkv.shape, prefix_kv.shape[1]
+        queries, keys_values = qkv.split([qkv.shape[-1] // 3, 2 * qkv.shape[-1] // 3], dim=-1)
+        seen = qkv.new_empty(count, before + own, keys_values.shape[-1])
+        torch.index_select(prefix_kv, 0, index, out=seen[:, :before])
+        seen[:, before:] = keys_values
+        q = queries.unflatten(-1, (heads, -1)).transpose(1, 2)
+        k, v = seen.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
+        ctx.save_for_backward(q, k, v, out, sums, starts, mask)
+        ctx.before = before
+        return out.transpose(1, 2).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, sums, starts, mask = ctx.saved_tensors
+        count, heads, own, size = q.shape
+        gradient = gradient.unflatten(-1, (heads, size)).transpose(1, 2)
+        parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, q, k, v, out, sums, 0.0, False, attn_mask=mask
+        )
+        d_q, d_k, d_v = (part.transpose(1, 2) for part in parts)
+        d_qkv = gradient.new_empty(count, own, 3, heads, size)
+        for number, part in enumerate((d_q, d_k[:, ctx.before :], d_v[:, ctx.before :])):
+            d_qkv[:, :, number] = part
+        bounds = starts.tolist()
+        d_prefix = gradient.new_empty(len(bounds) - 1, ctx.before, 2, heads, size)
+        for prefix, (start, stop) in enumerate(pairwise(bounds)):
+            for number, part in enumerate((d_k, d_v)):
+                torch.sum(part[start:stop, : ctx.before], dim=0, out=d_prefix[prefix, :, number])
+        return None, d_qkv.flatten(2), d_prefix.flatten(2), None, None, None
 
 
 class _MLP(torch.autograd.Function):

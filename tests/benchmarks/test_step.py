@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import step
+from benchmarks import phase1, step
 from benchmarks.machine import peak_bytes
 from benchmarks.setup import exact_flops, make_setup, repaired_loss
 from benchmarks.steps import whole_step
@@ -51,6 +51,8 @@ def test_peak_memory_is_that_of_this_process() -> None:
         (["--impl", "triton"], "--device cuda"),
         (["--device", "tpu"], "tpu"),
         (["--json", "README.md/out.json"], "README.md"),
+        (["--phase", "1", "--impl", "repaired"], "--phase 1: measures reference and eager with --device cpu"),
+        (["--phase", "1", "--memory", "100"], "--memory: phase 1"),
     ],
 )
 def test_mistakes_end_in_a_line(
@@ -96,6 +98,7 @@ def test_writes_what_it_measured(tmp_path: Path) -> None:
     assert "utilisation" in done.stdout
     result = json.loads(one.read_text())
     assert 0 < result["p20"] <= result["p50"] <= result["p80"]
+    assert result["cpu_s"] > 0
     assert result["peak_bytes"] > 5e8
     assert result["reserved_bytes"] is None
     assert result["flops"] == exact_flops(2, 1)
@@ -105,6 +108,29 @@ def test_writes_what_it_measured(tmp_path: Path) -> None:
         run("--classes", 2, "--batch", 1, "--impl", "repaired", "eager", "--repeat", 1, "--json", two).returncode == 0
     )
     assert [row["impl"] for row in json.loads(two.read_text())] == ["repaired", "eager"]
+
+
+@pytest.mark.slow
+def test_phase_1_is_measured_behind_its_gate(tmp_path: Path) -> None:
+    file = tmp_path / "one.json"
+    done = run("--phase", 1, "--batch", 2, "--impl", "reference", "eager", "--repeat", 1, "--json", file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("phase-1 step, RN50, B=2, cpu")
+    rows = json.loads(file.read_text())
+    assert [(row["impl"], row["phase"]) for row in rows] == [("reference", 1), ("eager", 1)]
+    assert all(row["cpu_s"] > 0 and row["flops"] == rows[0]["flops"] > 0 for row in rows)
+
+
+def test_phase_1_flops_grow_with_the_batch() -> None:
+    """Four reports are as long as four others; images are alike."""
+    assert phase1.flops(8) == pytest.approx(2 * phase1.flops(4), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_phase_1_step_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = phase1.ContrastiveModel.forward
+    monkeypatch.setattr(phase1.ContrastiveModel, "forward", lambda self, x, *texts: forward(self, x.flip(0), *texts))
+    assert "wrong: error is" in (phase1.wrong("eager") or "")
 
 
 def test_what_fails_the_gate_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def same(got: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 5, 14, 31])
+@pytest.mark.parametrize("classes", [1, 2, 5, 14, 31, 33])
 @pytest.mark.parametrize("images", [1, 7])
 @pytest.mark.parametrize("n", [1, 4, 16])
 @pytest.mark.parametrize("count", [1, 2])

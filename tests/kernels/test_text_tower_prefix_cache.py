@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pspg.kernels.spcl import pair_features
 from pspg.kernels.text_tower import Prompts, PromptTemplate, TextTower, encode_prompts
+from pspg.kernels.text_tower.block_operations import RaggedPairs
 from pspg.kernels.text_tower.blocks import token_bytes
-from pspg.kernels.text_tower.eager import EAGER
+from pspg.kernels.text_tower.eager import EAGER, attend
 
 MakeTemplate = Callable[..., PromptTemplate]
 
@@ -157,3 +158,20 @@ def test_autocast_computes_in_its_dtype(dtype: torch.dtype) -> None:
     (expected,) = torch.autograd.grad(exact.sum(), prompts)
     assert gradient.dtype == torch.float32
     assert (gradient - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("lengths", [None, [2, 2, 3, 1]], ids=["whole", "prefix"])
+def test_attention_on_a_cpu_has_the_gradients_of_autograd(lengths: list[int] | None) -> None:
+    """Also of prefixes that no sequence continues."""
+    torch.manual_seed(0)
+    first = torch.tensor([1, 1, 2, 4])
+    sizes = {"prefixes": 6, "suffixes": 4, "prefix_tokens": 3, "suffix_tokens": 2}
+    pairs = RaggedPairs(
+        first, torch.arange(4), **sizes, prefix_lengths=None if lengths is None else torch.tensor(lengths)
+    )
+    qkv = torch.randn(4, 2, 12, dtype=torch.float64, requires_grad=True)
+    prefix_kv = torch.randn(6, 3, 8, dtype=torch.float64, requires_grad=True)
+    found = []
+    for out in (EAGER.attention(2, qkv, prefix_kv, pairs), attend(2, qkv, prefix_kv[first], pairs.mask)):
+        found.append([out.detach(), *torch.autograd.grad((out * out.detach().sin()).sum(), [qkv, prefix_kv])])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
