@@ -105,9 +105,8 @@ def eager(
                 x = residual(x, step, number, 0, p.self_attention(f"{block}.self_attn", y, heads))
                 y = p.layer_norm(f"{block}.ln_2", x).to(dtype)
                 query = split(affine(y, *queries[number]), heads)
-                x = residual(
-                    x, step, number, 1, p.attend(f"{block}.cross_attn", query, *memory[number], present=present)
-                )
+                keys, values = memory[number]
+                x = residual(x, step, number, 1, p.attend(f"{block}.cross_attn", query, keys, values, present))
                 y = F.relu(p.linear(f"{block}.mlp.0", p.layer_norm(f"{block}.ln_3", x).to(dtype)))
                 x = residual(x, step, number, 2, p.linear(f"{block}.mlp.2", y))
             outputs.append(x.to(dtype))
