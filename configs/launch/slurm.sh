@@ -8,14 +8,14 @@
 #SBATCH --output=%x-%j.log
 #SBATCH --requeue
 # Train under SLURM, one torchrun a node, with all CPUs and GPUs of the nodes:
-#   ENVIRONMENT=.venv/bin/activate sbatch --account=A --partition=P configs/launch/slurm.sh --config configs/padchest108.yaml
-# ENVIRONMENT is a file to source on every node (modules, a virtual environment). Options of sbatch win over those above;
+#   ACTIVATE=.venv/bin/activate sbatch --account=A --partition=P configs/launch/slurm.sh --config configs/padchest108.yaml
+# ACTIVATE is a file to source on every node (modules, a virtual environment). Options of sbatch win over those above;
 # SBATCH_ACCOUNT and SBATCH_PARTITION do as well. --dry_run prints what each rank would do.
 # A job that is requeued goes on from its last checkpoint.
 set -euo pipefail
-if [ -n "${ENVIRONMENT:-}" ]; then
+if [ -n "${ACTIVATE:-}" ]; then
     set +u # many such files read variables that are not set
-    source "$ENVIRONMENT"
+    source "$ACTIVATE"
     set -u
 fi
 MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -89,7 +89,9 @@ def test_slurm_on_two_nodes(tmp_path: Path, settings, launch: Launch) -> None:
         (tools / name).chmod(0o755)
     (tmp_path / "activate").write_text("echo sourced $NEVER_SET\n")
     job = {"JOB_ID": os.getpid(), "JOB_NUM_NODES": 2, "JOB_NODELIST": "node[1-2]", "CPUS_ON_NODE": 6, "GPUS_ON_NODE": 1}
-    variables = {"TOOLS": tools, "ENVIRONMENT": tmp_path / "activate", **{f"SLURM_{k}": v for k, v in job.items()}}
+    # A batch job of SLURM has ENVIRONMENT=BATCH, whatever sbatch was given.
+    own = {"TOOLS": tools, "ENVIRONMENT": "BATCH", "ACTIVATE": tmp_path / "activate"}
+    variables = {**own, **{f"SLURM_{k}": v for k, v in job.items()}}
     arguments = [*settings("prompt")[1:], "--output", tmp_path / "run", "--dry_run"]
     output = finish(launch("slurm.sh", variables, arguments))
     assert output.startswith("sourced\nsrun --kill-on-bad-exit=1 --cpus-per-task=6 torchrun --nnodes=2 ")
