@@ -16,7 +16,7 @@ from jsonargparse.typing import (
 )
 
 from .utils.errors import UserError
-from .utils.finite import refuse_endless
+from .utils.impossible import refuse_impossible
 from .utils.parser_messages import plain_range
 from .utils.registry import choices, on_register, registered
 
@@ -231,7 +231,7 @@ def check_values(settings: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check_values(value, f"{prefix}{key}.")
         else:
-            refuse_endless(value, f"{prefix}{key}")
+            refuse_impossible(value, f"{prefix}{key}")
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise UserError(f"{prefix}{key}: {value!r} is not one of {', '.join(map(str, get_args(hint)))}")
         for kind in get_args(hint) or (hint,):

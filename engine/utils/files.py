@@ -36,7 +36,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         OSError: names `path`.
+        UserError: `path` is a device or pipe: root would replace it for every program of the machine.
     """
+    if _is_special(path):
+        raise UserError(f"{path}: is a device or a pipe, not a file; choose another name")
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
     except OSError as error:
@@ -99,11 +102,14 @@ def check_output(path: str | Path, *, folder: bool = True, key: str = "output") 
     """Refuse, before any work is done, an output that could not be written; `key` is the setting that names it.
 
     Raises:
-        UserError: it is a file where a folder is needed (or the reverse), lies below a file, or is not writable.
+        UserError: it is a file where a folder is needed (or the reverse), a device or pipe, lies below a
+            file, or is not writable.
     """
     path = Path(path)
     if path.exists() and path.is_dir() != folder:
         raise UserError(f"{key}: {path} is a {'file' if folder else 'folder'}; choose another name")
+    if _is_special(path):
+        raise UserError(f"{key}: {path} is a device or a pipe, not a file; choose another name")
     place = path if path.exists() else path.parent
     while not place.exists():
         place = place.parent
@@ -169,6 +175,13 @@ def new_folder(path: str | Path, *, key: str = "output") -> Iterator[Path]:
     check_new_folder(path, key=key)
     with partial_folder(Path(path).resolve()) as partial:
         yield partial
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something other than a file or folder is there, or a link of /proc, as /dev/stdout is one."""
+    if path.is_symlink() and os.readlink(path).startswith("/proc/"):
+        return True
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _umask() -> int:

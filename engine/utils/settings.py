@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from .errors import UserError
-from .finite import refuse_endless
+from .impossible import refuse_impossible
 from .packaged import find_file, near_names
 from .parser_messages import meant, parser_message
 from .yaml_text import bounded, read_yaml
@@ -98,9 +98,9 @@ def plain_numbers(settings: Any) -> Any:
     """The settings with int and float in place of the parser's numbers of a limited range, which YAML cannot write.
 
     Raises:
-        UserError: a number is not finite, see `finite.py`.
+        UserError: a value that no setting can have, see `impossible.py`.
     """
-    refuse_endless(settings)
+    refuse_impossible(settings)
     return _plain(settings)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pspg.engine.cli import main
 from pspg.engine.utils.errors import UserError
-from pspg.engine.utils.files import new_folder, replacing, write_text
+from pspg.engine.utils.files import check_output, new_folder, replacing, write_text
 from pspg.engine.utils.lock import LOCK, one_writer
 
 HOLD = """
@@ -34,6 +34,21 @@ def test_no_planted_link_is_written_through(tmp_path: Path, name: str) -> None:
     write_text(tmp_path / "a.csv", "new")
     assert (tmp_path / "victim").read_text() == "precious"
     assert (tmp_path / "a.csv").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a device", "standard output"])
+def test_devices_and_pipes_are_never_replaced(tmp_path: Path, kind: str) -> None:
+    """As root, an output of /dev/null would otherwise be a plain file from then on, for the whole machine."""
+    path, pipe = tmp_path / "output", tmp_path / "pipe"
+    os.mkfifo(path if kind == "pipe" else pipe)
+    if kind != "pipe":
+        targets = {"link to a pipe": pipe, "link to a device": "/dev/null", "standard output": "/proc/self/fd/1"}
+        path.symlink_to(targets[kind])
+    before = path.lstat()
+    for attempt in (lambda: write_text(path, "scores"), lambda: check_output(path, folder=False)):
+        with pytest.raises(UserError, match="is a device or a pipe"):
+            attempt()
+    assert path.lstat() == before
 
 
 def test_writers_of_one_file_never_mix(tmp_path: Path) -> None:

@@ -67,11 +67,13 @@ def test_mistakes_are_one_line(given: Any, message: str) -> None:
         ({"optim.lr": "1e400"}, "optim.lr: must be a finite number, got inf"),
         ({"data": {"std": math.inf}}, "data.std: must be a finite number, got inf"),
         ({"optim.lr": math.nan}, "optim.lr: must be > 0, got nan"),
+        ({"output": "runs/a\0b"}, "output: holds a NUL character; take it out"),
+        ({"data": {"class_names": ["a", "b\0"]}}, "data.class_names: holds a NUL character; take it out"),
         ({"batch_size": 10**30}, "batch_size: must be a number below 2^63, got one of 100 bits"),
         (TrainConfig(optim=OptimConfig(weight_decay=math.inf)), "optim.weight_decay: must be a finite number, got inf"),
     ],
 )
-def test_numbers_without_end_are_refused(given: Any, message: str) -> None:
+def test_what_no_setting_can_be_is_refused(given: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         check_values(as_settings(TrainConfig, given))  # what is made in Python no parser sees
     assert str(caught.value) == message

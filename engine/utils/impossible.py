@@ -1,4 +1,4 @@
-"""Numbers of settings are finite, and whole ones fit into 64 bits: the parser's types let others pass."""
+"""Values that no setting can have, and that the parser's types let pass: numbers without end, texts with a NUL."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ LARGEST = 2**63
 """above every whole number that torch and NumPy take"""
 
 
-def refuse_endless(value: Any, key: str = "") -> None:
-    """Refuse a setting that is, or holds at any depth, a number without end; `key` is its dotted name.
+def refuse_impossible(value: Any, key: str = "") -> None:
+    """Refuse a setting that is, or holds at any depth, such a value; `key` is its dotted name.
 
     Raises:
-        UserError: infinite or NaN, or a whole number of more than 64 bits.
+        UserError: infinite or NaN; a whole number of more than 64 bits; a text with a NUL, which no path or name holds.
     """
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         for name, one in value.items():
-            refuse_endless(one, f"{key}.{name}" if key else str(name))
+            refuse_impossible(one, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for one in value:
-            refuse_endless(one, key)
+            refuse_impossible(one, key)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key}: must be a finite number, got {float(value)}")
     elif isinstance(value, int) and not -LARGEST <= value < LARGEST:
         raise UserError(f"{key}: must be a number below 2^63, got one of {value.bit_length()} bits")
+    elif isinstance(value, str) and "\0" in value:
+        raise UserError(f"{key}: holds a NUL character; take it out")
