@@ -167,7 +167,9 @@ def check_train(config: TrainConfig) -> None:
     if optim.patience and not data.val:
         raise UserError("optim.patience: needs data.val, a validation that can get better")
     if optim.warmup_epochs is not None and optim.warmup_epochs > optim.epochs:
-        raise UserError(f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}")
+        raise UserError(
+            f"optim.warmup_epochs: {optim.warmup_epochs} is more than optim.epochs {optim.epochs}; null fits any number"
+        )
     if config.zero_stage == 3:
         if config.task != "contrastive":
             raise UserError("zero_stage: 3 is for phase 1; the head of phase 2 is small, use 0, 1 or 2")

@@ -235,6 +235,13 @@ def test_paper_hyper_parameters() -> None:
         assert (c.loss.gamma_positive, c.loss.gamma_negative, c.loss.clip) == (1, 2, 0.05)
 
 
+@pytest.mark.parametrize("name", ["chexpert_phase2", "chexpert_dualcoop", "mimic_cxr_phase1", "padchest108"])
+def test_a_shipped_configuration_runs_for_one_epoch(name: str) -> None:
+    """As a first try does, with nothing else changed."""
+    config = check([f"{name}.yaml", "--data.train", "a.jsonl", "--model.pretrained", "openai", "--optim.epochs", "1"])
+    assert learning_rate(0, 2, config.optim) < learning_rate(1, 2, config.optim) == config.optim.lr
+
+
 def test_the_baseline_is_aligned_with_the_paper_s_phase_2() -> None:
     """DualCoOp and PsPG differ in the head, in the pair loss, and in nothing else (section 4.1)."""
     ours, theirs = (
