@@ -5,29 +5,21 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from ..checkpoints.calibration import FILE, Calibration, write_calibration
 from ..checkpoints.model_folder import is_classifier
 from ..checkpoints.run import run_of
 from ..data.bad_image import report_bad
-from ..data.dataset import ImageDataset
 from ..data.labels import label_matrix, select_classes
-from ..data.loaders.choose import load_with, pick_loader
-from ..data.loaders.evaluation import make_eval_loader
 from ..data.manifest import load_label_names, load_manifest
-from ..data.pixels import Reading
 from ..evaluation.calibration import calibrated, fit_classes, left_line, point_name
 from ..evaluation.reliability import AtThreshold, at_thresholds, reliability
-from ..evaluation.scorer import open_scorer
 from ..models.hub import local_folder
-from ..utils.device import autocast_dtype, pick_device
 from ..utils.errors import UserError
 from ..utils.names import HUB, data_name
-from ..utils.numerics import fix_numerics
 from ..utils.templates import number
 from ..utils.terminal import show_table
+from .image_scores import ImageScores
 from .settings import CalibrateConfig, check_calibrate
 
 log = logging.getLogger(__name__)
@@ -36,7 +28,6 @@ CLASSES = 20
 """classes shown"""
 
 
-@torch.inference_mode()
 def calibrate(config: CalibrateConfig) -> Calibration:
     """Score the validation images, fit, write calibration.json into `config.checkpoint` and print what it gives.
 
@@ -50,19 +41,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         raise UserError("class_names: all frozen classes of a classifier are calibrated; leave it out")
     names = None if config.label_names is None else load_label_names(config.label_names)
     manifest = load_manifest(config.manifest, image_root=config.image_root, label_names=names, need="labels")
-    device = pick_device(config.device)
-    fix_numerics(device)
-    autocast = autocast_dtype(config.precision, device)
-    scorer = open_scorer(
-        source,
-        config.class_names,
-        device,
-        autocast,
-        bank=True,
-        blend=config.blend,
-        blend_weight=config.blend_weight,
-        calibrated=False,
-    )
+    scores = ImageScores(config, source, bank=True, calibrated=False)
+    scorer = scores.scorer
     known = [name for name in scorer.class_names if name in (manifest.label_names or [])]
     if not known:
         raise UserError(f"manifest: {config.manifest} has no label of the {len(scorer.class_names)} classes")
@@ -71,23 +51,13 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     labels = np.full((len(manifest.samples), len(scorer.class_names)), -1, np.float32)
     places = [scorer.class_names.index(name) for name in known]
     labels[:, places] = label_matrix(manifest.samples, columns, uncertain=config.uncertain, blank=config.blank)
-    reading = Reading(
-        on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth
-    )
-    dataset = ImageDataset(manifest.samples, scorer.pixels, reading, labels=labels)
-    load = load_with(pick_loader("loader", config.loader, device), device)
-    loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)
+    loader = scores.loader(manifest.samples, labels)
     odds, truth = [], []
-    for batch in tqdm(loader, "calibrating", unit="batch", leave=False, dynamic_ncols=True, disable=None):
-        logits = scorer.score(batch, device, autocast)[2]
+    for batch, _, _, logits in scores.of(loader, "calibrating"):
         odds.append((logits[:, 0] - logits[:, 1]).cpu().numpy())
         assert batch.labels is not None
         truth.append(batch.labels.cpu().numpy().astype(np.int8))
-    if not odds:
-        raise UserError(next(iter(loader.bad.values()), "there are no images"))
     z, y = np.concatenate(odds), np.concatenate(truth)
-    if not np.isfinite(z).all():
-        raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")
     classes, reasons = fit_classes(
         z,
         y,

@@ -12,27 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..data.bad_image import report_bad
-from ..data.dataset import ImageDataset
 from ..data.find_images import find_images
 from ..data.labels import select_classes
-from ..data.loaders.choose import load_with, pick_loader
-from ..data.loaders.evaluation import EvalLoader, make_eval_loader
-from ..data.pixels import Reading
+from ..data.loaders.evaluation import EvalLoader
 from ..evaluation.map_pictures import MapWriter
-from ..evaluation.scorer import Scorer, open_scorer
 from ..evaluation.similarity_maps import similarity_maps
 from ..models.hub import local_folder
 from ..models.pspg import probabilities
-from ..utils.device import autocast_dtype, pick_device
-from ..utils.errors import UserError
 from ..utils.files import new_folder
-from ..utils.numerics import fix_numerics
 from ..utils.settings import as_settings
 from ..utils.tables import write_csv
 from ..utils.terminal import show_table
+from .image_scores import ImageScores
 from .settings import PredictConfig, check_predict
 
 log = logging.getLogger(__name__)
@@ -74,26 +67,10 @@ def predict(config: PredictConfig | Mapping[str, Any] | str | Path | None = None
     check_predict(config)
     checkpoint = local_folder(config.checkpoint, "checkpoint")
     samples = find_images(Path(config.input), image_root=config.image_root)
-    device = pick_device(config.device)
-    fix_numerics(device)
-    autocast = autocast_dtype(config.precision, device)
-    scorer = open_scorer(
-        checkpoint,
-        config.class_names,
-        device,
-        autocast,
-        bank=config.context == "bank",
-        blend=config.blend,
-        blend_weight=config.blend_weight,
-        calibrated=config.calibrated,
-    )
+    scores = ImageScores(config, checkpoint, bank=config.context == "bank", calibrated=config.calibrated)
+    scorer = scores.scorer
     drawn = select_classes(scorer.class_names, config.map_classes, key="map_classes")[1]
-    reading = Reading(
-        on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth
-    )
-    dataset = ImageDataset(samples, scorer.pixels, reading)
-    load = load_with(pick_loader("loader", config.loader, device), device)
-    loader = make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)
+    loader = scores.loader(samples)
     output = Path(config.output)
     with ExitStack() as stack:
         maps = None
@@ -101,7 +78,7 @@ def predict(config: PredictConfig | Mapping[str, Any] | str | Path | None = None
             folder = stack.enter_context(new_folder(config.maps, key="maps"))
             maps = MapWriter(folder, scorer.class_names, drawn, config.map_threshold or 0.0, len(samples))
             stack.callback(maps.close)
-        predictions = _score(scorer, loader, device, autocast, maps)
+        predictions = _score(scores, loader, maps)
         pairs = zip(predictions.ids, predictions.probabilities, strict=True)
         rows = ([name, *map(float, row), *predictions.found(row)] for name, row in pairs)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -117,30 +94,23 @@ def predict(config: PredictConfig | Mapping[str, Any] | str | Path | None = None
 
 
 @torch.inference_mode()
-def _score(
-    scorer: Scorer, loader: EvalLoader, device: torch.device, autocast: torch.dtype | None, maps: MapWriter | None
-) -> Predictions:
+def _score(scores: ImageScores, loader: EvalLoader, maps: MapWriter | None) -> Predictions:
     """Probabilities of all readable images, batch by batch, and their maps.
 
     Raises:
         UserError: no image could be read, or scores that are not finite.
     """
-    model, calibration = scorer.model, scorer.calibration
+    scorer, calibration = scores.scorer, scores.scorer.calibration
     lines = None if calibration is None else calibration.lines()
     ids: list[str] = []
     parts: list[NDArray[np.float64]] = []
-    for batch in tqdm(loader, "predicting", unit="batch", leave=False, dynamic_ncols=True, disable=None):
-        features, sides, logits = scorer.score(batch, device, autocast)
+    for batch, features, sides, logits in scores.of(loader, "predicting"):
         found = probabilities(logits, lines).cpu().numpy()
-        if not np.isfinite(found).all():
-            raise UserError(f"{scorer.weights}: gives scores that are not finite; its training diverged")
         if maps is not None:
-            drawn = similarity_maps(features.tokens, *sides, model.logit_scale, blend=scorer.blend)
+            drawn = similarity_maps(features.tokens, *sides, scorer.model.logit_scale, blend=scorer.blend)
             maps.write(batch.ids, batch.pixels, drawn, found)
         ids += batch.ids
         parts.append(found)
-    if not parts:
-        raise UserError(next(iter(loader.bad.values()), "there are no images"))
     thresholds = None if calibration is None else calibration.thresholds()
     return Predictions(ids, scorer.class_names, np.concatenate(parts), thresholds)
 

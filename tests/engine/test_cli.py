@@ -11,27 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from pspg.engine.cli import COMMANDS, Command, main, make_parser, parse
-from pspg.engine.commands.train import check_parts
-from pspg.engine.config import DataConfig, LossConfig, ModelConfig
+from pspg.engine.cli import COMMANDS, main, parse
+from pspg.engine.config import DataConfig, ModelConfig
 from pspg.engine.data.cache.header import Header
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
-from pspg.engine.training.losses import PromptLoss
-from pspg.engine.training.optimizer import learning_rate
 from pspg.engine.utils.errors import UserError
-from pspg.engine.utils.help import plain_type
-
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-
-
-def test_yaml_then_dotted_overrides(tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text("model: {prompt_length: 3}\noptim: {lr: 1e-3}\n")
-    name, config = parse(["train", "--config", str(file), "--optim.lr", "2e-3", "--data.class_names", "[a, b]"])
-    assert name == "train"
-    assert (config.model.prompt_length, config.optim.lr, config.data.class_names) == (3, 2e-3, ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -151,44 +136,6 @@ def test_a_mistake_in_a_file_names_the_file(
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ({"model": {"hidden_size": 10}}, "model.decoder_heads"),
-        ({"model": {"decoder": "context", "prompts": "shared"}}, "model.prompts"),
-        ({"model": {"decoder": "context", "prompts": "positive"}}, "model.prompts"),
-        ({"model": {"fusion": "regions"}}, "loss.pair"),
-        ({"model": {"fusion": "regions"}, "loss": {"pair": "pcl"}}, "loss.pair"),
-        ({"model": {"dropout": 1.5}}, "model.dropout"),
-        ({"model": {"drop_path": 1.0}}, "model.drop_path"),
-        ({"optim": {"lr": float("nan")}}, "optim.lr"),
-        ({"optim": {"lr": 0}}, "optim.lr"),
-        ({"optim": {"warmup_epochs": 60}}, "optim.warmup_epochs"),
-        ({"optim": {"patience": 3}}, "optim.patience"),
-        ({"data": {"mean": 0.5}}, "data.mean"),
-        ({"data": {"max_megapixels": 0}}, "data.max_megapixels"),
-        ({"data": {"cache_features": True}}, "data.cache_features"),
-        ({"task": "contrastive", "data": {"cache_features": True}}, "data.cache_features"),
-        ({"task": "prompt", "zero_stage": 3}, "zero_stage"),
-        ({"task": "contrastive", "zero_stage": 3, "optim": {"ema_decay": 0.9}}, "zero_stage"),
-        ({"task": "contrastive", "zero_stage": 3, "precision": "fp16"}, "zero_stage"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"text_memory": 0}, "text_memory"),
-        ({"loss": {"pair_samples": -1}}, "loss.pair_samples"),
-        ({"loss": {"pair": "ranking", "pair_samples": 4}}, "loss.pair_samples"),
-        ({"data": {"train": ""}}, "data.train"),
-    ],
-)
-def test_contradictions_name_the_key(tmp_path: Path, override: dict[str, object], key: str) -> None:
-    settings = {"data": {"train": "x.jsonl"}}
-    for name, value in override.items():
-        settings[name] = {**settings.get(name, {}), **value} if isinstance(value, dict) else value
-    file = tmp_path / "a.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    with pytest.raises(UserError, match=rf"^{key}: "):
-        check(["--config", str(file)])
-
-
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
         ({"batch_size": 0}, "batch_size"),
         ({"text_memory": 0}, "text_memory"),
         ({"task": "other"}, "task"),
@@ -200,105 +147,6 @@ def test_contradictions_name_the_key(tmp_path: Path, override: dict[str, object]
 def test_settings_made_in_python_are_checked_like_those_of_the_command_line(override: Any, key: str) -> None:
     with pytest.raises(UserError, match=rf"^{key}: "):
         check_train(TrainConfig(**override))
-
-
-def check(arguments: list[str]) -> TrainConfig:
-    """Parse and check the settings of a training run."""
-    _, config = parse(["train", *arguments])
-    check_train(config)
-    check_parts(config)
-    return config
-
-
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
-def test_shipped_configs_are_valid(file: Path) -> None:
-    check(["--config", str(file)])
-
-
-@pytest.mark.parametrize("decoder", ["gru", "lstm", "transformer", "mlp"])
-@pytest.mark.parametrize("prompts", ["dual", "shared", "positive"])
-def test_the_ablations_are_overrides(decoder: str, prompts: str) -> None:
-    file = CONFIGS[0].parent / "chexpert_phase2.yaml"
-    config = check(["--config", str(file), "--model.decoder", decoder, "--model.prompts", prompts])
-    assert (config.model.decoder, config.model.prompts) == (decoder, prompts)
-
-
-def test_paper_hyper_parameters() -> None:
-    """Section 4.1 of the paper, where the shipped configuration and the defaults must agree."""
-    _, config = parse(["train", "--config", str(CONFIGS[0].parent / "chexpert_phase2.yaml")])
-    plain = TrainConfig()
-    for c in (config, plain):
-        assert (c.model.prompt_length, c.model.hidden_size, c.model.dropout) == (16, 512, 0.2)
-        assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.epochs) == ("sgd", 1e-4, 0.05, 50)
-        assert (c.optim.warmup_lr, c.optim.min_lr, c.batch_size) == (1e-6, 5e-6, 64)
-        assert [learning_rate(step, 1, c.optim) == c.optim.lr for step in (4, 5)] == [False, True]  # 5 epochs
-        assert (c.loss.gamma_positive, c.loss.gamma_negative, c.loss.clip) == (1, 2, 0.05)
-
-
-@pytest.mark.parametrize("name", ["chexpert_phase2", "chexpert_dualcoop", "mimic_cxr_phase1", "padchest108"])
-def test_a_shipped_configuration_runs_for_one_epoch(name: str) -> None:
-    """As a first try does, with nothing else changed."""
-    config = check([f"{name}.yaml", "--data.train", "a.jsonl", "--model.pretrained", "openai", "--optim.epochs", "1"])
-    assert learning_rate(0, 2, config.optim) < learning_rate(1, 2, config.optim) == config.optim.lr
-
-
-def test_the_baseline_is_aligned_with_the_paper_s_phase_2() -> None:
-    """DualCoOp and PsPG differ in the head, in the pair loss, and in nothing else (section 4.1)."""
-    ours, theirs = (
-        dataclasses.asdict(parse(["train", "--config", str(CONFIGS[0].parent / f"chexpert_{name}.yaml")])[1])
-        for name in ("phase2", "dualcoop")
-    )
-    other = {key for key in ours if ours[key] != theirs[key]}
-    assert other == {"output", "model", "loss"}
-    assert {key for key in ours["model"] if ours["model"][key] != theirs["model"][key]} == {"decoder", "fusion"}
-    assert {key for key in ours["loss"] if ours["loss"][key] != theirs["loss"][key]} == {"pair"}
-
-
-def test_loss_presets() -> None:
-    keys = ("classification_weight", "classification_reduction", "pair_weight", "pair_reduction")
-
-    def values(**settings: object) -> tuple[object, ...]:
-        resolved = PromptLoss(LossConfig(**settings)).config  # type: ignore[arg-type]
-        return tuple(getattr(resolved, key) for key in keys)
-
-    assert values() == (1.0, "sum", 1.0, "sum")
-    assert values(preset="published") == (0.1, "sum", 1.0, "mean")
-    assert values(preset="published", pair="ranking") == (0.1, "sum", 0.07, "mean")
-    assert values(preset="published", pair_weight=2.0) == (0.1, "sum", 2.0, "mean")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_describes_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([*command.split(), "--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    file = "FILE" if COMMANDS[command].needs_file else "[FILE]"
-    assert text.startswith(f"usage: pspg-engine {command} {file} [--key VALUE ...]")
-    settings = COMMANDS[command].load(COMMANDS[command].settings)
-    for field in dataclasses.fields(settings):
-        assert f"--{field.name}" in text
-    assert "(type:" in text
-    assert not re.search(r"Union\[|Optional\[|Literal\[|typing|<class", text)
-    assert not re.search(r"default:\s*(?:True|False)?\)", text)
-    assert not re.search(r"type:[^)]*(?:Interval|Int\b|Float\b|Seed|Depth|Below)", text)
-
-
-@pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].example])
-def test_the_example_of_a_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(CONFIGS[0].parents[1])
-    name, config = parse([*command.split(), *str(COMMANDS[command].example).split()])
-    assert name == command
-    assert config.checkpoint if command == "calibrate" else config.output  # it writes to the model
-
-
-def test_shells_complete_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--print_completion", "shtab-bash"])
-    make_parser.cache_clear()  # it is of no use after that
-    script = capsys.readouterr().out
-    assert "--optim.lr" in script
-    assert "import-checkpoint" in script
 
 
 def every_type() -> list[tuple[str, str]]:
@@ -349,29 +197,6 @@ def test_no_setting_takes_a_number_without_end(command: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("Optional[Literal['a', 'b']]", "{a, b} | null"),
-        ("Union[str, list[str], null]", "str | list[str] | null"),
-        ("Union[Literal['a', 'b'], list[Literal['a', 'b']]]", "{a, b} | list[{a, b}]"),
-        ("dict[str, int | null]", "dict[str, int | null]"),
-        ("PositiveInt | null", "int > 0 | null"),
-        ("Optional[list[ClosedUnitInterval]]", "list[float from 0 to 1] | null"),
-    ],
-)
-def test_types_are_shown_as_alternatives(text: str, shown: str) -> None:
-    assert plain_type(text) == shown
-
-
-def test_a_configuration_is_found_without_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    _, config = parse(["train", "chexpert_phase2", "--output", "a"])
-    assert (config.output, config.task) == ("a", "prompt")
-    Path("own.yaml").write_text("batch_size: 3\n")
-    assert parse(["train", "own"])[1].batch_size == 3
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("train --data.train {file} --data.class_names Edema", "data.class_names: Edema: no such file of names"),
@@ -391,31 +216,6 @@ def test_a_class_name_where_a_file_is_expected(
     words = shlex.split(arguments.replace("{lists}", "'{a: Mass}'").replace("{file}", str(file)))
     assert main([*words, *(["--model.pretrained", "random"] if words[0] == "train" else [])]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_commands_of_two_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A key with a space is all that it takes."""
-    export = COMMANDS["export-checkpoint"]
-    monkeypatch.setitem(COMMANDS, "prepare this", Command(export.settings, export.function, "first help"))
-    monkeypatch.setitem(COMMANDS, "prepare that", Command(export.settings, export.function, "second help"))
-    name, config = parse(["prepare", "that", "--output", "x"])
-    assert (name, config.output) == ("prepare that", "x")
-    with pytest.raises(SystemExit):
-        main(["prepare", "--help"])
-    text = capsys.readouterr().out
-    assert text.startswith("usage: pspg-engine prepare COMMAND")
-    assert "first help" in text
-    assert "second help" in text
-    for arguments, start in [
-        (["prepare", "this", "--nope", "1"], "pspg-engine prepare this: error: "),
-        (["prepare", "this"], "pspg-engine prepare this: error: checkpoint: "),
-        (["prepare", "other"], "pspg-engine prepare: error: "),
-        (["prepare"], "pspg-engine prepare: error: "),
-    ]:
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(start)
-        assert error.count("\n") == 1
 
 
 def test_a_command_that_takes_a_file_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -499,15 +299,6 @@ def test_a_refusal_that_needs_no_model_imports_no_torch(tmp_path: Path) -> None:
         assert end == ("2" if message else "0"), arguments
         assert filled(message) in error
     assert len(told[1::2]) == len(REFUSALS)
-
-
-@pytest.mark.parametrize("command", [[], ["prepare", "check"], ["train"], ["predict"]])
-def test_help_says_what_each_exit_status_means(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([*command, "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Exit status: 0, all was done, with on_bad_image skip also where images were left out" in shown
-    assert "prepare check found images that cannot be used; 3, all was done, and a damaged checkpoint" in shown
 
 
 @pytest.mark.parametrize(("content", "status"), [(b"no image", 2), (None, 2), ("whole", 0)])
