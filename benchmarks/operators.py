@@ -140,12 +140,13 @@ def _decode(impl: str, problem: Problem) -> Tensor:
         return decode(decoders, features, context, prompt_length=n, heads=heads, impl=impl)
 
 
-def _using(module: str, number: int, kernels: bool) -> AbstractContextManager[None]:
-    """What a module of kernels can do in several ways is done in the one of that number, from 1."""
+def _using(module: str, number: int, kernels: bool, tiles: int | None = None) -> AbstractContextManager[None]:
+    """What a module of kernels can do in several ways is done in the one of that number, from 1; tiles likewise."""
     if not kernels:
         return nullcontext()
     found = import_module(f"pspg.kernels.{module}")  # imports triton
-    chosen: AbstractContextManager[None] = found.use(found.CHOICE_NAMES[number - 1])
+    sizes = {} if tiles is None else {"tiles": found.TILE_NAMES[tiles - 1]}
+    chosen: AbstractContextManager[None] = found.use(found.CHOICE_NAMES[number - 1], **sizes)
     return chosen
 
 
@@ -312,13 +313,13 @@ def _mlp_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
 def _products_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
     (x, attended), (tower,) = _norm_problem(s, device, dtype).leaves, _mlp_problem(s, device, dtype).fixed
     layer = random_tower(Sizes(W=s.W, layers=1, heads=1, D=1), device, dtype).layers[0]
-    return Problem((x, attended), (replace(tower, layers=(layer,)), s.products))
+    return Problem((x, attended), (replace(tower, layers=(layer,)), s.products, s.tiles))
 
 
 def _block_products(operations: BlockOperations, problem: Problem) -> tuple[Tensor, Tensor]:
-    """A block after its attention, and the next one's projection; kernels as the number `products` says, from 1."""
-    (x, attended), (tower, choice) = problem.leaves, problem.fixed
-    with _using("text_tower.triton.products", choice, operations is not EAGER):
+    """A block after its attention, and the next one's projection; kernels as `products` and `tiles` say, from 1."""
+    (x, attended), (tower, choice, tiles) = problem.leaves, problem.fixed
+    with _using("text_tower.triton.products", choice, operations is not EAGER, tiles):
         stream = finish(tower, operations, tower.layers[0], Stream(x), attended)
         stream, qkv = project(tower, operations, tower.layers[0], stream)
     return stream.total(), qkv
@@ -339,7 +340,9 @@ OPERATORS: dict[str, Operator] = {
         _attention_problem,
         block_operation(lambda operations, p: operations.attention(p.fixed[1], *p.leaves, p.fixed[0])),
     ),
-    "block_products": Operator({**BLOCK, "products": 3}, _products_problem, block_operation(_block_products)),
+    "block_products": Operator(
+        {**BLOCK, "products": 3, "tiles": 1}, _products_problem, block_operation(_block_products)
+    ),
     "add_norm": Operator(
         BLOCK,
         _norm_problem,

@@ -28,6 +28,10 @@ from .session import OK, Part, Session
 OPERATORS = {
     "add_norm": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16"),
     "mlp": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16"),
+    **{
+        name: (f"C=108,n=16,pairs=482,products=3,tiles={tiles}", f"C=4,n=2,pairs=3,W=16,products=3,tiles={tiles}")
+        for name, tiles in (("block_products narrow", 2), ("block_products wide", 3))
+    },
     "suffix_attention": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16,heads=2"),
     "pair_loss": ("C=108,B=64", "C=4,B=2,D=16"),
     "asymmetric_loss": ("C=108,B=64", "C=4,B=2"),

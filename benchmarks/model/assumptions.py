@@ -39,13 +39,17 @@ class Assumptions:
     """of the host to start a kernel that is not in a recorded graph, torch's operators and autograd around it"""
     gap_us: float = 1.2
     """between two kernels of a recorded graph"""
+    overlapped_gap_us: float = 0.4
+    """what is left of it where a kernel is set up while the one before ends"""
+    barrier_us: float = 1.5
+    """of a barrier of all programs, between the phases of the decoder's one launch; a phase takes its `kernel_us`"""
     host_gap_us: float = 3.0
     """between two kernels that the host starts: behind the graph"""
     shortest_pass_us: float = 1.2
     """of a kernel however small"""
     shortest_product_us: float = 2.0
     tile_us: float = 1.0
-    """start and end of one tile of a product"""
+    """start and end of one tile of a product; at least, where an epilogue moves more than that"""
     split_us: float = 1.5
     """of adding up a product that was split along its inner length"""
     tile_share: Mapping[str, float] = field(

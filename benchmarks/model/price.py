@@ -8,11 +8,23 @@ from dataclasses import dataclass, replace
 import torch
 
 from .assumptions import Assumptions
-from .trace import FILLS, IMAGE, OPTIMIZER, Operation, Step
+from .trace import FILLS, OPTIMIZER, Operation, Step
 
 SPLITS = (1, 2, 4, 8, 16)
 FUSED = frozenset(["_linear_kernel", "_add_linear_kernel", "_activation_backward_kernel", "_norm_backward_kernel"])
 """products of the text tower with their neighbours inside"""
+_PERSISTENT = {
+    "forward_kernel": (
+        *("gru_kernel", "linear_kernel", "self_attention_kernel", "linear_kernel", "linear_kernel"),
+        *("cross_attention_kernel", "linear_kernel"),
+    ),
+    "backward_kernel": (
+        *("cross_attention_backward_kernel", "linear_kernel", "norm_linear_backward_kernel"),
+        *("norm_linear_backward_kernel", "self_attention_backward_kernel", "gru_backward_kernel"),
+        "recurrence_backward_kernel",
+    ),
+}
+"""the decoder's one launch → phases of a step, by the kernels that they are elsewhere"""
 _PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "baddbmm_"])
 
 
@@ -43,24 +55,6 @@ def price_step(step: Step, table: Assumptions) -> tuple[dict[str, Totals], dict[
     return parts, kinds
 
 
-def with_selectable(step: Step) -> Step:
-    """The step with the forms that can be chosen and are not the default before a GPU has run them.
-
-    Convolutions of the image tower with bias, residual and ReLU inside; decoder kernels each of which is set up while
-    the one before ends, so that nothing lies between them.
-    """
-    found = []
-    for operation in step.operations:
-        if operation.part == IMAGE and operation.name in ("relu_", "add_"):
-            continue
-        if operation.name.startswith("convolution"):
-            operation = replace(operation, kernels=1)
-        elif kind(operation) == "prompt_decoder":
-            operation = replace(operation, overlapped=True)
-        found.append(operation)
-    return replace(step, operations=found)
-
-
 def kind(operation: Operation) -> str:
     """Kind of an operation: the name of its kernel, or what torch's operator is."""
     name = operation.name
@@ -83,20 +77,31 @@ def price(operation: Operation, table: Assumptions) -> float:
     """Seconds of an operation, the gaps before its kernels included."""
     gap = 1e-6 * (table.host_gap_us if operation.part == OPTIMIZER else table.gap_us)
     if operation.overlapped:
-        gap = 0.0
+        gap = 1e-6 * table.overlapped_gap_us
     return _busy(operation, table) + operation.kernels * gap
 
 
-def _busy(operation: Operation, table: Assumptions) -> float:
-    moved = operation.read + operation.written
-    stream = moved / (table.bandwidth_share * table.bandwidth)
-    name = operation.name
+def used(operation: Operation, table: Assumptions) -> float:
+    """Seconds of all processors, or of all bandwidth, that an operation keeps from others that run beside it.
+
+    Without gaps and latency, in which nothing is used, and without processors that have no tile.
+    """
+    nothing = dict.fromkeys(table.kernel_us, 0.0)
+    free = {"shortest_pass_us": 0.0, "shortest_product_us": 0.0, "kernel_us": nothing, "trip_us": {}}
+    seconds = _busy(operation, replace(table, **free), alone=False)  # type: ignore[arg-type]
+    if operation.launch is not None and operation.name not in FUSED:  # small tiles
+        seconds = max(seconds, operation.flops / (table.product_rate * min(table.tile_share.values())))
+    return seconds
+
+
+def _busy(operation: Operation, table: Assumptions, *, alone: bool = True) -> float:
+    stream, name = _stream(operation, table), operation.name
     if operation.launch is not None and name in FUSED:
-        return _product(operation, table)
+        return _own_product(operation, table, alone)
     if operation.launch is not None:
-        return max(_launch(operation, table), 1e-6 * table.kernel_us.get(name, table.shortest_pass_us))
+        return max(_launch(operation, table), 1e-6 * _least_us(operation, table))
     if name in _PRODUCTS:
-        return _product(operation, table)
+        return _product(operation, table, alone)
     if name.startswith("convolution"):
         # The bias is a pass of its own.
         biased = name == "convolution" and operation.kernels > 1
@@ -113,42 +118,71 @@ def _pass(read: float, written: float, table: Assumptions) -> float:
     return (table.read_share * read + written) / (table.bandwidth_share * table.bandwidth)
 
 
-def _product(operation: Operation, table: Assumptions) -> float:
-    """Waves of the best tile, its inner length perhaps split; never less than the bytes take.
+def _product(operation: Operation, table: Assumptions, alone: bool) -> float:
+    """Waves of the library's best tile, its inner length perhaps split; never less than the bytes take.
 
-    A kernel of the project has the tile that it is launched with, does not split, and reaches a share of the rate.
+    Not alone, the last wave takes the part of the processors that has tiles.
     """
-    own, tiles_of, splits = 1.0, table.tile_share, list(SPLITS)
-    if operation.launch is None:
-        left, right = operation.shapes[-2:]
-        count, m, k, n = (left[0] if len(left) == 3 else 1), left[-2], left[-1], right[-1]
-    else:
-        a, own, splits = operation.launch.arguments, table.fused_share, [1]
-        count, m, n, k = 1, a["rows"], a["columns"], a["depth"]
-        tile = f"{a['BLOCK_M']}x{a['BLOCK_N']}"
-        tiles_of = {tile: table.tile_share.get(tile, min(table.tile_share.values()))}
-    measured = table.product_us.get(f"{count}x{m}x{n}x{k}") if operation.launch is None else None
+    left, right = operation.shapes[-2:]
+    count, m, k, n = (left[0] if len(left) == 3 else 1), left[-2], left[-1], right[-1]
+    measured = table.product_us.get(f"{count}x{m}x{n}x{k}")
     if measured is not None:
         return 1e-6 * measured
-    exact = operation.launch is None and operation.dtype == torch.float32  # the project's are never in float32
-    rate = own * (table.float32_rate if exact else table.product_rate)
-    best = math.inf
-    for tile, share in tiles_of.items():
+    rate = table.float32_rate if operation.dtype == torch.float32 else table.product_rate
+    best = busy = math.inf
+    for tile, share in table.tile_share.items():
         rows, columns = map(int, tile.split("x"))
         tiles = math.ceil(m / rows) * math.ceil(n / columns) * count
-        for split in splits:
+        for split in SPLITS:
             if split > 1 and (tiles * split > table.processors or k // split < 128):
                 break
-            waves = math.ceil(tiles * split / table.processors)
-            seconds = waves * (
-                2 * rows * columns * k / split * table.processors / (rate * share) + 1e-6 * table.tile_us
-            )
+            each = 2 * rows * columns * k / split * table.processors / (rate * share) + 1e-6 * table.tile_us
+            summing = 0.0
             if split > 1:
                 partial = 2 * 4 * split * count * m * n
-                seconds += 1e-6 * table.split_us + partial / (table.bandwidth_share * table.bandwidth)
-            best = min(best, seconds)
-    moved = operation.read + operation.written
-    return max(best, moved / (table.bandwidth_share * table.bandwidth), 1e-6 * table.shortest_product_us)
+                summing = 1e-6 * table.split_us + partial / (table.bandwidth_share * table.bandwidth)
+            waves = tiles * split / table.processors
+            seconds = math.ceil(waves) * each + summing
+            if seconds < best:
+                best, busy = seconds, waves * each + summing
+    return max(best if alone else busy, _stream(operation, table), 1e-6 * table.shortest_product_us)
+
+
+def _own_product(operation: Operation, table: Assumptions, alone: bool) -> float:
+    """A product of the project has the tile that it is launched with, does not split, and reaches a share of the rate.
+
+    A tile ends with an epilogue that reads and writes. Of two programs on a processor one multiplies meanwhile, so that
+    one epilogue of two counts; a tile beyond 128 × 128 leaves room for one program, and nothing runs beside its own.
+    """
+    assert operation.launch is not None
+    a = operation.launch.arguments
+    m, n, k, rows, columns = (a[name] for name in ("rows", "columns", "depth", "BLOCK_M", "BLOCK_N"))
+    share = table.tile_share.get(f"{rows}x{columns}", min(table.tile_share.values()))
+    tiles = math.ceil(m / rows) * math.ceil(n / columns)
+    operands = operation.dtype.itemsize * k * (m + n)
+    moved = (operation.read + operation.written - operands) / tiles
+    product = 2 * rows * columns * k * table.processors / (table.fused_share * table.product_rate * share)
+    epilogue = max(1e-6 * table.tile_us, moved * table.processors / (table.bandwidth_share * table.bandwidth))
+    together = 1 if rows * columns > 128 * 128 else 2
+    waves = math.ceil(tiles / table.processors) if alone else tiles / table.processors
+    rounds = math.ceil(waves / together) if alone else waves / together
+    seconds = waves * product + rounds * epilogue
+    return max(seconds, _stream(operation, table), 1e-6 * table.shortest_product_us)
+
+
+def _stream(operation: Operation, table: Assumptions) -> float:
+    return (operation.read + operation.written) / (table.bandwidth_share * table.bandwidth)
+
+
+def _least_us(operation: Operation, table: Assumptions) -> float:
+    """Latency of a launch, whatever it moves; of the decoder's one launch that of all its phases, with barriers."""
+    phases = _PERSISTENT.get(operation.name)
+    if phases is None or operation.launch is None:
+        return table.kernel_us.get(operation.name, table.shortest_pass_us)
+    step = sum(table.kernel_us[name] for name in phases)
+    barriers = len(phases) * table.barrier_us if step else 0.0
+    steps: int = operation.launch.arguments["sizes"].steps
+    return steps * (step + barriers)
 
 
 def _launch(operation: Operation, table: Assumptions) -> float:

@@ -285,11 +285,13 @@ class _Log(TorchDispatchMode):
         name = launch.kernel.fn.__name__
         given = [tensors_of(key, value) for key, value in launch.arguments.items()]
         tensors = list({id(tensor): tensor for found in given for tensor in found.values()}.values())
-        flops, trips = (counts[name](launch.arguments) if name in counts else 0.0 for counts in self._counts)
+        flops, trips = (count[name](launch.arguments) if name in count else 0.0 for count in self._counts)
         arguments = {key: _without_tensors(value) for key, value in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
         dtype = tensors[-1].dtype
-        self._add(name, tensors, result=dtype, read=_bytes(tensors), written=0, flops=flops, trips=trips, launch=launch)
+        counts = {"read": _bytes(tensors), "written": 0, "flops": flops, "trips": trips}
+        overlapped = launch.options.get("launch_pdl", False)
+        self._add(name, tensors, result=dtype, **counts, launch=launch, overlapped=bool(overlapped))
 
     def _add(self, name: str, tensors: list[Tensor], **numbers: Any) -> None:
         part, where = self._place()

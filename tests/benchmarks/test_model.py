@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.model.assumptions import GPUS, load_assumptions
-from benchmarks.model.price import kind, price, price_step, with_selectable
+from benchmarks.model.price import FUSED, kind, price, price_step, used
+from benchmarks.model.selectable import DECODERS, faster_decoder, images_ahead, selectable_step
 from benchmarks.model.trace import PARTS, Step, trace_step
 
 C, B, n, D, H, W, L, h, G, S, E = 14, 64, 16, 1024, 512, 512, 12, 8, 2, 50, 2048
@@ -138,12 +139,69 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
 
 def test_selectable_forms_save_passes_and_gaps_and_nothing_else(step: Step) -> None:
     table = GPUS["h200"]
-    before, after = (price_step(found, table)[0] for found in (step, with_selectable(step)))
-    assert {name for name in before if after[name].seconds != before[name].seconds} == {
-        "image tower",
-        "decoders",
-        "outer backward",
-    }
+    selectable = selectable_step(C, B)
+    before, after = (price_step(found, table)[0] for found in (step, selectable))
     assert after["image tower"].flops == before["image tower"].flops
     assert after["image tower"].launches < before["image tower"].launches / 2
-    assert after["decoders"].launches == before["decoders"].launches
+    for part in set(PARTS) - {"image tower"}:
+        assert (after[part].launches, after[part].bytes) == (before[part].launches, before[part].bytes), part
+        assert after[part].seconds <= before[part].seconds, part
+    # Every kernel of the text tower and of the decoders takes part; those of the losses do not.
+    apart = {kind(o) for o in selectable.operations if o.launch is not None and not o.overlapped}
+    assert apart <= {"pair_loss", "asymmetric_loss"}
+    assert not any(o.overlapped for o in step.operations)
+
+
+def test_the_decoder_in_one_launch_pays_for_its_barriers() -> None:
+    table = GPUS["h200"]
+    _, seconds = faster_decoder(C, B, table)
+    assert set(seconds) == set(DECODERS)
+    choice, cheaper = faster_decoder(C, B, replace(table, barrier_us=0.01))
+    assert choice == "one"
+    # Seven phases a step, forward and backward.
+    assert seconds["one"] - cheaper["one"] == pytest.approx(2 * 7 * n * 1e-6 * (table.barrier_us - 0.01))
+
+
+def test_images_ahead_hide_behind_what_is_idle_and_no_more(step: Step) -> None:
+    table = GPUS["h200"]
+    for operation in step.operations:
+        assert used(operation, table) <= price(operation, table) * (1 + 1e-9), operation
+    ahead = images_ahead(step, table)
+    assert 0 < ahead.saved <= ahead.images
+    # A GPU on which nothing is ever idle saves nothing.
+    assert replace(ahead, used=ahead.images + ahead.texts).saved == 0
+
+
+def test_a_product_of_the_project_has_the_price_of_the_tile_that_is_launched(step: Step) -> None:
+    """One program a processor has nothing beside its epilogue; two have one epilogue of two to pay for."""
+    table = replace(GPUS["h200"], gap_us=0.0)
+    product = next(o for o in step.operations if o.name in FUSED)
+
+    def seconds(columns: int) -> float:
+        assert product.launch is not None
+        sizes = {"rows": 128 * table.processors, "columns": 512, "depth": 4096, "BLOCK_M": 128, "BLOCK_N": columns}
+        launch = replace(product.launch, arguments={**product.launch.arguments, **sizes})
+        operands = 2 * 4096 * (128 * table.processors + 512)  # alone: an epilogue of `tile_us`
+        return price(replace(product, launch=launch, read=operands, written=0), table)
+
+    each = 2 * 128 * 128 * 4096 * table.processors / table.product_rate
+    assert seconds(128) == pytest.approx(4 * each / table.tile_share["128x128"] + 2 * 1e-6 * table.tile_us)
+    assert seconds(256) == pytest.approx(2 * 2 * each + 2 * 1e-6 * table.tile_us)
+
+
+def test_both_forms_and_phase_1_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.json"
+    assert run(monkeypatch, "--classes", 3, "--batch", 2, "--selectable", "--json", file) == 0
+    default, selectable = json.loads(file.read_text())
+    assert (default["form"], selectable["form"]) == ("default", "selectable")
+    assert selectable["ms"] < selectable["serial_ms"] < default["ms"]
+    assert sum(row["ms"] for row in selectable["parts"].values()) == pytest.approx(selectable["serial_ms"])
+    assert "selectable forms: a model says" in capsys.readouterr().out
+    assert run(monkeypatch, "--phase", 1, "--batch", 2, "--tokens", 5, "--json", file) == 0
+    (found,) = json.loads(file.read_text())
+    assert (found["phase"], found["batch"], found["tokens"]) == (1, 2, 5)
+    assert 0 < found["floor_ms"] < found["ms"]
+    assert run(monkeypatch, "--phase", 1, "--selectable") == 2
+    assert "--selectable: a step of phase 1 has no forms" in capsys.readouterr().err
