@@ -48,7 +48,7 @@ def _results(arguments: argparse.Namespace, tables: Mapping[str, Assumptions]) -
         step = trace_contrastive(arguments.batch, arguments.tokens)
         about = {"phase": 1, "batch": arguments.batch, "tokens": arguments.tokens}
         # No formula of its own: what runs is what has to run.
-        exact = sum(operation.flops for operation in step.operations)
+        exact = round(sum(operation.flops for operation in step.operations))
         yield from ({**about, **_result(step, gpu, table, exact)} for gpu, table in tables.items())
         return
     for classes in arguments.classes:

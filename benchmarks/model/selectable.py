@@ -30,7 +30,7 @@ def selectable_step(classes: int, batch: int, decoder: host.Choice = "overlapped
 
 def faster_decoder(classes: int, batch: int, table: Assumptions) -> tuple[host.Choice, dict[str, float]]:
     """The decoder's launches that take least on a GPU, and seconds of each."""
-    seconds = {
+    seconds: dict[str, float] = {
         choice: sum(
             price(operation, table)
             for operation in selectable_step(classes, batch, choice).operations
