@@ -78,7 +78,10 @@ def wrong(impl: str) -> str | None:
     """Why an implementation is not to be timed: of two images it computes what open_clip does not; None: it does."""
     if impl == "reference":
         return None
-    found, expected = (contrastive_step(2, name, torch.device("cpu")).first() for name in (impl, "reference"))
+    found, expected = (dict(contrastive_step(2, name, torch.device("cpu")).first()) for name in (impl, "reference"))
+    for outcome in (found, expected):
+        # The bias of keys shifts all scores alike: its gradient is 0, and what is left of it is rounding.
+        outcome["gradients"] = {k: g for k, g in outcome["gradients"].items() if not k.endswith("k_proj.bias")}
     error, what = excess(found, expected, torch.float32)
     return None if error <= 1 else f"wrong: error is {error:.3g} times what is allowed; {what}"
 

@@ -90,9 +90,45 @@ def pin(kernel: str, **configurations: Mapping[str, int]) -> None:
 
 
 def configuration(kernel: str, device: torch.device) -> dict[str, int]:
-    """Configuration of a kernel on a device; the interpreter takes the oldest architecture's."""
+    """Configuration of a kernel on a device; the interpreter takes the oldest architecture's.
+
+    Raises:
+        ValueError: `replaced` names a value that the kernel does not have.
+    """
     known, here = CONFIGS[kernel], architecture(device)
-    return dict(known[max((number for number in known if number <= here), default=min(known))])
+    pinned = known[max((number for number in known if number <= here), default=min(known))]
+    if _replaced is None:
+        return dict(pinned)
+    configurations, asked = _replaced
+    asked.add(kernel)
+    values = configurations.get(kernel, {})
+    if unknown := values.keys() - pinned.keys():
+        raise ValueError(f"{kernel} has no {', '.join(sorted(unknown))}; it has {', '.join(pinned)}")
+    return {**pinned, **values}
+
+
+_replaced: tuple[Mapping[str, Mapping[str, int]], set[str]] | None = None
+
+
+@contextmanager
+def replaced(**configurations: Mapping[str, int]) -> Iterator[set[str]]:
+    """Within this context kernels have these values in place of pinned ones, on any architecture.
+
+    Backward of what ran in it must run in it, too.
+
+    Args:
+        configurations: kernel → values by name; the others stay.
+
+    Returns:
+        Kernels whose configurations were read within the context so far.
+    """
+    global _replaced
+    before, asked = _replaced, set[str]()
+    _replaced = configurations, asked
+    try:
+        yield asked
+    finally:
+        _replaced = before
 
 
 def interpreted(device: torch.device) -> bool:

@@ -40,6 +40,13 @@ OPERATORS = {
     "prompt_decoder one": ("C=108,B=64,n=16,launches=3", "C=4,B=2,n=2,D=16,H=16,heads=2,launches=3"),
 }
 """operator, and how it is launched → shape to measure it at, and one to try the code with"""
+SWEEPS = {
+    **{name: shapes for name, shapes in OPERATORS.items() if " " not in name},
+    "block_products": ("C=108,n=16,pairs=482,products=3", "C=4,n=2,pairs=3,W=16,products=3"),
+}
+"""operators whose kernels' configurations are tried, at the same shapes"""
+SWEEP_S = 60
+"""seconds of one call for an operator; the next call goes on"""
 CLASSES = (14, 28, 108, 193)
 CALIBRATION = "calibration.json"
 
@@ -52,6 +59,8 @@ def main() -> int:
     if not options.rehearse and not torch.cuda.is_available():
         raise UserError("torch sees no GPU; --rehearse tries everything on a CPU with tiny shapes")
     extra = _installed(options.wheels, options.out)
+    if options.rehearse:
+        extra = {**extra, "TRITON_INTERPRET": "1"}  # before triton is imported, for the sweep
     device = torch.device("cpu" if options.rehearse else "cuda")
     parts = PLANS[options.command](options)
     missing = [part for part in parts if part.needs and find_spec(part.needs) is None]
@@ -70,7 +79,12 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=purpose)
     add = parser.add_argument
-    add("command", type=int, choices=PLANS, help="1: probe and tests; 2: whole steps; 3: profile of a step")
+    add(
+        "command",
+        type=int,
+        choices=PLANS,
+        help="1: probe and tests; 2: whole steps; 3: profile of a step, other configurations of the kernels",
+    )
     add("--out", type=Path, default=Path("build/gpu"), help="folder of the results (build/gpu)")
     add("--budget_s", type=float, default=530, help="seconds after which nothing more starts (530)")
     add("--wheels", type=Path, help="folder of wheels to install beside the results, without network")
@@ -156,7 +170,7 @@ def whole_steps(options: argparse.Namespace) -> list[Part]:
 
 
 def profiles(options: argparse.Namespace) -> list[Part]:
-    """One replay by kernel, beside the model with what the first command has measured."""
+    """One replay by kernel, beside the model with what the first command has measured; then the sweep."""
     sizes, batch = ((2,), 2) if options.rehearse else ((108, 14), 64)
     known = options.out / CALIBRATION
     extra = [str(known)] if known.is_file() else []
@@ -168,6 +182,19 @@ def profiles(options: argparse.Namespace) -> list[Part]:
             needs="open_clip",
         )
         for classes in sizes
+    ] + sweeps(options)
+
+
+def sweeps(options: argparse.Namespace) -> list[Part]:
+    """Other configurations of the kernels, an operator at a time; the rehearsal tries the smallest one."""
+    names = ["asymmetric_loss"] if options.rehearse else list(SWEEPS)
+    return [
+        Part(
+            f"sweep-{name}",
+            ["-m", "benchmarks.gpu.sweep", name, SWEEPS[name][options.rehearse], str(SWEEP_S), "json"],
+            SWEEP_S + 60,  # the first run, its oracle, and the compiler's last
+        )
+        for name in names
     ]
 
 

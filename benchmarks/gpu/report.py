@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .session import OK, Record
@@ -36,6 +36,8 @@ def _lines(result: Any) -> list[str]:
             f"{_number(row['model_us'])} us in {_number(row['model_launches'])}"
             for row in result["kinds"]
         ]
+    if isinstance(result, dict) and "sweep" in result:  # configurations
+        return [_swept(row) for row in result["sweep"]]
     if isinstance(result, dict) and "rows" in result:  # operators
         return [
             f"{row['impl']:<10}{row.get('direction', 'both'):<10}{_number(row.get('p50'), 1e6)} us  "
@@ -56,6 +58,15 @@ def _lines(result: Any) -> list[str]:
             for row in result
         ]
     return []
+
+
+def _swept(row: Mapping[str, Any]) -> str:
+    """What of a kernel's configuration is better otherwise, and what the operator takes then."""
+    changed = [f"{name} {old}→{row['best'][name]}" for name, old in row["pinned"].items() if row["best"][name] != old]
+    return (
+        f"{row['kernel']:<26}{_number(row['before'])} →{_number(row['us'])} us  {', '.join(changed) or 'as pinned'}"
+        f"  ({row['tried']} tried, {row['refused']} refused{', more left' if row.get('left') else ''})"
+    )
 
 
 def _number(value: float | None, scale: float = 1.0) -> str:

@@ -43,6 +43,11 @@ class Record:
     """last line that a process wrote which did not end well"""
     result: Any = None
 
+    @property
+    def unfinished(self) -> bool:
+        """To be run again: it failed, or its result says under `left` that not all was done."""
+        return self.status == FAILED or (isinstance(self.result, dict) and bool(self.result.get("left")))
+
 
 @dataclass
 class Session:
@@ -69,9 +74,10 @@ class Session:
     def run(self, parts: Sequence[Part], facts: Mapping[str, Any]) -> list[str]:
         """Run what is not done; returns the names of what is left for another call.
 
-        A part that failed is run again; one that was stopped at its own limit is not.
+        A part that failed is run again, and one whose result says that something is left; one that was stopped at its
+        own limit is not.
         """
-        left = [part for part in parts if part.name not in self.records or self.records[part.name].status == FAILED]
+        left = [part for part in parts if part.name not in self.records or self.records[part.name].unfinished]
         while left:
             part, rest = left[0], self.budget - RESERVE_S - (time.monotonic() - self._began)
             if rest < min(part.seconds, 30):

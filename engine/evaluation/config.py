@@ -152,9 +152,10 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_output(config.output)
     check_unused(*(Path(config.output) / name for name in REPORT), overwrite=config.overwrite)
     check_input(manifest=config.manifest, checkpoint=config.checkpoint, image_root=config.image_root)
-    check_input(calibration=config.calibration, cache=config.cache)
-    if config.cache is not None:
-        Header.read(Path(config.cache))
+    cache = config.cache if config.checkpoint or config.clip else None  # else it is told that it does not go with it
+    check_input(calibration=config.calibration, cache=cache)
+    if cache is not None:
+        Header.read(Path(cache))
     for name, place in config.compare.items():
         if not name.strip() or not (Path(place).exists() or place.startswith(HUB)):
             what = "no such file or folder; name a run, a model folder, a .csv or a .py" if name.strip() else "no name"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.collectives import first_refusal, is_main
+from ..utils.device import give_back
 from ..utils.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ class StepGraph:
     Ranks that share a batch record and replay together: a replay runs the collectives of all of them. If one rank
     cannot, none does.
 
+    A recording holds the memory of a whole step for itself, in a pool of its own that nothing else takes memory from.
+    There is one recording at a time, so one such pool; whatever else was reserved is given back before it is made, and
+    what ordinary steps and validation reserve beside it before the next replay.
+
     Args:
         task: the objective; its parameters must stay where they are.
         device: a GPU.
@@ -90,6 +95,7 @@ class StepGraph:
         self._replay: Callable[[], None] | None = None
         self._outcome: Outcome | None = None
         self._ordinary_steps = 0
+        self._beside = False
         self.refusal: str | None = None
 
     def __call__(self, batch: Any) -> Outcome | None:
@@ -97,6 +103,12 @@ class StepGraph:
 
         The gradients are the recording's own tensors: the next call writes others into them.
         """
+        found = self._replayed(batch)
+        if found is None:
+            self.runs_beside()
+        return found
+
+    def _replayed(self, batch: Any) -> Outcome | None:
         tensors = None if self.refusal else self._task.tensors(batch)
         if tensors is None:
             return None
@@ -105,15 +117,20 @@ class StepGraph:
             if self._ordinary_steps <= WARM_UP:
                 return None
         if not self._fits(tensors) and not (self._larger(tensors) and self._try(batch, tensors)):
-            self._release()
             return None
         assert self._replay is not None
         assert self._outcome is not None
+        if self._beside:
+            self._release()
         for name, tensor in tensors.items():
             self._inputs[name].copy_(tensor, non_blocking=True)
         self._replay()
         loss, parts, gradients = self._outcome
         return loss.clone(), {name: part.clone() for name, part in parts.items()}, gradients
+
+    def runs_beside(self) -> None:
+        """Something else runs on the device now, whose memory is to be given back before the next replay."""
+        self._beside = True
 
     def close(self) -> None:
         """Drop the recording: NCCL lets no group of ranks end while a graph holds its collectives."""
@@ -130,13 +147,13 @@ class StepGraph:
         return all(tensor.numel() >= known[name].numel() for name, tensor in tensors.items())
 
     def _release(self) -> None:
-        """Give back what an ordinary step leaves reserved, beside the memory that the recording holds for itself."""
-        if self._replay is not None and self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self._device)
+        self._beside = False
 
     def _try(self, batch: Any, tensors: dict[str, Tensor]) -> bool:
         """Record the step; where that fails, say so once and never try again."""
-        self.close()  # its memory is free for the new one
+        self.close()
+        self._release()  # the memory of the one before, and of ordinary steps, is free for what follows
         self._inputs = {name: tensor.to(self._device, copy=True) for name, tensor in tensors.items()}
         # Recording and checking draw random numbers that no step sees, and update statistics that count no batch.
         devices = [self._device] if self._device.type == "cuda" else []
@@ -145,6 +162,7 @@ class StepGraph:
             reason = self._record_and_check(batch, tensors)
             for buffer, before in buffers:
                 buffer.copy_(before)
+        self._release()  # what the check took
         if reason:
             self.close()
             self.refusal = reason
@@ -214,9 +232,10 @@ def _agree(one: Outcome, other: Outcome) -> bool:
     """True if outcomes are equal to a rounding of bfloat16, 0.5 % of the loss and of norms (gradients; each part)."""
     if [part is None for part in one[2]] != [part is None for part in other[2]]:
         return False
-    pairs = [(a.double(), b.double()) for a, b in zip(one[2], other[2], strict=True) if a is not None and b is not None]
-    apart = sum((a - b).square().sum() for a, b in pairs)
-    size = sum(b.square().sum() for _, b in pairs)
+    apart = size = torch.zeros((), dtype=torch.float64, device=one[0].device)
+    for a, b in zip(one[2], other[2], strict=True):
+        if a is not None and b is not None:  # one gradient in float64 at a time: all of them are twice the weights
+            apart, size = apart + (a.double() - b).square().sum(), size + b.double().square().sum()
     close = (one[0] - other[0]).abs() <= 0.005 * other[0].abs() and apart <= 0.005**2 * size
     return bool(close) and all(
         bool((part - other[1][name]).double().norm() <= 0.005 * other[1][name].double().norm())

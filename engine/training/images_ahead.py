@@ -74,6 +74,7 @@ class ImagesAhead:
         if self._known is not None and self._known[0] is batch:
             known = self._known[1]
         else:
+            self.graph.runs_beside()  # the tower, this time outside the recording
             known = self._images(batch, self._task.features(batch))
         tensors = self._task.tensors(self._task.with_features(batch, known))
         return None if tensors is None else {**tensors, NEXT + "pixels": pixels}

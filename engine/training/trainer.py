@@ -258,6 +258,7 @@ class Trainer:
             else:
                 loss, parts, gradients = replayed
                 self.engine.accumulate(gradients, reduced=graph is not None and graph.reduce)
+                del gradients  # they keep the memory of a recording, which the next step may replace
             # What a row needs of this step is computed only where a row is written.
             whole, upcoming = number % accumulate == 0, self.step + 1
             save = whole and self.config.save_every and upcoming % self.config.save_every == 0 and number < last
@@ -327,6 +328,9 @@ class Trainer:
         """Validate, remember the best epoch, log and save."""
         with self.engine.whole() as trained:
             metrics = self.task.validate(trained if self.average is None else self.average.module)
+        graph = self.graph if self.ahead is None else self.ahead.graph
+        if graph is not None:
+            graph.runs_beside()
         score, best = self.task.score(metrics), self.best["best_score"]
         if score is not None and math.isfinite(score) and (best is None or score > best):
             self.best = {"best_step": self.step, "best_score": score}

@@ -37,6 +37,12 @@ def pin(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
+def give_back(device: torch.device) -> None:
+    """Give the GPU what torch holds of it without need: free blocks, and pools of recordings that are no more."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def reserved_bytes(device: torch.device) -> int | None:
     """Most memory of the GPU that torch has held so far, pools of recordings and free blocks included; None: no GPU."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None

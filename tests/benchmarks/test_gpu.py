@@ -15,9 +15,12 @@ from benchmarks.gpu.probe import NAMES, measure
 from benchmarks.gpu.profile import compare, kind_of
 from benchmarks.gpu.report import LINES, table
 from benchmarks.gpu.session import FAILED, OK, STOPPED, Part, Record, Session
+from benchmarks.gpu.sweep import Sweep, other_values
 from benchmarks.model.assumptions import GPUS, load_assumptions
+from pspg.kernels.launch import configuration
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,6 +71,63 @@ def test_the_table_has_room_for_every_part() -> None:
     assert any("triton" in line and "30.00 ms" in line for line in lines)
     assert sum(line.startswith("part ") for line in lines) == 30
     assert lines[-1] == "a note"
+
+
+def test_what_is_left_of_a_part_is_for_another_call(tmp_path: Path) -> None:
+    write = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+    for left in (2, 0):
+        part = Part("sweep", ["-c", write, "json", json.dumps({"sweep": [], "left": left})], 60)
+        session = Session(tmp_path, budget=300)
+        session.run([part], {})
+        assert session.records["sweep"].result["left"] == left
+    assert Session(tmp_path, budget=300).run([Part("sweep", ["-c", "raise SystemExit(1)"], 60)], {}) == []
+
+
+def test_a_sweep_keeps_what_is_faster_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pspg.kernels.asymmetric_loss.triton")  # pins its configuration
+    assert other_values("num_warps", 4) == [2, 8]
+    assert (other_values("BLOCK_K", 16), other_values("BLOCK_K", 64), other_values("PARTS", 4)) == ([32], [32, 128], [])
+    ran = []
+
+    def measured(self: Sweep) -> dict[str, object]:
+        ran.append(configuration("asymmetric_loss", CPU))
+        if ran[-1]["BLOCK"] == 1024:
+            return {"us": None, "error": "wrong"}
+        return {"us": 800.0 / ran[-1]["num_warps"]}
+
+    monkeypatch.setattr(Sweep, "_measured", measured)
+    file = tmp_path / "sweep.json"
+    counts = []
+    for seconds in (0, 60, 60):
+        Sweep("asymmetric_loss", {"C": 4, "B": 2}, CPU, file).run(seconds)
+        counts.append(len(ran))
+    assert counts == [1, 1 + 1 + 4, 1 + 1 + 4 + 1]  # as pinned each time, every other one once
+    result = json.loads(file.read_text())
+    assert result["left"] == 0
+    (row,) = result["sweep"]
+    assert (row["best"], row["before"], row["us"]) == ({"BLOCK": 512, "num_warps": 8}, 200.0, 100.0)
+    assert (row["tried"], row["refused"]) == (4, 1)
+    lines = table([Record("sweep", OK, 1.0, result=result)], [])
+    assert " ".join(lines[1].split()) == "asymmetric_loss 200.0 → 100.0 us num_warps 4→8 (4 tried, 1 refused)"
+
+
+def test_a_configuration_that_ended_the_process_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pspg.kernels.asymmetric_loss.triton")  # pins its configuration
+
+    def measured(self: Sweep) -> dict[str, object]:
+        if configuration("asymmetric_loss", CPU)["BLOCK"] == 256:
+            raise KeyboardInterrupt
+        return {"us": 1.0}
+
+    monkeypatch.setattr(Sweep, "_measured", measured)
+    file = tmp_path / "sweep.json"
+    with pytest.raises(KeyboardInterrupt):
+        Sweep("asymmetric_loss", {"C": 4, "B": 2}, CPU, file).run(60)
+    Sweep("asymmetric_loss", {"C": 4, "B": 2}, CPU, file).run(60)
+    (row,) = json.loads(file.read_text())["sweep"]
+    assert (row["tried"], row["refused"], row["best"]) == (4, 1, row["pinned"])
 
 
 def test_measured_numbers_replace_assumptions(tmp_path: Path) -> None:

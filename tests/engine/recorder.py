@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from pspg.engine.training.cuda_graph import Outcome
 
@@ -118,3 +120,61 @@ class CheckedRecorder:
             return found
 
         return record_by_hand(watched)
+
+
+class Pools(TorchDispatchMode):
+    """A model of torch's caching allocator: a pool reserves the most that was alive in it, until it is given back.
+
+    As on a GPU a recording has a pool of its own, which its replays use; it can be given back once the recording is
+    dropped. A recording begins by giving back. Blocks have no size: what fragmentation costs is not in it.
+
+    Attributes:
+        live, reserved: bytes by pool; 0 is that of ordinary steps.
+        peak: most bytes reserved in all pools.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.reserved, self.peak = {0: 0}, {0: 0}, 0
+        self._pool, self._free, self._known = 0, {0}, set[int]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in tree_iter((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self._known:
+                self._allocated(tensor.untyped_storage())
+        return result
+
+    def give_back(self, device: torch.device | None = None) -> None:
+        """What `torch.cuda.empty_cache` does."""
+        self.reserved.update({pool: self.live[pool] for pool in self._free})
+
+    def record(self, function: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+        """`record_by_hand`, in a pool."""
+        self.give_back()
+        pool = len(self.live)
+        self.live[pool] = self.reserved[pool] = 0
+
+        def pooled() -> Outcome:
+            self._pool = pool
+            try:
+                return function()
+            finally:
+                self._pool = 0
+
+        replay, outcome = record_by_hand(pooled)
+        weakref.finalize(replay, self._free.add, pool)
+        return replay, outcome
+
+    def _allocated(self, storage: Any) -> None:
+        key, size, pool = storage._cdata, storage.nbytes(), self._pool
+        self._known.add(key)
+        self.live[pool] += size
+        self.reserved[pool] = max(self.reserved[pool], self.live[pool])
+        self.peak = max(self.peak, sum(self.reserved.values()))
+        weakref.finalize(storage, self._gone, key, size, pool)
+
+    def _gone(self, key: int, size: int, pool: int) -> None:
+        self._known.discard(key)
+        self.live[pool] -= size

@@ -22,6 +22,21 @@ def test_an_architecture_takes_the_newest_configuration_that_is_not_above_it(
         assert launch.configuration("kernel", META) == {"BLOCK": block}
 
 
+def test_a_configuration_is_replaced_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "CONFIGS", {})
+    for name in ("one", "other"):
+        launch.pin(name, sm_80={"BLOCK": 1, "num_warps": 4})
+    with launch.record(90):
+        with launch.replaced(one={"BLOCK": 2}) as asked:
+            assert launch.configuration("one", META) == {"BLOCK": 2, "num_warps": 4}
+            with launch.replaced() as inner:
+                assert launch.configuration("other", META) == {"BLOCK": 1, "num_warps": 4}
+            assert (asked, inner) == ({"one"}, {"other"})
+        assert launch.configuration("one", META) == {"BLOCK": 1, "num_warps": 4}
+        with launch.replaced(one={"BLOK": 2}), pytest.raises(ValueError, match="one has no BLOK; it has BLOCK"):
+            launch.configuration("one", META)
+
+
 def test_records_what_would_be_launched() -> None:
     from pspg.kernels.asymmetric_loss import triton as fused
 

@@ -19,6 +19,7 @@ from pspg.engine.distributed.world import start
 from pspg.engine.models.clip import tokenize
 from pspg.engine.models.features import FeatureBatch
 from pspg.engine.models.pspg import PsPG
+from pspg.engine.training import cuda_graph
 from pspg.engine.training.config import OptimConfig, TrainConfig, check_train
 from pspg.engine.training.cuda_graph import WARM_UP, Outcome, StepGraph
 from pspg.engine.training.images_ahead import ImagesAhead, with_next
@@ -28,6 +29,7 @@ from pspg.engine.training.trainer import Trainer
 from pspg.engine.utils.errors import UserError
 from pspg.engine.utils.metrics_log import read_metrics
 from tests.engine import recorder
+from tests.engine.recorder import Pools
 
 SPCL = LossConfig(pair="spcl")
 replays: list[int] = []
@@ -272,6 +274,47 @@ def test_a_larger_batch_is_recorded_in_place_of_a_smaller_one(make_clip: Callabl
     assert len(recordings) == 2
 
 
+def test_recordings_and_ordinary_steps_share_the_memory(
+    make_clip: Callable[..., Any], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a model of torch's allocator: reserved is what one step takes, and hardly more."""
+    model = PsPG(make_clip().float(), ModelConfig(prompt_length=3, hidden_size=8, decoder_heads=2), names).freeze()
+    task = PromptTask(model, PromptLoss(SPCL), start("cpu"), None, bank=None, precision="fp32")
+    batches = list(Loader(len(names)).batches(0))
+    whole, small = batches[0], batches[6]
+
+    def ordinary(batch: Batch) -> None:
+        task.outcome(batch, task.tensors(batch) or {}, reduce=False)
+
+    def reserved(sequence: list[Batch], giving: bool = True) -> Pools:
+        with Pools() as pools:
+            monkeypatch.setattr(cuda_graph, "give_back", pools.give_back if giving else lambda device: None)
+            graph = StepGraph(task, torch.device("cpu"), pools.record)
+            for batch in sequence:
+                if graph(batch) is None:
+                    ordinary(batch)
+            graph.close()
+        assert graph.refusal is None
+        return pools
+
+    with Pools() as alone:
+        ordinary(whole)
+    # Two outcomes are compared, and the images of a batch are there twice.
+    kept = sum(weight.nbytes for weight in task.module.parameters()) + whole.images.nbytes
+    # Recorded twice, the second in place of the first.
+    sequence = [small] * (WARM_UP + 1) + [whole] * 3
+    pools = reserved(sequence)
+    assert len(pools.live) == 3
+    assert pools.peak <= alone.peak + kept
+    assert reserved(sequence, giving=False).peak > 2 * alone.peak
+    # A smaller batch takes an ordinary step beside the recording; the next replay gives back what that left.
+    before, behind = (
+        sum(reserved([whole] * (WARM_UP + 1) + more).reserved.values()) for more in ([small], [small, whole])
+    )
+    assert before > 2 * alone.peak
+    assert behind <= alone.peak + kept
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -315,3 +358,40 @@ def test_records_a_step_on_a_gpu(make_clip: Callable[..., Any], names: list[str]
                 torch.testing.assert_close(got, other, rtol=1e-2, atol=1e-4)
         assert parts.keys() == found[1].keys()
     assert replayed == 8 - WARM_UP - 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recording_does_not_double_the_memory_of_a_gpu(make_clip: Callable[..., Any], names: list[str]) -> None:
+    """What torch reserves at most with ordinary steps, and with these, recordings and replays."""
+    world = start("cuda")
+    model = PsPG(make_clip().float(), ModelConfig(prompt_length=3, hidden_size=32, decoder_heads=2), names)
+    task = PromptTask(
+        model.to(world.device).train().freeze(torch.bfloat16),
+        PromptLoss(SPCL),
+        world,
+        None,
+        bank=None,
+        precision="bf16",
+    )
+    # Enough images that the step, not a library's workspace, is what takes the memory.
+    batch = next(Loader(len(names)).batches(0))
+    batch = replace(
+        batch,
+        ids=batch.ids * 200,
+        index=torch.arange(600),
+        pixels=batch.pixels.repeat(200, 1, 1, 1),
+        labels=None if batch.labels is None else batch.labels.repeat(200, 1),
+    )
+    most = []
+    for steps in (WARM_UP, WARM_UP + 3):
+        graph = StepGraph(task, world.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(steps):
+            if graph(batch) is None:
+                task.outcome(batch, task.tensors(batch.to(world.device)) or {}, reduce=False)
+        most.append(torch.cuda.max_memory_reserved())
+        assert graph.refusal is None
+        graph.close()
+    assert most[1] < 1.5 * most[0]
