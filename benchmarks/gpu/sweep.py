@@ -118,7 +118,7 @@ class Sweep:
     def _measured(self) -> dict[str, Any]:
         """Microseconds of forward and backward behind the gate; None and why, where there are none."""
         try:
-            call = self.case.prepare("triton")
+            call = self.case.start("triton")
             call(0)
             verdict = self.case.verdicts(["reference", "triton"])["triton"]
             if not verdict.error <= 1:
