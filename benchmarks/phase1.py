@@ -41,24 +41,25 @@ class Literal(nn.Module):
         return self.clip.encode_image(images), self.clip.encode_text(tokens), self.clip.logit_scale
 
 
-def contrastive_step(batch: int, impl: str, device: torch.device) -> GradientStep:
+def contrastive_step(batch: int, impl: str, device: torch.device, dtype: torch.dtype = torch.float32) -> GradientStep:
     """A step of B random images and reports in an implementation; the same numbers in each.
 
     Args:
         impl: one of `IMPLS`.
         device: a CPU, or meta to count.
+        dtype: float32, or float64 for the gate.
     """
     torch.manual_seed(0)
     config = {**clip_config("RN50"), "quick_gelu": True}
     with device:
-        clip = build_clip(config).train()
+        clip = build_clip(config).train().to(dtype)
     side = config["vision_cfg"]["image_size"]
     images, tokens = torch.randn(batch, 3, side, side), torch.zeros(batch, 77, dtype=torch.int64)
     for number, row in enumerate(tokens):
         length = LENGTHS[number % len(LENGTHS)]
         row[:length] = torch.randint(1, 49000, (length,))
         row[length - 1] = 49407
-    images = images.to(device)
+    images = images.to(device, dtype)
     if impl == "reference":
         module: nn.Module = Literal(clip)
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameter_groups(module, CONFIG))
@@ -75,14 +76,18 @@ def contrastive_step(batch: int, impl: str, device: torch.device) -> GradientSte
 
 
 def wrong(impl: str) -> str | None:
-    """Why an implementation is not to be timed: of two images it computes what open_clip does not; None: it does."""
+    """Why an implementation is not to be timed: of two images it computes what open_clip does not; None: it does.
+
+    In float64: batch norms of two images and a few places make more of rounding in float32 than a gate can let pass.
+    """
     if impl == "reference":
         return None
-    found, expected = (dict(contrastive_step(2, name, torch.device("cpu")).first()) for name in (impl, "reference"))
+    steps = (contrastive_step(2, name, torch.device("cpu"), torch.float64) for name in (impl, "reference"))
+    found, expected = (dict(step.first()) for step in steps)
     for outcome in (found, expected):
         # The bias of keys shifts all scores alike: its gradient is 0, and what is left of it is rounding.
         outcome["gradients"] = {k: g for k, g in outcome["gradients"].items() if not k.endswith("k_proj.bias")}
-    error, what = excess(found, expected, torch.float32)
+    error, what = excess(found, expected, torch.float64)
     return None if error <= 1 else f"wrong: error is {error:.3g} times what is allowed; {what}"
 
 
