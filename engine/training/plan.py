@@ -7,6 +7,8 @@ import socket
 import torch
 from torch import nn
 
+from pspg.kernels.text_tower import default_memory
+
 from ..checkpoints.model_folder import read_description
 from ..data.labels import select_classes
 from ..data.manifest import load_manifest
@@ -28,8 +30,8 @@ MIB = 2**20
 def plan(config: TrainConfig, info: RankInfo | None, device: torch.device) -> list[str]:
     """Lines of one rank: its place, device and share of a batch; of rank 0 also parameters and bytes of every rank.
 
-    No process group is joined, no image or weight is read; rank 0 reads the training manifest. Activations are not
-    counted.
+    No process group is joined, no image or weight is read; rank 0 reads the training manifest. Of activations
+    only those of the text tower in phase 2 are counted, which holds them by budget.
 
     Raises:
         UserError: the ranks cannot share the batch, or manifest, classes or backbone are unusable.
@@ -70,7 +72,9 @@ def _whole(config: TrainConfig, size: int, device: torch.device) -> list[str]:
         "average of the weights": 4 * training if config.optim.ema_decay else 0,
         # The CLIP as it was loaded, and the towers as inference has them.
         "frozen towers": (4 + (2 if autocast else 4)) * frozen,
+        "text activations": _text_budget(config, device) if config.task == "prompt" else 0,
     }
+    left = "those of images" if bytes_of["text activations"] else "activations"
     listing = ", ".join(f"{name} {count / MIB:,.1f}" for name, count in bytes_of.items() if count)
     return [
         f"task {config.task}, {backbone_in_words(config)}: {training:,} parameters train, {frozen:,} are frozen; "
@@ -78,9 +82,14 @@ def _whole(config: TrainConfig, size: int, device: torch.device) -> list[str]:
         f"scope {config.scope}",
         f"{len(samples):,} images{f' with {classes} classes' if classes else ''}, {config.batch_size} images a batch, "
         f"{steps:,} steps an epoch, {steps * config.optim.epochs:,} in all",
-        f"MiB of each rank, by formula: {listing}, {sum(bytes_of.values()) / MIB:,.1f} in all; activations come on top",
+        f"MiB of each rank, by formula: {listing}, {sum(bytes_of.values()) / MIB:,.1f} in all; {left} come on top",
         "dry run: nothing was started",
     ]
+
+
+def _text_budget(config: TrainConfig, device: torch.device) -> int:
+    """Bytes of the text tower's activations that phase 2 holds at a time, gradients beside them not counted."""
+    return default_memory(device) if config.text_memory is None else config.text_memory * MIB
 
 
 def _architecture(config: TrainConfig) -> dict[str, object]:

@@ -74,6 +74,15 @@ def test_bytes_are_shared_by_the_zero_stage(settings: Settings) -> None:
         assert {name for name, size in found.items() if size < 0.6 * whole[name]} - {"in all"} == set(shared)
 
 
+def test_text_activations_are_held_by_their_budget(settings: Settings) -> None:
+    prompt = settings("prompt")
+    assert mebibytes(lines_of(prompt, 0, 2))["text activations"] == 512
+    given = lines_of([*prompt, "--text_memory", "64"], 0, 2)
+    assert mebibytes(given)["text activations"] == 64
+    assert given[-2].endswith("in all; those of images come on top")
+    assert "text activations" not in mebibytes(lines_of(settings("contrastive"), 0, 2))
+
+
 def test_a_batch_that_does_not_split_is_refused(settings: Settings) -> None:
     with pytest.raises(UserError, match=r"^batch_size: 12 images cannot be split over 5 processes$"):
         lines_of(settings("prompt"), 0, 5)
