@@ -360,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _tell(program, error)
                 return 2
         except KeyboardInterrupt:
-            pass
+            pass  # told below, as an error is that came of it
     log.error("%s: interrupted", program)
     return 130
 

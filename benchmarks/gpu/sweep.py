@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pspg.engine.utils.errors import first_line
 from pspg.engine.utils.files import write_text
 from pspg.kernels.launch import configuration, replaced
 
@@ -56,11 +57,8 @@ class Sweep:
     def __init__(self, operator: str, shape: Mapping[str, int], device: torch.device, output: Path) -> None:
         sizes = Sizes({**OPERATORS[operator].letters, **shape})
         dtype = "bf16" if device.type == "cuda" else "fp32"
-        self.case, self.device, self.output = (
-            OperatorCase(OPERATORS[operator], sizes, DTYPES[dtype], device),
-            device,
-            output,
-        )
+        self.case = OperatorCase(OPERATORS[operator], sizes, DTYPES[dtype], device)
+        self.device, self.output = device, output
         self._tried_file = output.with_suffix(".tried.json")
         self.tried: dict[str, dict[str, Any]] = {}
         if self._tried_file.is_file():
@@ -125,7 +123,7 @@ class Sweep:
                 return {"us": None, "error": f"wrong: error is {verdict.error:.3g} times what is allowed"}
             return {"us": 1e6 * statistics.median(call(turn)["both"] for turn in range(1, 1 + REPEATS))}
         except Exception as error:  # whatever a compiler or a launch raises: this one cannot run
-            return {"us": None, "error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]}
+            return {"us": None, "error": f"{type(error).__name__}: {first_line(error)}"[:200]}
 
     def _keep(self) -> None:
         write_text(self._tried_file, json.dumps(self.tried, indent=1) + "\n")

@@ -92,7 +92,8 @@ def _join_group(backend: str, info: RankInfo | None, timeout: float, run: Sequen
         except RuntimeError as error:
             raise not_joined(store, info, timeout, error) from None
         # From now on later than the watch, which names the rank that is missing.
-        set_timeout = getattr(dist, "set_timeout", distributed_c10d._set_pg_timeout)  # public since torch 2.14
+        # Public since torch 2.14.
+        set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
         set_timeout(timedelta(seconds=timeout + 30), dist.group.WORLD)
     atexit.register(dist.destroy_process_group)
     return store

@@ -81,7 +81,7 @@ def pair_loss(
         first,
         second,
         weights,
-        present,
+        present=present,
         target=target,
         reduction=reduction,
     )
@@ -95,18 +95,10 @@ def stand_ins(image_vectors: Tensor, labels: Tensor, present: Tensor) -> tuple[T
 
 
 def _with_kernels(
-    pair_features: Tensor,
-    image_vectors: Tensor,
-    logit_scale: Tensor,
-    labels: Tensor,
-    first: Tensor,
-    second: Tensor,
-    weights: Tensor | None,
-    present: Tensor | None,
-    **options: Any,
+    pair_features: Tensor, vectors: Tensor, scale: Tensor, labels: Tensor, *pairs: Any, present: Any, **options: Any
 ) -> Tensor:
     from .triton import pair_loss  # imports triton
 
     if present is not None:
-        image_vectors, labels = stand_ins(image_vectors, labels, present)
-    return pair_loss(pair_features, image_vectors, logit_scale, labels, first, second, weights, **options)
+        vectors, labels = stand_ins(vectors, labels, present)
+    return pair_loss(pair_features, vectors, scale, labels, *pairs, **options)

@@ -19,8 +19,8 @@ def pair_loss(
     first: Tensor,
     second: Tensor,
     weights: Tensor | None,
-    present: Tensor | None = None,
     *,
+    present: Tensor | None = None,
     target: str = "batch",
     reduction: str = "sum",
 ) -> Tensor:

@@ -10,17 +10,16 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from pspg.engine.data.augment import Augmentation
-from pspg.engine.data.dataset import ImageDataset
 from pspg.engine.data.loaders.dali_loader import dali_batches
 from pspg.engine.data.loaders.evaluation import make_eval_loader
 from pspg.engine.data.loaders.training import make_train_loader
 from pspg.engine.data.manifest import Sample
-from pspg.engine.data.pixels import Pixels, Reading
+from tests.engine.data.loaders import datasets
 
 N, SIDE = 13, 96
 CPU = torch.device("cpu")
 DALI = partial(dali_batches, device=CPU)
+make = partial(datasets.make, size=SIDE)
 
 
 def film(number):
@@ -70,21 +69,6 @@ def film_files(tmp_path):
         path.write_bytes(write(film(number)))
         made.append(Sample(id=f"s{number}", path=path, text=f"report {number}"))
     return made
-
-
-def tokenize(texts):
-    return torch.tensor([[len(text), int(text.split()[1])] for text in texts])
-
-
-def make(samples, *, size=SIDE, resize="stretch", augment=True, flip=0.5, seed=3, **reading):
-    return ImageDataset(
-        samples,
-        Pixels(size=size, resize=resize, mean=0.4, std=0.2),
-        Reading(**reading),
-        labels=np.arange(2 * len(samples), dtype=np.float32).reshape(-1, 2),
-        tokenize=tokenize,
-        augmentation=Augmentation(augment=augment, flip=flip, seed=seed),
-    )
 
 
 def train(samples, load=DALI, workers=0, sampling=None, **settings):
