@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,14 @@ def test_no_imports_run_in_a_circle() -> None:
 
     for name in graph:
         walk(name, ())
+
+
+def test_git_carries_no_bulk() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("no git checkout: nothing is tracked")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+    assert sum(sizes.values()) < 8_000_000, sorted(sizes.items(), key=lambda item: -item[1])[:5]
 
 
 @pytest.mark.parametrize("folder", ["engine", "kernels", "benchmarks", "tools"])
