@@ -1,7 +1,7 @@
 """Prompt decoders: class features and image context in, pseudo-prompt vectors out."""
 
+from .inputs import Decoder, Inputs
 from .kind import DecoderKind
 from .op import KINDS, decode
-from .reference import Decoder
 
-__all__ = ["KINDS", "Decoder", "DecoderKind", "decode"]
+__all__ = ["KINDS", "Decoder", "DecoderKind", "Inputs", "decode"]

@@ -9,6 +9,7 @@ import torch
 
 from ..cases import HEADS, B, C, Case, D, G, H, N, empty
 from .gru import parameter_shapes
+from .inputs import Inputs
 from .triton import decode, host
 from .triton.persistent import Sizes
 
@@ -24,7 +25,7 @@ def _run(dtype: torch.dtype) -> None:
         for _ in range(G)
     ]
     features, context = empty(C, D, dtype=dtype), empty(B, D, dtype=dtype)
-    outputs = decode(decoders, features, context, prompt_length=N, heads=HEADS)
+    outputs = decode(Inputs(decoders, features, context, N, HEADS))
     parameters = [parameter for decoder in decoders for parameter in decoder.values()]
     torch.autograd.grad(outputs, parameters, torch.empty_like(outputs))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import at_least_fp32
 from . import folding
+from .inputs import Inputs
 from .recurrence import (
     RecomputedActivations,
     SavedActivations,
@@ -20,26 +19,15 @@ from .recurrence import (
     empty_saved,
     mix,
 )
-from .reference import Decoder
 from .stacked import affine, merge, split
 
 _FEW = 32
 """rows: with 28 the product from the left is 1.2 times as fast, with 56 it is slower (one core, MKL, float32)"""
 
 
-def decode(
-    decoders: Sequence[Decoder],
-    class_features: Tensor,
-    context: Tensor,
-    *,
-    prompt_length: int,
-    heads: int,
-    present: Tensor | None = None,
-) -> Tensor:
-    """Outputs o_1…o_n of G decoders; arguments and result as `op.decode`. The result can be differentiated once."""
-    steps = StepImplementation(forward_steps, backward_steps, folded_only=False)
-    sizes = {"prompt_length": prompt_length, "heads": heads}
-    return folding.decode(decoders, class_features, context, present=present, implementation=steps, **sizes)
+def decode(inputs: Inputs) -> Tensor:
+    """Outputs o_1…o_n of G decoders, as `op.decode`. They can be differentiated once."""
+    return folding.decode(inputs, StepImplementation(forward_steps, backward_steps, folded_only=False))
 
 
 def forward_steps(weights: StepWeights, n: int, heads: int, save: bool) -> tuple[Tensor, SavedActivations | None]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..precision import at_least_fp32, compute_dtype, no_autocast
+from .inputs import Decoder, Inputs
 from .recurrence import StepImplementation, StepWeights, run_steps
-from .reference import Decoder
 from .stacked import Stacked, affine, split
 
 _CAST = (
@@ -33,21 +33,14 @@ _RAW = (
 """parameters that are read in their own"""
 
 
-def decode(
-    decoders: Sequence[Decoder],
-    class_features: Tensor,
-    context: Tensor,
-    *,
-    prompt_length: int,
-    heads: int,
-    implementation: StepImplementation,
-    present: Tensor | None = None,
-) -> Tensor:
-    """Outputs o_1…o_n of G decoders; arguments and result as `op.decode`, the steps by `implementation`.
+def decode(inputs: Inputs, implementation: StepImplementation) -> Tensor:
+    """Outputs o_1…o_n of G decoders, as `op.decode`, the steps by `implementation`.
 
     Under autocast products run in autocast's dtype, which is also the result's; the state, gates, LayerNorm and softmax
     stay in float32. The result can be differentiated once.
     """
+    class_features, context, present = inputs.class_features, inputs.context, inputs.present
+    decoders, prompt_length, heads = inputs.decoders, inputs.prompt_length, inputs.heads
     dtype = compute_dtype(class_features)
     classes, width = class_features.shape
     hidden = decoders[0]["encoder_proj.weight"].shape[0]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from . import eager, reference
+from .inputs import Inputs
 from .kind import DecoderKind, TritonImplementation
 
 MOST_IMAGES = 128
@@ -37,10 +36,10 @@ def parameter_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _triton(*arguments: Any, **options: Any) -> Tensor:
+def _triton(inputs: Inputs) -> Tensor:
     from .triton import decode  # imports triton
 
-    return decode(*arguments, **options)
+    return decode(inputs)
 
 
 KIND = DecoderKind(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Implementation = Callable[..., Tensor]
-"""(decoders, class_features, context, *, prompt_length, heads[, branches][, present]) → outputs, as `op.decode`"""
+from .inputs import Inputs
+
+Implementation = Callable[[Inputs], Tensor]
+"""inputs → outputs, as `op.decode`"""
 
 
 @dataclass(frozen=True)
@@ -38,5 +40,5 @@ class DecoderKind:
     first_weight: str
     """published name of the weight (H,D) of a first layer, which says how wide the decoder is"""
     takes_branches: bool = False
-    """its implementations take `branches`, factors of residual branches"""
+    """its implementations read `branches`, factors of residual branches"""
     triton: TritonImplementation | None = None

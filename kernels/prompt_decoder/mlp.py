@@ -5,26 +5,17 @@ It sees neither the images nor the other classes. There is no work in it to save
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from .inputs import Inputs
 from .kind import DecoderKind
-from .reference import Decoder, linear
+from .reference import linear
 
 
-def decode(
-    decoders: Sequence[Decoder],
-    class_features: Tensor,
-    context: Tensor,
-    *,
-    prompt_length: int,
-    heads: int,
-    present: Tensor | None = None,
-) -> Tensor:
-    """Hidden layer QuickGELU(mlp.0(t_0)) of each of G decoders, (G,C,H); arguments as `op.decode`."""
-    hidden = (linear(p, "mlp.0", class_features) for p in decoders)
+def decode(inputs: Inputs) -> Tensor:
+    """Hidden layer QuickGELU(mlp.0(t_0)) of each of G decoders, (G,C,H)."""
+    hidden = (linear(p, "mlp.0", inputs.class_features) for p in inputs.decoders)
     return torch.stack([x * torch.sigmoid(1.702 * x) for x in hidden])
 
 

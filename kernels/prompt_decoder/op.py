@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor
 
@@ -11,8 +10,8 @@ from ..dispatch import check_shapes, resolve, with_triton
 from ..precision import compute_dtype
 from . import gru, lstm, mlp, transformer
 from .gru import MOST_IMAGES as MOST_IMAGES
+from .inputs import Decoder, Inputs
 from .kind import DecoderKind
-from .reference import Decoder
 
 KINDS: dict[str, DecoderKind] = {kind.name: kind for kind in (gru.KIND, lstm.KIND, transformer.KIND, mlp.KIND)}
 """name → kind; a kind that is added here can be decoded"""
@@ -65,17 +64,13 @@ def decode(
             raise ValueError(f"decode: {heads} heads do not divide the hidden width {weight.shape[0]}")
         check_shapes("decode", context=(context, "B D"), first_layer=(weight, "H D"))
     available = chosen.implementations
-    if branches is not None:
-        if not chosen.takes_branches:
-            takers = ", ".join(name for name, other in KINDS.items() if other.takes_branches)
-            raise ValueError(f"decode: branches are the {takers}'s, got kind {kind!r}")
-        available = {name: partial(function, branches=branches) for name, function in available.items()}
+    if branches is not None and not chosen.takes_branches:
+        takers = ", ".join(name for name, other in KINDS.items() if other.takes_branches)
+        raise ValueError(f"decode: branches are the {takers}'s, got kind {kind!r}")
     if present is not None:
         check_shapes("decode", context=(context, "B D"), present=(present, "B"))
-        available = {name: partial(function, present=present) for name, function in available.items()}
     hidden = max(weight.shape[0] for weight in first_weights)
     if chosen.triton is not None and chosen.triton.takes(images=len(context), hidden=hidden, heads=heads):
-        kernels = chosen.triton.decode if present is None else partial(chosen.triton.decode, present=present)
-        available = with_triton(available, kernels, class_features, compute_dtype(class_features))
+        available = with_triton(available, chosen.triton.decode, class_features, compute_dtype(class_features))
     run = resolve(impl, available)
-    return run(decoders, class_features, context, prompt_length=prompt_length, heads=heads)
+    return run(Inputs(decoders, class_features, context, prompt_length, heads, branches, present))

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Decoder = Mapping[str, Tensor]
-"""Parameters of one decoder, under the published names without prefix (`gru.weight_ih`, `encoder_proj.weight`, …)."""
+from .inputs import Decoder, Inputs
 
 
-def decode(
-    decoders: Sequence[Decoder],
-    class_features: Tensor,
-    context: Tensor,
-    *,
-    prompt_length: int,
-    heads: int,
-    present: Tensor | None = None,
-) -> Tensor:
-    """Outputs o_1…o_n of each of G decoders; arguments and result as `op.decode`."""
-    context = context if present is None else context[present]
-    return torch.stack(
-        [_decode(p, class_features, context, prompt_length=prompt_length, heads=heads) for p in decoders]
-    )
+def decode(inputs: Inputs) -> Tensor:
+    """Outputs o_1…o_n of each of G decoders, as `op.decode`."""
+    return torch.stack([_decode(p, inputs) for p in inputs.decoders])
 
 
-def _decode(p: Decoder, class_features: Tensor, context: Tensor, *, prompt_length: int, heads: int) -> Tensor:
-    c = linear(p, "encoder_proj", context)  # (B,H), the same keys and values for every class
-    x = class_features  # x_0 = t_0, (C,D)
+def _decode(p: Decoder, inputs: Inputs) -> Tensor:
+    heads = inputs.heads
+    c = linear(p, "encoder_proj", inputs.images)  # (B,H), the same keys and values for every class
+    x = inputs.class_features  # x_0 = t_0, (C,D)
     h = x.new_zeros(len(x), c.shape[-1])  # h_0, (C,H)
     outputs = []
-    for _ in range(prompt_length):
+    for _ in range(inputs.prompt_length):
         h = _gru_cell(p, x, h)
         h = self_attention(p, h, heads)
         x = linear(p, "fc", h + attention(p, "encoder_attention", h, c, heads))  # o_i is the next step's input

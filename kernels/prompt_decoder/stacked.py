@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..foreach import cast_all, copy_all
-from .reference import Decoder
+from .inputs import Decoder
 
 
 class Stacked:

@@ -6,15 +6,14 @@ causal mask and no earlier step to cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import at_least_fp32, compute_dtype, no_autocast
+from .inputs import Decoder, Inputs
 from .kind import DecoderKind
-from .reference import Decoder, attention, layer_norm, linear
+from .reference import attention, layer_norm, linear
 from .stacked import Stacked, affine, split
 
 
@@ -23,34 +22,18 @@ def blocks(decoder: Decoder) -> int:
     return sum(name.startswith("resblocks.") and name.endswith(".ln_1.weight") for name in decoder)
 
 
-def reference(
-    decoders: Sequence[Decoder],
-    class_features: Tensor,
-    context: Tensor,
-    *,
-    prompt_length: int,
-    heads: int,
-    branches: Tensor | None = None,
-    present: Tensor | None = None,
-) -> Tensor:
-    """Outputs x_1…x_n of each of G decoders, literally; arguments and result as `op.decode`."""
-    context = context if present is None else context[present]
-    every = [None] * len(decoders) if branches is None else list(branches)
-    return torch.stack(
-        [
-            _reference(p, class_features, context, prompt_length, heads, factors)
-            for p, factors in zip(decoders, every, strict=True)
-        ]
-    )
+def reference(inputs: Inputs) -> Tensor:
+    """Outputs x_1…x_n of each of G decoders, literally, as `op.decode`."""
+    every = [None] * len(inputs.decoders) if inputs.branches is None else list(inputs.branches)
+    return torch.stack([_reference(p, inputs, own) for p, own in zip(inputs.decoders, every, strict=True)])
 
 
-def _reference(
-    p: Decoder, class_features: Tensor, context: Tensor, n: int, heads: int, factors: Tensor | None
-) -> Tensor:
-    c = linear(p, "encoder_proj", context)  # (B,H), the same keys and values for every class
-    x = linear(p, "input_proj", class_features)  # (C,H)
+def _reference(p: Decoder, inputs: Inputs, factors: Tensor | None) -> Tensor:
+    heads = inputs.heads
+    c = linear(p, "encoder_proj", inputs.images)  # (B,H), the same keys and values for every class
+    x = linear(p, "input_proj", inputs.class_features)  # (C,H)
     if factors is None:
-        factors = x.new_ones(n, blocks(p), 3, len(x))
+        factors = x.new_ones(inputs.prompt_length, blocks(p), 3, len(x))
     outputs = []
     for step in factors[..., None]:
         for number, (own, crossed, wide) in enumerate(step):
@@ -64,26 +47,18 @@ def _reference(
     return torch.stack(outputs, dim=1)
 
 
-def eager(
-    decoders: Sequence[Decoder],
-    class_features: Tensor,
-    context: Tensor,
-    *,
-    prompt_length: int,
-    heads: int,
-    branches: Tensor | None = None,
-    present: Tensor | None = None,
-) -> Tensor:
+def eager(inputs: Inputs) -> Tensor:
     """The same, all decoders at once, keys and values of the images projected once a block and not at every step.
 
     Under autocast products run in autocast's dtype, which is also the result's; the residual stream and LayerNorm stay
     in float32.
     """
+    class_features, heads, branches = inputs.class_features, inputs.heads, inputs.branches
     dtype = compute_dtype(class_features)
     with no_autocast(class_features):
-        p, count = Stacked(decoders, dtype), len(decoders)
-        c = p.linear("encoder_proj", context.to(dtype).expand(count, -1, -1))  # (G,B,H)
-        depth, hidden = blocks(decoders[0]), c.shape[-1]
+        p, count = Stacked(inputs.decoders, dtype), len(inputs.decoders)
+        c = p.linear("encoder_proj", inputs.context.to(dtype).expand(count, -1, -1))  # (G,B,H)
+        depth, hidden = blocks(inputs.decoders[0]), c.shape[-1]
         memory, queries = [], []
         for number in range(depth):
             cross = f"resblocks.{number}.cross_attn"
@@ -98,14 +73,14 @@ def eager(
             return x + y if branches is None else x + branches[:, step, block, branch, :, None] * y
 
         outputs = []
-        for step in range(prompt_length):
+        for step in range(inputs.prompt_length):
             for number in range(depth):
                 block = f"resblocks.{number}"
                 y = p.layer_norm(f"{block}.ln_1", x).to(dtype)
                 x = residual(x, step, number, 0, p.self_attention(f"{block}.self_attn", y, heads))
                 y = p.layer_norm(f"{block}.ln_2", x).to(dtype)
                 (k, v), query = memory[number], split(affine(y, *queries[number]), heads)
-                x = residual(x, step, number, 1, p.attend(f"{block}.cross_attn", query, k, v, present))
+                x = residual(x, step, number, 1, p.attend(f"{block}.cross_attn", query, k, v, inputs.present))
                 y = F.relu(p.linear(f"{block}.mlp.0", p.layer_norm(f"{block}.ln_3", x).to(dtype)))
                 x = residual(x, step, number, 2, p.linear(f"{block}.mlp.2", y))
             outputs.append(x.to(dtype))

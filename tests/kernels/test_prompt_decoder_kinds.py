@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pspg.kernels.prompt_decoder import KINDS, DecoderKind, decode
+from pspg.kernels.prompt_decoder import Inputs as DecoderInputs
 
 WIDTH, HIDDEN, HEADS = 6, 4, 2
 
@@ -200,8 +201,9 @@ def test_an_unknown_kind_is_named() -> None:
 def test_a_kind_declares_all_that_decoding_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind that is added to the table is decoded, its first weight checked, its branches passed on."""
 
-    def scaled(decoders: Any, features: Tensor, context: Tensor, *, branches: Tensor | None = None, **_: int) -> Tensor:
-        return torch.stack([features * p["scale.weight"][0] for p in decoders]) * (1 if branches is None else branches)
+    def scaled(inputs: DecoderInputs) -> Tensor:
+        factors = 1 if inputs.branches is None else inputs.branches
+        return factors * torch.stack([inputs.class_features * p["scale.weight"][0] for p in inputs.decoders])
 
     kind = DecoderKind("scaled", {"eager": scaled}, first_weight="scale.weight", takes_branches=True)
     monkeypatch.setitem(KINDS, "scaled", kind)

@@ -12,7 +12,7 @@ pre_norm_1 and pre_norm_2, what the two LayerNorms read; h_i; scores of the imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...launch import Batched, can_overlap, configuration, interpreted, launch, multiprocessors, pin
 from .. import folding
+from ..inputs import Inputs
 from ..recurrence import (
     EPS,
     RecomputedActivations,
@@ -32,7 +33,6 @@ from ..recurrence import (
     empty_outputs,
     empty_saved,
 )
-from ..reference import Decoder
 from .backward import (
     cross_attention_backward_kernel,
     gru_backward_kernel,
@@ -87,19 +87,9 @@ INTERPRETED_PROGRAMS = 3
 """programs of a persistent kernel in the interpreter, which runs one after the other"""
 
 
-def decode(
-    decoders: Sequence[Decoder],
-    class_features: Tensor,
-    context: Tensor,
-    *,
-    prompt_length: int,
-    heads: int,
-    present: Tensor | None = None,
-) -> Tensor:
-    """Outputs o_1…o_n of G decoders; arguments and result as `op.decode`. The result can be differentiated once."""
-    steps = StepImplementation(forward_steps, backward_steps, folded_only=True)
-    sizes = {"prompt_length": prompt_length, "heads": heads}
-    return folding.decode(decoders, class_features, context, present=present, implementation=steps, **sizes)
+def decode(inputs: Inputs) -> Tensor:
+    """Outputs o_1…o_n of G decoders, as `op.decode`. They can be differentiated once."""
+    return folding.decode(inputs, StepImplementation(forward_steps, backward_steps, folded_only=True))
 
 
 def forward_steps(weights: StepWeights, n: int, heads: int, save: bool) -> tuple[Tensor, SavedActivations | None]:
