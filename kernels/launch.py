@@ -225,13 +225,6 @@ def _layout(tensor: Tensor) -> str:
     return f"shape {tuple(tensor.shape)} with strides {tensor.stride()}"
 
 
-def processors(device: torch.device) -> int | None:
-    """Streaming multiprocessors of a GPU, where launches are recorded those of an H100; None: a CPU."""
-    if _recorder is not None:
-        return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
-
-
 def architecture(device: torch.device) -> int:
     """90 for sm_90; the recorded one within `record`, and 80 in the interpreter."""
     if _recorder is not None:
@@ -247,3 +240,8 @@ def multiprocessors(device: torch.device) -> int:
     if _recorder is not None:
         return {80: 108, 86: 84, 90: 132, 100: 148}.get(_recorder[0], 108)
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def processors(device: torch.device) -> int | None:
+    """`multiprocessors` of a GPU, also a recorded one; None: a CPU, whose work does not come in waves."""
+    return None if interpreted(device) else multiprocessors(device)
