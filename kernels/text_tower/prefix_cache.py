@@ -150,7 +150,7 @@ class _Split(torch.autograd.Function):
         if d_state is not None:
             sequences, tokens = ctx.kept
             live = d_rows[1:].unflatten(0, ctx.shape)
-            live[:sequences, :tokens, ctx.first :] += d_state[:, 1:]
+            live[:sequences, :tokens, ctx.first :].add_(d_state[:, 1:])  # `+=` would also copy it onto itself
         return d_rows, None, None, None
 
 
