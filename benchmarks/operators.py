@@ -284,12 +284,27 @@ def _rows(s: Sizes) -> int:
     return min(s.pairs, s.C * (s.C - 1) // 2) * (s.n + 1)
 
 
-def _attention_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+def _pairs(s: Sizes, device: torch.device) -> RaggedPairs:
     first, second = (part[: s.pairs] for part in pair_indices(s.C, device))
     tokens = s.n + 1
-    pairs = RaggedPairs(first, second, prefixes=s.C, suffixes=s.C, prefix_tokens=tokens, suffix_tokens=tokens)
-    normal = partial(_normal, device=device, dtype=dtype)
-    return Problem((normal(len(first), tokens, 3 * s.W), normal(s.C, tokens, 2 * s.W)), (pairs, s.heads))
+    return RaggedPairs(first, second, prefixes=s.C, suffixes=s.C, prefix_tokens=tokens, suffix_tokens=tokens)
+
+
+def _attention_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    pairs, normal = _pairs(s, device), partial(_normal, device=device, dtype=dtype)
+    count, tokens = len(pairs.prefix_index), s.n + 1
+    return Problem((normal(count, tokens, 3 * s.W), normal(s.C, tokens, 2 * s.W)), (pairs, s.heads))
+
+
+def _pooled_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    """Queries of a token a sequence, and what they see: prefixes and suffixes, keys and values at once."""
+    pairs, normal = _pairs(s, device), partial(_normal, device=device, dtype=dtype)
+    count, tokens = len(pairs.prefix_index), s.n + 1
+    return Problem((normal(count, s.heads, s.W), normal(s.C, tokens, s.W), normal(count, tokens, s.W)), (pairs,))
+
+
+def _gather_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    return Problem((_normal(s.C, s.n + 1, 3 * s.W, device=device, dtype=dtype),), (_pairs(s, device),))
 
 
 def _block_tower(s: Sizes, layers: int, device: torch.device, dtype: torch.dtype) -> TextTower:
@@ -339,6 +354,16 @@ OPERATORS: dict[str, Operator] = {
         {**BLOCK, "heads": 8},
         _attention_problem,
         block_operation(lambda operations, p: operations.attention(p.fixed[1], *p.leaves, p.fixed[0])),
+    ),
+    "pooled_attention": Operator(
+        {**BLOCK, "heads": 8},
+        _pooled_problem,
+        block_operation(
+            lambda operations, p: operations.pooled_attention(*p.leaves, *p.fixed, p.leaves[0].shape[2] ** -0.5)
+        ),
+    ),
+    "gather": Operator(
+        BLOCK, _gather_problem, block_operation(lambda operations, p: operations.gather_suffix(*p.leaves, *p.fixed))
     ),
     "block_products": Operator(
         {**BLOCK, "products": 3, "tiles": 1}, _products_problem, block_operation(_block_products)

@@ -25,6 +25,8 @@ from .probe import NAMES
 from .report import table
 from .session import OK, Part, Session
 
+_FEW = "C=28,n=16,pairs=56"
+"""rows of all prefixes of 28 classes"""
 OPERATORS = {
     "add_norm": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16"),
     "mlp": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16"),
@@ -32,7 +34,11 @@ OPERATORS = {
         name: (f"C=108,n=16,pairs=482,products=3,tiles={tiles}", f"C=4,n=2,pairs=3,W=16,products=3,tiles={tiles}")
         for name, tiles in (("block_products narrow", 2), ("block_products wide", 3))
     },
+    "block_products few rows": (f"{_FEW},products=1", "C=4,n=2,pairs=3,W=16,products=1"),
+    "block_products few rows small": (f"{_FEW},products=3,tiles=4", "C=4,n=2,pairs=3,W=16,products=3,tiles=4"),
     "suffix_attention": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16,heads=2"),
+    "pooled_attention": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16,heads=2"),
+    "gather": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16"),
     "pair_loss": ("C=108,B=64", "C=4,B=2,D=16"),
     "asymmetric_loss": ("C=108,B=64", "C=4,B=2"),
     "prompt_decoder": ("C=108,B=64,n=16", "C=4,B=2,n=2,D=16,H=16,heads=2"),
@@ -43,6 +49,7 @@ OPERATORS = {
 SWEEPS = {
     **{name: shapes for name, shapes in OPERATORS.items() if " " not in name},
     "block_products": ("C=108,n=16,pairs=482,products=3", "C=4,n=2,pairs=3,W=16,products=3"),
+    "block_products small": OPERATORS["block_products few rows small"],
 }
 """operators whose kernels' configurations are tried, at the same shapes"""
 SWEEP_S = 60
@@ -190,8 +197,8 @@ def sweeps(options: argparse.Namespace) -> list[Part]:
     names = ["asymmetric_loss"] if options.rehearse else list(SWEEPS)
     return [
         Part(
-            f"sweep-{name}",
-            ["-m", "benchmarks.gpu.sweep", name, SWEEPS[name][options.rehearse], str(SWEEP_S), "json"],
+            f"sweep-{name.replace(' ', '-')}",
+            ["-m", "benchmarks.gpu.sweep", name.split()[0], SWEEPS[name][options.rehearse], str(SWEEP_S), "json"],
             SWEEP_S + 60,  # the first run, its oracle, and the compiler's last
         )
         for name in names

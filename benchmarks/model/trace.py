@@ -155,7 +155,7 @@ def trace_step(classes: int, batch: int, *, memory: int | None = None, share: Sh
     with FakeTensorMode():
         setup = _on_fake_cpu(setup)
         setup.head.text_memory = memory or default_memory(torch.device("cuda"))
-        for layer in setup.tower.layers[:-1]:
+        for layer in setup.tower.layers:
             folded_layer(layer)  # made once for all steps
 
         def loss() -> Tensor:

@@ -158,8 +158,8 @@ class PromptHead(nn.Module):
         if self.residual is not None:
             sides = self.residual(sides, class_set.mixing)
         # Without negative prompts their logit is 0: the softmax of (z, 0) is the sigmoid of z.
-        negative = sides[1] if len(sides) == 2 else torch.zeros_like(sides[0])
-        return TextFeatures(positive, sides[0], negative)
+        features, *others = sides.unbind()
+        return TextFeatures(positive, features, others[0] if others else torch.zeros_like(features))
 
     def encode(
         self, prompts: Tensor, template: PromptTemplate, tower: TextTower, *, keep_cache: bool | None = None

@@ -108,7 +108,7 @@ def _fold(
             (keys @ part).flatten(1, 2)
             for part in (query.unflatten(1, (heads, -1)), query_bias.unflatten(1, (heads, -1, 1)))
         )
-        query_bias, value = query_bias[..., 0], (values @ value.unflatten(1, (heads, -1))).flatten(1, 2)
+        query_bias, value = query_bias.squeeze(-1), (values @ value.unflatten(1, (heads, -1))).flatten(1, 2)
     else:
         memory = keys.contiguous(), values.contiguous()
 
@@ -143,4 +143,4 @@ def _fold(
 
 def _times(weight: Tensor, vector: Tensor) -> Tensor:
     """weight (G,O,I) · vector (G,I)."""
-    return (weight @ vector[..., None])[..., 0]
+    return (weight @ vector[..., None]).squeeze(-1)  # whose backward is a view, where `[..., 0]` writes zeros

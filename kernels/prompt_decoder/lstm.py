@@ -82,7 +82,7 @@ def eager(inputs: Inputs) -> Tensor:
             keys = split(affine(h.to(dtype), w_k, b_k), heads)
             weights = _mean(torch.softmax(at_least_fp32(query @ keys.mT), dim=-1), inputs.present)  # (G,heads,C)
             mixed = (weights @ h).to(dtype)  # (G,heads,H); the weights sum to 1, so b_v passes unchanged
-            values = (w_v @ mixed[..., None])[..., 0] + b_v
+            values = (w_v @ mixed[..., None]).squeeze(-1) + b_v
             seen = p.linear("encoder_attention.out_proj", values.flatten(1)[:, None])  # (G,1,H)
             x = p.linear("fc", (h + seen).to(dtype))
             outputs.append(x)

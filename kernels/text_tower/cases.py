@@ -62,6 +62,9 @@ def _last_block(
     out, lse = pooled_attention.run_pooled_attention(*given, 0.125)
     pooled_attention.run_pooled_attention_backward(out, *given, starts, lse, 0.125, by_prefix)
     pooled_norm.run_pooled_norm_backward(x, x, normal, total, statistics, weight, None, tokens)
+    if products.choose(x) == "folded":
+        _products(dtype, sequences, project=False)
+        return
     _mlp(dtype, sequences)
     for _ in range(2):
         _add_norm(dtype, sequences)
@@ -126,6 +129,11 @@ def _wide_products(dtype: torch.dtype) -> None:
         _all_products(dtype)
 
 
+def _small_products(dtype: torch.dtype) -> None:
+    with products.use("folded", tiles="small"):
+        _all_products(dtype)
+
+
 def _overlapped_pairs(dtype: torch.dtype) -> None:
     """Every kernel set up while the one before ends, where a GPU can do it."""
     with overlapped():
@@ -182,5 +190,6 @@ CASES = (
     Case("text tower: pairs of a chunk, overlapped", _overlapped_pairs, **_WORK),
     Case("text tower: products of a block", _all_products, **_WORK),
     Case("text tower: products of a block, wide tiles", _wide_products, **_WORK),
+    Case("text tower: products of a block, small tiles", _small_products, **_WORK),
     Case("text tower: pairs with class names, attention", _named_pairs, **_WORK),
 )

@@ -56,6 +56,15 @@ class PairChunks:
             low: prefix of its first pair, or 0.
             high: behind the prefix of its last pair.
         """
+        if len(self.first) <= self.size and low == 0:  # one chunk of all rows shares nothing with others
+            return RaggedPairs(
+                *(self.first, self.suffix_index),
+                prefixes=high,
+                suffixes=self.suffixes,
+                prefix_lengths=self.prefix_lengths,
+                pooled=self.pooled,
+                **self._tokens,
+            )
         return _Chunk(self, number, low, high, self._tokens)
 
     @cached_property

@@ -150,7 +150,7 @@ class _Split(torch.autograd.Function):
         if d_state is not None:
             sequences, tokens = ctx.kept
             live = d_rows[1:].unflatten(0, ctx.shape)
-            live[:sequences, :tokens, ctx.first :] += d_state[:, 1:]
+            live[:sequences, :tokens, ctx.first :].add_(d_state[:, 1:])  # `+=` would also copy it onto itself
         return d_rows, None, None, None
 
 
@@ -165,13 +165,13 @@ def pair_suffixes(tower: TextTower, template: PromptTemplate, prompts: Tensor) -
     """
     n = prompts.shape[1]
     tokens = torch.cat([prompts, template.token_suffix[:, : template.longest_name + 1]], dim=1)
-    steps = torch.arange(tokens.shape[1], device=tokens.device)
-    starts = [1 + n + length for length in _distinct_lengths(template)]
-    positions = torch.stack([start + steps for start in starts])[:, None].expand(-1, len(tokens), -1)
-    suffixes = _suffixes(tower, tokens.repeat(len(starts), 1, 1), positions.flatten(0, 1))
-    if not template.named:
-        return suffixes
-    return suffixes._replace(pooled=(n + template.name_lengths).repeat(len(starts)))
+    groups = [tokens + _positions(tower, 1 + n + length, tokens.shape[1]) for length in _distinct_lengths(template)]
+    x = groups[0] if len(groups) == 1 else torch.cat(groups)
+    layer = tower.layers[0]
+    entry = layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
+    if len(tower.layers) > 1:
+        entry = F.linear(entry, layer.in_proj_weight, layer.in_proj_bias)
+    return Suffixes(x, entry, (n + template.name_lengths).repeat(len(groups)) if template.named else None)
 
 
 def pair_suffix_index(template: PromptTemplate, first: Tensor, second: Tensor) -> Tensor:
@@ -219,14 +219,11 @@ def encode_suffixes(
     return last_block(tower, operations, x, query, cache[-1], y, pairs)
 
 
-def _suffixes(tower: TextTower, tokens: Tensor, positions: Tensor) -> Suffixes:
-    """Suffixes of tokens (J,T,W) at positions (J,T); padding may lie beyond the context."""
-    x = tokens + tower.positional_embedding[positions.clamp(max=tower.context_length - 1)]
-    layer = tower.layers[0]
-    y = layer_norm(tower, x, layer.ln_1_weight, layer.ln_1_bias)
-    if len(tower.layers) > 1:
-        y = F.linear(y, layer.in_proj_weight, layer.in_proj_bias)
-    return Suffixes(x, y, None)
+def _positions(tower: TextTower, start: int, count: int) -> Tensor:
+    """(count,W) of the positions from `start` on; padding may lie beyond the context and takes the last one."""
+    rows = tower.positional_embedding[start : start + count]
+    missing = count - len(rows)
+    return torch.cat([rows, tower.positional_embedding[-1:].expand(missing, -1)]) if missing else rows
 
 
 def _distinct_lengths(template: PromptTemplate) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu.__main__ import SWEEPS
 from benchmarks.gpu.calibrate import calibration
 from benchmarks.gpu.probe import NAMES, measure
 from benchmarks.gpu.profile import compare, kind_of
 from benchmarks.gpu.report import LINES, table
 from benchmarks.gpu.session import FAILED, OK, STOPPED, Part, Record, Session
 from benchmarks.gpu.sweep import Sweep, other_values
+from benchmarks.harness import Sizes
 from benchmarks.model.assumptions import GPUS, load_assumptions
-from pspg.kernels.launch import configuration
+from benchmarks.operators import OPERATORS
+from benchmarks.problem import outcome
+from pspg.kernels.launch import CONFIGS, configuration, replaced
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -128,6 +133,21 @@ def test_a_configuration_that_ended_the_process_is_not_tried_again(
     Sweep("asymmetric_loss", {"C": 4, "B": 2}, CPU, file).run(60)
     (row,) = json.loads(file.read_text())["sweep"]
     assert (row["tried"], row["refused"], row["best"]) == (4, 1, row["pinned"])
+
+
+def test_a_sweep_covers_every_kernel_that_is_pinned() -> None:
+    """But float32's, and what takes larger shapes or a choice that is not the default."""
+    pytest.importorskip("triton")
+    tried: set[str] = set()
+    for name, (_, shape) in SWEEPS.items():
+        operator = OPERATORS[name.split()[0]]
+        sizes = Sizes({**operator.letters, **{letter: int(size) for letter, size in re.findall(r"(\w+)=(\d+)", shape)}})
+        for dtype in (torch.bfloat16, torch.float32):
+            with replaced() as asked:
+                outcome(operator.impls["triton"], operator.make(sizes, CPU, dtype))
+            tried |= {kernel.removesuffix("_fp32") for kernel in asked}
+    left = {name.removesuffix("_fp32") for name in CONFIGS if not name.endswith(("_wide", "_float32"))} - tried
+    assert left == {"sum_partial", "decoder_steps"}  # of prefixes with many suffixes, and by choice
 
 
 def test_measured_numbers_replace_assumptions(tmp_path: Path) -> None:

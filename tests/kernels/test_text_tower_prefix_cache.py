@@ -37,7 +37,7 @@ def compare(run: Callable[[str], Tensor], prompts: Tensor) -> None:
 
 @pytest.mark.parametrize("named", [False, True], ids=["whole", "prefix"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize(("classes", "n"), [(1, 1), (2, 4), (5, 16), (14, 3)])
+@pytest.mark.parametrize(("classes", "n"), [(1, 1), (2, 4), (5, 16), (14, 3), (3, 34)])
 def test_equals_the_reference(
     tower: TextTower, make_template: MakeTemplate, named: bool, layers: int, classes: int, n: int
 ) -> None:

@@ -23,17 +23,17 @@ from pspg.kernels.text_tower.triton import TRITON, products
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "PARTS": 4, "num_warps": 4, "num_stages": 1}
-
-
 WIDE = {**SMALL, "BLOCK_N": 64, "PARTS": 8}
+SMALLEST = {**SMALL, "BLOCK_N": 16, "PARTS": 2}
 KERNELS = ("linear", "add_linear", "activation_backward", "norm_backward")
 
 
-@pytest.fixture(params=["pointers", "descriptors", "wide descriptors"])
+@pytest.fixture(params=["pointers", "descriptors", "wide descriptors", "small descriptors"])
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small tiles of either size, several a program, with operands of either kind."""
+    """Tiles of all sizes, made small, several a program, with operands of either kind."""
     small_tiles(monkeypatch, "descriptors" in request.param)
-    with products.use(tiles="wide" if "wide" in request.param else "narrow"):
+    size: products.Tiles = next((name for name in products.TILE_NAMES if name in request.param), "narrow")
+    with products.use(tiles=size):
         yield
 
 
@@ -41,7 +41,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, descriptors: bool) -> None:
     for name in KERNELS:
         monkeypatch.setitem(launch.CONFIGS, name, {80: SMALL})
         monkeypatch.setitem(launch.CONFIGS, f"{name}_wide", {80: WIDE})
-    for name in ("product", "product_wide"):
+        monkeypatch.setitem(launch.CONFIGS, f"{name}_small", {80: SMALLEST})
+    for name in ("product", "product_wide", "product_small"):
         monkeypatch.setitem(launch.CONFIGS, name, {80: {"DESCRIPTORS": int(descriptors), "PROGRAMS": 3}})
 
 
@@ -108,7 +109,7 @@ def test_each_product(rows: int, depth: int, columns: int, dtype: torch.dtype, d
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_both_sizes_of_tiles_give_the_same_bits(
+def test_all_sizes_of_tiles_give_the_same_bits(
     dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_tiles(monkeypatch, descriptors=True)
@@ -126,9 +127,11 @@ def test_both_sizes_of_tiles_give_the_same_bits(
         return middle, moments, *found, d, sums.sum(1)
 
     *narrow, narrow_sums = run("narrow")
-    *wide, wide_sums = run("wide")
-    assert all(torch.equal(one, other) for one, other in zip(narrow, wide, strict=True))
-    torch.testing.assert_close(narrow_sums, wide_sums, rtol=1e-5, atol=1e-4)  # in another order
+    sizes: tuple[products.Tiles, ...] = ("wide", "small")
+    for size in sizes:
+        *other, sums = run(size)
+        assert all(torch.equal(one, another) for one, another in zip(narrow, other, strict=True))
+        torch.testing.assert_close(narrow_sums, sums, rtol=1e-5, atol=1e-4)  # in another order
 
 
 @pytest.mark.parametrize(
@@ -136,11 +139,14 @@ def test_both_sizes_of_tiles_give_the_same_bits(
     [
         (90, 8194, 2048, 512, 256),  # one round of 132 processors instead of two
         (90, 8194, 512, 2048, 128),  # a short inner length
-        (90, 1547, 2048, 512, 128),  # narrow tiles are one round, too
+        (90, 3673, 2048, 512, 128),  # narrow tiles are one round, too
+        (90, 953, 2048, 512, 64),  # 32 narrow tiles
+        (90, 953, 512, 2048, 128),  # 128 of them
         (80, 8194, 2048, 512, 128),
+        (80, 953, 2048, 512, 64),
     ],
 )
-def test_tiles_are_wide_where_that_saves_rounds_of_a_long_inner_length(
+def test_tiles_are_wide_where_that_saves_rounds_and_small_where_processors_would_idle(
     architecture: int, rows: int, depth: int, columns: int, tile: int
 ) -> None:
     a, weight, residual, bias = (
@@ -153,16 +159,22 @@ def test_tiles_are_wide_where_that_saves_rounds_of_a_long_inner_length(
             products.run_add_linear(a, weight, bias, residual)
         with products.use(tiles="wide"):
             products.run_add_linear(a, weight, bias, residual)
+        with products.use(tiles="small"):
+            products.run_add_linear(a, weight, bias, residual)
     widest = 256 if architecture >= 90 else 128
-    assert [one.arguments["BLOCK_N"] for one in launches] == [tile, 128, widest]
+    assert [one.arguments["BLOCK_N"] for one in launches] == [tile, 128, widest, 64]
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_tiles_are_of_parts_of_one_width(name: str) -> None:
     """Moments are of parts, and whoever reads them need not know the tile."""
-    for narrow, wide in zip(launch.CONFIGS[name].values(), launch.CONFIGS[f"{name}_wide"].values(), strict=True):
+    for architecture in (80, 90, 100):
+        with launch.record(architecture):
+            narrow, wide, small = (
+                launch.configuration(f"{name}{size}", torch.device("meta")) for size in ("", "_wide", "_small")
+            )
         if name == "add_linear":
-            assert narrow["BLOCK_N"] // narrow["PARTS"] == wide["BLOCK_N"] // wide["PARTS"]
+            assert len({tile["BLOCK_N"] // tile["PARTS"] for tile in (narrow, wide, small)}) == 1
         assert (narrow["BLOCK_M"], narrow["BLOCK_K"]) == (wide["BLOCK_M"], wide["BLOCK_K"])
 
 
@@ -204,6 +216,19 @@ def test_a_folded_block(rows: int, dtype: torch.dtype, tower: TextTower, device:
 
     with products.use("folded"):
         no_worse(run(TRITON, dtype), run(eager, dtype), run(eager, torch.float64))
+
+
+@pytest.mark.parametrize("size", ["wide", "small"])
+def test_backward_takes_the_tiles_of_its_forward(size: products.Tiles, tower: TextTower, device: torch.device) -> None:
+    """Also where it runs elsewhere, as a benchmark's does."""
+    layer = make_layer(16, 40, torch.float32, device)
+    x, attended = (torch.randn(9, 16, device=device, requires_grad=True) for _ in range(2))
+    with products.use("folded", tiles=size):
+        stream = TRITON.products(tower, x).finish(tower, layer, Stream(x), attended)
+        out = TRITON.mlp(tower, layer, stream.x)
+    with launch.replaced() as asked:
+        out.sum().backward()
+    assert {f"norm_backward_{size}", f"activation_backward_{size}"} <= asked
 
 
 @pytest.mark.parametrize("choice", ["activation", "folded"])

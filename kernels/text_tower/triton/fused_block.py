@@ -53,7 +53,7 @@ class _Rest(torch.autograd.Function):
         hidden, activated, statistics = products.linear(middle, fc.weight, moments, fc.sums, fc.bias, eps, kind)
         out, moments = products.add_linear(activated, layer.proj_weight, layer.proj_bias, middle)
         ctx.save_for_backward(middle, statistics, hidden)
-        ctx.layer = layer
+        ctx.layer, ctx.tiles = layer, products.tiles()
         ctx.mark_non_differentiable(moments)
         ctx.set_materialize_grads(False)  # or zeros are written for the moments
         return out.view(x.shape), moments
@@ -65,8 +65,9 @@ class _Rest(torch.autograd.Function):
             return None, None, None, None
         middle, statistics, hidden = ctx.saved_tensors
         layer, fc, d = ctx.layer, folded_layer(ctx.layer).fc, gradient.flatten(0, -2).contiguous()
-        d_hidden, row_sums = products.activation_backward(d, layer.proj_weight, hidden, fc.sums, fc.bias)
-        d_x = products.norm_backward(d_hidden, fc.weight, row_sums, statistics, middle, d)
+        with products.use(tiles=ctx.tiles):
+            d_hidden, row_sums = products.activation_backward(d, layer.proj_weight, hidden, fc.sums, fc.bias)
+            d_x = products.norm_backward(d_hidden, fc.weight, row_sums, statistics, middle, d)
         return d_x.view(gradient.shape), (d_x @ layer.out_proj_weight).view(gradient.shape), None, None
 
 
@@ -79,14 +80,15 @@ class _MLP(torch.autograd.Function):
         kind = "both" if ctx.needs_input_grad[0] else "activated"
         hidden, activated, _ = products.linear(rows, layer.fc_weight, None, None, layer.fc_bias, 0.0, kind)
         ctx.save_for_backward(hidden)
-        ctx.layer = layer
+        ctx.layer, ctx.tiles = layer, products.tiles()
         return F.linear(activated, layer.proj_weight, layer.proj_bias).view(y.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layer, d = ctx.layer, gradient.flatten(0, -2).contiguous()
-        d_hidden, _ = products.activation_backward(d, layer.proj_weight, *ctx.saved_tensors, None, None)
+        with products.use(tiles=ctx.tiles):
+            d_hidden, _ = products.activation_backward(d, layer.proj_weight, *ctx.saved_tensors, None, None)
         return (d_hidden @ layer.fc_weight).view(gradient.shape), None
 
 

@@ -19,26 +19,32 @@ Choice = Literal["library", "activation", "folded"]
 derivative in the epilogues of the MLP's two products; folded: both LayerNorms and the residual as well"""
 CHOICE_NAMES: tuple[Choice, ...] = ("library", "activation", "folded")
 
-CHOICES: dict[int, tuple[tuple[int, Choice], ...]] = {80: ((0, "library"),), 90: ((0, "library"), (1024, "folded"))}
+CHOICES: dict[int, tuple[tuple[int, Choice], ...]] = {80: ((0, "library"),), 90: ((0, "library"), (256, "folded"))}
 """architecture → (fewest rows, choice), ascending. Nobody has measured them yet: `use` and a GPU can say better"""
 
-Tiles = Literal["by_shape", "narrow", "wide"]
+Tiles = Literal["by_shape", "narrow", "wide", "small"]
 """narrow: 128 × 128, two programs a multiprocessor, of which one multiplies while the other is in its epilogue; wide:
-128 × 256, a quarter fewer operands to load, one program a multiprocessor; by_shape: as `_is_wide` says. sm_80 has
-narrow ones alone"""
-TILE_NAMES: tuple[Tiles, ...] = ("by_shape", "narrow", "wide")
+128 × 256, a quarter fewer operands to load, one program a multiprocessor, and on sm_80 narrow; small: 64 × 64, for few
+rows, which give all multiprocessors a tile only where tiles are small; by_shape: as `_size` says"""
+TILE_NAMES: tuple[Tiles, ...] = ("by_shape", "narrow", "wide", "small")
 
 _SM_80 = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32, "PARTS": 2, "num_warps": 8, "num_stages": 4}
 _SM_90 = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "PARTS": 4, "num_warps": 4, "num_stages": 3}
 _SM_100 = {**_SM_90, "num_warps": 8}
 # A thread holds as much of the result as of a narrow tile; parts are as wide, since moments are of parts.
 _WIDE = {**_SM_90, "BLOCK_N": 256, "PARTS": 8, "num_warps": 8, "num_stages": 4}
+_SMALL_80 = {**_SM_80, "BLOCK_M": 64, "BLOCK_N": 64, "PARTS": 1, "num_warps": 4}
+_SMALL = {**_SM_90, "BLOCK_M": 64, "BLOCK_N": 64, "PARTS": 2, "num_stages": 4}
+_SMALL_100 = {**_SMALL, "num_warps": 8}
 for _name in ("linear", "add_linear", "norm_backward"):
     pin(_name, sm_80=_SM_80, sm_90=_SM_90, sm_100=_SM_100)
     pin(f"{_name}_wide", sm_80=_SM_80, sm_90=_WIDE, sm_100=_WIDE)
+    pin(f"{_name}_small", sm_80=_SMALL_80, sm_90=_SMALL, sm_100=_SMALL_100)
 pin("activation_backward", sm_80=_SM_80, sm_90={**_SM_90, "PARTS": 8}, sm_100={**_SM_100, "BLOCK_N": 64, "PARTS": 2})
 pin("activation_backward_wide", sm_80=_SM_80, sm_90={**_WIDE, "PARTS": 16}, sm_100={**_WIDE, "PARTS": 16})
+pin("activation_backward_small", sm_80=_SMALL_80, sm_90={**_SMALL, "PARTS": 4}, sm_100={**_SMALL_100, "PARTS": 4})
 pin("product", sm_80={"DESCRIPTORS": 0, "PROGRAMS": 1}, sm_90={"DESCRIPTORS": 1, "PROGRAMS": 2})
+pin("product_small", sm_80={"DESCRIPTORS": 0, "PROGRAMS": 2}, sm_90={"DESCRIPTORS": 1, "PROGRAMS": 2})
 pin("product_wide", sm_80={"DESCRIPTORS": 0, "PROGRAMS": 1}, sm_90={"DESCRIPTORS": 1, "PROGRAMS": 1})
 """of all four: whether operands are tensor descriptors, and programs a multiprocessor"""
 _LONG = 1024
@@ -61,6 +67,11 @@ def use(choice: Choice | None = None, tiles: Tiles | None = None) -> Iterator[No
         yield
     finally:
         _forced, _tiles = before
+
+
+def tiles() -> Tiles:
+    """What `use` says of tiles here, for a backward that runs elsewhere."""
+    return _tiles
 
 
 def choose(x: Tensor) -> Choice:
@@ -218,27 +229,27 @@ def _activation_backward_results(
 
 
 def _moment_block(a: Tensor) -> int:
-    """Columns that a pair of moments is of: those of a part of a tile, narrow or wide."""
+    """Columns that a pair of moments is of: those of a part of a tile of any size."""
     options = configuration("add_linear", a.device)
     return options["BLOCK_N"] // options["PARTS"]
 
 
 def _options(kernel: str, a: Tensor, columns: int) -> dict[str, int]:
     """Configuration of a kernel that makes (rows,columns) of a (rows,depth), and of its programs."""
-    wide = "_wide" * (_is_wide(a, columns) if _tiles == "by_shape" else _tiles == "wide")
-    return {**configuration(f"product{wide}", a.device), **configuration(f"{kernel}{wide}", a.device)}
+    size = _size(a, columns) if _tiles == "by_shape" else _tiles
+    suffix = "" if size == "narrow" else f"_{size}"
+    return {**configuration(f"product{suffix}", a.device), **configuration(f"{kernel}{suffix}", a.device)}
 
 
-def _is_wide(a: Tensor, columns: int) -> bool:
-    """True where the inner length is long, and wide tiles need at most half as many rounds of the multiprocessors."""
-    rows, depth = a.shape
-    if depth < _LONG:
-        return False
-    narrow, wide = (
-        triton.cdiv(triton.cdiv(rows, 128) * triton.cdiv(columns, width), multiprocessors(a.device))
-        for width in (128, 256)
-    )
-    return bool(2 * wide <= narrow)
+def _size(a: Tensor, columns: int) -> Tiles:
+    """Small where narrow tiles leave half of the multiprocessors idle; wide where the inner length is long, and wide
+    tiles need at most half as many rounds of the multiprocessors."""
+    (rows, depth), processors = a.shape, multiprocessors(a.device)
+    narrow, wide = (triton.cdiv(rows, 128) * triton.cdiv(columns, width) for width in (128, 256))
+    if 2 * narrow <= processors:
+        return "small"
+    rounds = triton.cdiv(narrow, processors)
+    return "wide" if depth >= _LONG and 2 * triton.cdiv(wide, processors) <= rounds else "narrow"
 
 
 class _Tile:
