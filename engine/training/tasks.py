@@ -26,6 +26,7 @@ from ..models.clip import ImageFeatures
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PromptHead, PsPG, PsPGOutput
 from ..models.texts import PackedTexts, encode_tokens, pack_tokens
+from ..models.trained_resnet import encode_training_images
 from ..utils.device import autocast_dtype, pin
 from ..utils.errors import UserError
 from .cuda_graph import Outcome, outcome_of
@@ -40,11 +41,15 @@ class ContrastiveModel(nn.Module):
         clip: the open_clip model.
         text_drop_path: probability of dropping a residual branch of the text tower's last block in training, for a text
             at a time where texts go module by module; it rises linearly from 0 in the first block.
+
+    Attributes:
+        impl: of the image tower's batch norms: triton, eager, reference, or auto.
     """
 
     def __init__(self, clip: open_clip.CLIP, *, text_drop_path: float = 0.0) -> None:
         super().__init__()
         self.clip = clip
+        self.impl = "auto"
         if text_drop_path > 0:
             blocks = clip.transformer.resblocks
             for block, rate in zip(blocks, torch.linspace(0, text_drop_path, len(blocks)).tolist(), strict=True):
@@ -57,14 +62,17 @@ class ContrastiveModel(nn.Module):
         Args:
             images: (B,3,h,w).
             texts: the tensors of `PackedTexts`; or tokens (B,77), which go module by module, as dropped branches need
-                it, and ZeRO stage 3, where weights are whole only while their own module runs.
+                it, and ZeRO stage 3, where weights are whole only while their own module runs; images then do, too.
         """
         # Channels last is the faster layout of convolutions; DeepSpeed does not take such weights, the images suffice.
         images = images.contiguous(memory_format=torch.channels_last)
         # The loss reads the temperature after the forward, when a sharded parameter is no longer whole.
-        by_module = len(texts) == 1
-        encoded = self.clip.encode_text(*texts) if by_module else encode_tokens(self.clip, PackedTexts(*texts))
-        return self.clip.encode_image(images), encoded, self.clip.logit_scale.clone()
+        if len(texts) == 1:
+            encoded, features = self.clip.encode_text(*texts), self.clip.encode_image(images)
+        else:
+            encoded = encode_tokens(self.clip, PackedTexts(*texts))
+            features = encode_training_images(self.clip, images, impl=self.impl)
+        return features, encoded, self.clip.logit_scale.clone()
 
 
 class ContrastiveTask:
