@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from pspg import engine, kernels
+from pspg.engine.models.cast_weights import CastWeights
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.decoders._base import PromptLearner
 from pspg.engine.models.frozen_image import FrozenImageTower
@@ -62,6 +63,7 @@ _PARTS: tuple[tuple[CodeType, str], ...] = (
     (encode_prefixes.__code__, PREFIXES),
     (PromptHead.encode.__code__, SINGLES),
     (encode_tokens.__code__, SINGLES),
+    (CastWeights.__init__.__code__, SINGLES),
     (PromptLearner.forward.__code__, DECODERS),
     (FrozenImageTower.forward.__code__, IMAGE),
     (CLIP.encode_image.__code__, IMAGE),
@@ -410,17 +412,14 @@ def _state(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _kernel_facts() -> tuple[dict[str, Count], dict[str, Count], dict[str, Sequence[str]]]:
+def _kernel_facts() -> tuple[dict[str, Any], ...]:
     """Kernel → FLOPs, turns of its loop, parameters that it writes, of a launch, as the operators' cases state them."""
-    flops: dict[str, Count] = {}
-    trips: dict[str, Count] = {}
-    writes: dict[str, Sequence[str]] = {}
+    facts: tuple[dict[str, Any], ...] = {}, {}, {}
     for operator in ("asymmetric_loss", "batch_norm", "pair_loss", "prompt_decoder", "text_tower"):
         for case in import_module(f"pspg.kernels.{operator}.cases").CASES:
-            flops.update(case.flops)
-            trips.update(case.trips)
-            writes.update(case.writes)
-    return flops, trips, writes
+            for known, more in zip(facts, (case.flops, case.trips, case.writes), strict=True):
+                known.update(more)
+    return facts
 
 
 def _multi_tensor_launches(lists: Sequence[Any]) -> int:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
+import torch.nn.functional as F
 from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pspg.kernels.batch_norm import Running, batch_norm, batch_norm_twice
 
+from .cast_weights import CastWeights
 
-def encode_training_images(clip: open_clip.CLIP, images: Tensor, *, impl: str = "auto") -> Tensor:
+
+def encode_training_images(
+    clip: open_clip.CLIP, images: Tensor, *, impl: str = "auto", cast: CastWeights | None = None
+) -> Tensor:
     """`clip.encode_image` of images (B,3,h,w): raw features (B,D); running statistics change as there.
 
     A ModifiedResNet in training whose layers are open_clip's own goes layer by layer, with `kernels.batch_norm` for
-    norm, addition and ReLU; on a CPU these are the same operators, bit for bit. Modules are called but for norms and
-    activations, so weights have to be whole. Any other tower is called as it is.
+    norm, addition and ReLU; on a CPU these are the same operators, bit for bit. Modules that have weights are not
+    called, so weights have to be whole. Any other tower is called as it is.
 
     Args:
         impl: of the norms: triton, eager, reference or auto.
+        cast: of `image_products`, for such a ResNet; None: the parameters.
 
     Raises:
         ValueError: an `impl` that cannot run.
@@ -28,30 +35,47 @@ def encode_training_images(clip: open_clip.CLIP, images: Tensor, *, impl: str = 
     if not _is_plain(trunk):
         features: Tensor = clip.encode_image(images)
         return features
+    how = _How(impl, cast or CastWeights((), images))
     x = images
     for conv, norm in ((trunk.conv1, trunk.bn1), (trunk.conv2, trunk.bn2), (trunk.conv3, trunk.bn3)):
-        x = _norm(norm, conv(x), impl)
+        x = _norm(norm, how.convolve(conv, x), how)
     x = shortcut = trunk.avgpool(x)
     for block in _blocks(trunk):
-        x, shortcut = _bottleneck(block, x, shortcut, impl)
-    pooled: Tensor = trunk.attnpool(x)
+        x, shortcut = _bottleneck(block, x, shortcut, how)
+    weights = {name: how.cast.of(parameter) for name, parameter in trunk.attnpool.named_parameters()}
+    pooled: Tensor = functional_call(trunk.attnpool, weights, (x,))
     return pooled
 
 
-def _bottleneck(block: Any, x: Tensor, shortcut: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+def image_products(clip: open_clip.CLIP) -> list[nn.Parameter]:
+    """Parameters that only enter products, of an image tower that `encode_training_images` takes apart; else none."""
+    layers = clip.visual.modules() if _is_plain(clip.visual) else ()
+    return [weight for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear) for weight in layer.parameters()]
+
+
+class _How(NamedTuple):
+    impl: str
+    cast: CastWeights
+
+    def convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        weight, bias = self.cast.of(conv.weight), conv.bias
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _bottleneck(block: Any, x: Tensor, shortcut: Tensor, how: _How) -> tuple[Tensor, Tensor]:
     """A block's result, for the branch and for the shortcut of the next."""
-    inner = _norm(block.bn1, block.conv1(x), impl)
-    inner = block.avgpool(_norm(block.bn2, block.conv2(inner), impl))
+    inner = _norm(block.bn1, how.convolve(block.conv1, x), how)
+    inner = block.avgpool(_norm(block.bn2, how.convolve(block.conv2, inner), how))
     if block.downsample is not None:
         pool, conv, norm = block.downsample
-        shortcut = _norm(norm, conv(pool(shortcut)), impl, relu=False)
-    given, options = _arguments(block.bn3, block.conv3(inner), shortcut)
-    return batch_norm_twice(*given, **options, impl=impl)
+        shortcut = _norm(norm, how.convolve(conv, pool(shortcut)), how, relu=False)
+    given, options = _arguments(block.bn3, how.convolve(block.conv3, inner), shortcut)
+    return batch_norm_twice(*given, **options, impl=how.impl)
 
 
-def _norm(norm: Any, x: Tensor, impl: str, *, relu: bool = True) -> Tensor:
+def _norm(norm: Any, x: Tensor, how: _How, *, relu: bool = True) -> Tensor:
     given, options = _arguments(norm, x, None)
-    return batch_norm(*given, **options, relu=relu, impl=impl)
+    return batch_norm(*given, **options, relu=relu, impl=how.impl)
 
 
 def _arguments(norm: Any, x: Tensor, residual: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
