@@ -1,14 +1,14 @@
-"""The image tower of a CLIP in training: of a ResNet, batch norm with its residual and ReLU as one operator."""
+"""The image tower of a CLIP in training: a ResNet with fused norms and a pool of one query; others as they are."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import open_clip
+import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pspg.kernels.batch_norm import Running, batch_norm, batch_norm_twice
 
@@ -21,8 +21,9 @@ def encode_training_images(
     """`clip.encode_image` of images (B,3,h,w): raw features (B,D); running statistics change as there.
 
     A ModifiedResNet in training whose layers are open_clip's own goes layer by layer, with `kernels.batch_norm` for
-    norm, addition and ReLU; on a CPU these are the same operators, bit for bit. Modules that have weights are not
-    called, so weights have to be whole. Any other tower is called as it is.
+    norm, addition and ReLU (on a CPU the same operators, bit for bit), and an attention pool that computes its one
+    query alone and no keys or values (exact; kernels/MATH.md, section 9). Modules that have weights are not called, so
+    weights have to be whole. Any other tower is called as it is.
 
     Args:
         impl: of the norms: triton, eager, reference or auto.
@@ -31,26 +32,48 @@ def encode_training_images(
     Raises:
         ValueError: an `impl` that cannot run.
     """
-    trunk: Any = clip.visual
-    if not _is_plain(trunk):
+    if not _is_plain(clip.visual):
         features: Tensor = clip.encode_image(images)
         return features
-    how = _How(impl, cast or CastWeights((), images))
+    cast = cast or CastWeights((), images)
+    return _pooled(clip.visual.attnpool, _grid(clip.visual, images, _How(impl, cast)), cast)
+
+
+def image_products(clip: open_clip.CLIP) -> list[nn.Parameter]:
+    """Parameters that only enter products, of an image tower that `encode_training_images` takes apart; else none."""
+    if not _is_plain(clip.visual):
+        return []
+    convolutions = [layer for layer in clip.visual.modules() if isinstance(layer, nn.Conv2d)]
+    pool = clip.visual.attnpool
+    layers = (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj)
+    return [*(layer.weight for layer in (*convolutions, *layers)), pool.q_proj.bias, pool.c_proj.bias]
+
+
+def _grid(trunk: Any, images: Tensor, how: _How) -> Tensor:
+    """`clip.resnet_grid`."""
     x = images
     for conv, norm in ((trunk.conv1, trunk.bn1), (trunk.conv2, trunk.bn2), (trunk.conv3, trunk.bn3)):
         x = _norm(norm, how.convolve(conv, x), how)
     x = shortcut = trunk.avgpool(x)
     for block in _blocks(trunk):
         x, shortcut = _bottleneck(block, x, shortcut, how)
-    weights = {name: how.cast.of(parameter) for name, parameter in trunk.attnpool.named_parameters()}
-    pooled: Tensor = functional_call(trunk.attnpool, weights, (x,))
-    return pooled
+    return x
 
 
-def image_products(clip: open_clip.CLIP) -> list[nn.Parameter]:
-    """Parameters that only enter products, of an image tower that `encode_training_images` takes apart; else none."""
-    layers = clip.visual.modules() if _is_plain(clip.visual) else ()
-    return [weight for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear) for weight in layer.parameters()]
+def _pooled(pool: Any, grid: Tensor, cast: CastWeights) -> Tensor:
+    """(B,D): the mean token attends to all; W_k goes into its query, W_v acts on the weighted mean of tokens."""
+    x = grid.flatten(2).transpose(1, 2)
+    x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + pool.positional_embedding.to(x.dtype)
+    q = F.linear(x[:, 0], cast.of(pool.q_proj.weight), cast.of(pool.q_proj.bias)).unflatten(-1, (pool.num_heads, -1))
+    w_k, w_v = (cast.of(layer.weight).unflatten(0, (pool.num_heads, -1)) for layer in (pool.k_proj, pool.v_proj))
+    absorbed = torch.einsum("bhd,hde->bhe", q, w_k)
+    # The heads are the queries of one head as wide as the tokens, which are its keys and its values.
+    scale = q.shape[-1] ** -0.5
+    means = F.scaled_dot_product_attention(absorbed[:, None], x[:, None], x[:, None], scale=scale)[:, 0]
+    # The bias of keys shifts all scores alike: its gradient is zero, not missing.
+    bias = pool.v_proj.bias + 0 * pool.k_proj.bias
+    context = torch.einsum("bhe,hde->bhd", means, w_v).flatten(1) + bias
+    return F.linear(context, cast.of(pool.c_proj.weight), cast.of(pool.c_proj.bias))
 
 
 class _How(NamedTuple):
