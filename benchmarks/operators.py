@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
+from pspg.kernels.batch_norm import Running, batch_norm
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
 from pspg.kernels.prompt_decoder import decode
@@ -97,6 +98,23 @@ def _labels(s: Sizes, device: torch.device) -> Tensor:
 def _asl_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
     labels = _labels(s, device) - (torch.rand(s.B, s.C, device=device) < 0.1).float()
     return Problem((_normal(s.B, 2, s.C, device=device, std=5),), (labels.clamp(min=-1),))
+
+
+# Batch norm of a ResNet's block, with its residual and ReLU.
+
+
+def _batch_norm_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    shape = s.B, s.channels, s.side, s.side
+    low = (_normal(*shape, device=device, dtype=dtype).to(memory_format=torch.channels_last) for _ in range(2))
+    weight, bias, variance = (1 + _normal(s.channels, device=device, std=0.1) for _ in range(3))
+    batches = torch.zeros((), dtype=torch.int64, device=device)
+    return Problem((*low, weight, bias), (torch.zeros_like(bias), variance, batches))
+
+
+def _batch_norm(impl: str, problem: Problem) -> Tensor:
+    """(B,H,W,channels), so that a gradient comes in channels last, too."""
+    x, residual, weight, bias = problem.leaves
+    return batch_norm(x, weight, bias, Running(*problem.fixed), residual, impl=impl).permute(0, 2, 3, 1)
 
 
 # Pair loss of features.
@@ -350,6 +368,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "pair_loss": Operator({"C": 108, "B": 64, "D": 1024}, _pair_problem, by_impl(called(pair_loss), exact=True)),
     "asymmetric_loss": Operator({"C": 108, "B": 64}, _asl_problem, by_impl(called(asymmetric_loss), exact=True)),
+    "batch_norm": Operator({"B": 64, "channels": 256, "side": 56}, _batch_norm_problem, by_impl(_batch_norm)),
     "suffix_attention": Operator(
         {**BLOCK, "heads": 8},
         _attention_problem,

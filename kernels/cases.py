@@ -6,7 +6,7 @@ is recorded (`launch.record`) is exactly what would be launched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,8 @@ class Case:
     """kernel → FLOPs of a launch with the given arguments"""
     trips: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)
     """kernel → turns of its longest loop in a launch, over all programs"""
+    writes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """kernel → parameters that it writes whole, where that is known"""
     may_spill: bool = False
     """registers may be spilled outside of the loops of products: where functions are called"""
 

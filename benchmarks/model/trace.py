@@ -30,11 +30,13 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from pspg import engine, kernels
+from pspg.engine.models.cast_weights import CastWeights
 from pspg.engine.models.clip import build_clip, clip_config
 from pspg.engine.models.decoders._base import PromptLearner
 from pspg.engine.models.frozen_image import FrozenImageTower
 from pspg.engine.models.pspg import PromptHead
 from pspg.engine.models.texts import encode_tokens, pack_tokens
+from pspg.engine.models.trained_resnet import encode_training_images
 from pspg.engine.training.config import OptimConfig
 from pspg.engine.training.losses import contrastive_loss
 from pspg.engine.training.optimizer import make_optimizer
@@ -61,9 +63,11 @@ _PARTS: tuple[tuple[CodeType, str], ...] = (
     (encode_prefixes.__code__, PREFIXES),
     (PromptHead.encode.__code__, SINGLES),
     (encode_tokens.__code__, SINGLES),
+    (CastWeights.__init__.__code__, SINGLES),
     (PromptLearner.forward.__code__, DECODERS),
     (FrozenImageTower.forward.__code__, IMAGE),
     (CLIP.encode_image.__code__, IMAGE),
+    (encode_training_images.__code__, IMAGE),
 )
 """function → part of the step that runs within it; the first that is on the stack counts"""
 _FREE = frozenset(
@@ -78,6 +82,8 @@ FILLS = frozenset(
 _KERNELS = {
     "sort": 4,
     "convolution_backward": 2,
+    "native_batch_norm": 3,  # sums, statistics, the norm: of bf16 cuDNN's are not taken
+    "native_batch_norm_backward": 2,
     "select_backward": 2,
     "slice_backward": 2,
     "_scaled_dot_product_efficient_attention_backward": 2,
@@ -85,6 +91,8 @@ _KERNELS = {
 """operators of several kernels"""
 _LOOK_UPS = frozenset(["index_select", "embedding", "gather", "index"])
 """operators that read no more than they write"""
+_TWICE = frozenset(["native_batch_norm", "native_batch_norm_backward"])
+"""operators that read their inputs twice: for sums over all rows, and for what these sums make of each"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Operation:
     read: int
     """bytes of the distinct tensors that go in"""
     written: int
-    """bytes that come out, or are overwritten"""
+    """bytes that come out, or are overwritten; of a kernel whose case does not say what it writes they are in `read`"""
     flops: float
     shapes: tuple[tuple[int, ...], ...]
     """of the tensors that go in"""
@@ -224,7 +232,7 @@ class _Log(TorchDispatchMode):
         self.peak = self.peak_at = self._live = 0
         self._sizes: dict[int, int] = {}
         self._constants: dict[int, int] = {}
-        self._counts = _kernel_counts()
+        *self._counts, self._writes = _kernel_facts()
         self._outer: str | None = None
 
     @contextmanager
@@ -271,6 +279,8 @@ class _Log(TorchDispatchMode):
             read = _bytes(before[1:])
         elif name in _LOOK_UPS:
             read = min(read, written)
+        elif name in _TWICE:
+            read *= 2
         count = flop_registry.get(function._overloadpacket, _baddbmm if name == "baddbmm_" else None)
         kernels = _KERNELS.get(name, 1) + (name == "convolution" and args[2] is not None)
         if name.startswith(("_foreach", "_fused")):
@@ -286,10 +296,13 @@ class _Log(TorchDispatchMode):
         given = [tensors_of(key, value) for key, value in launch.arguments.items()]
         tensors = list({id(tensor): tensor for found in given for tensor in found.values()}.values())
         flops, trips = (count[name](launch.arguments) if name in count else 0.0 for count in self._counts)
+        written = _bytes(
+            launch.arguments[key] for key in self._writes.get(name, ()) if launch.arguments[key] is not None
+        )
         arguments = {key: _without_tensors(value) for key, value in launch.arguments.items()}
         launch = replace(launch, arguments=arguments)  # which would keep the tensors alive
         dtype = tensors[-1].dtype
-        counts = {"read": _bytes(tensors), "written": 0, "flops": flops, "trips": trips}
+        counts = {"read": _bytes(tensors) - written, "written": written, "flops": flops, "trips": trips}
         overlapped = launch.options.get("launch_pdl", False)
         self._add(name, tensors, result=dtype, **counts, launch=launch, overlapped=bool(overlapped))
 
@@ -399,15 +412,14 @@ def _state(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _kernel_counts() -> tuple[dict[str, Count], dict[str, Count]]:
-    """Kernel → FLOPs, and turns of its loop, of a launch, as the operators' cases state them."""
-    flops: dict[str, Count] = {}
-    trips: dict[str, Count] = {}
-    for operator in ("asymmetric_loss", "pair_loss", "prompt_decoder", "text_tower"):
+def _kernel_facts() -> tuple[dict[str, Any], ...]:
+    """Kernel → FLOPs, turns of its loop, parameters that it writes, of a launch, as the operators' cases state them."""
+    facts: tuple[dict[str, Any], ...] = {}, {}, {}
+    for operator in ("asymmetric_loss", "batch_norm", "pair_loss", "prompt_decoder", "text_tower"):
         for case in import_module(f"pspg.kernels.{operator}.cases").CASES:
-            flops.update(case.flops)
-            trips.update(case.trips)
-    return flops, trips
+            for known, more in zip(facts, (case.flops, case.trips, case.writes), strict=True):
+                known.update(more)
+    return facts
 
 
 def _multi_tensor_launches(lists: Sequence[Any]) -> int:

@@ -24,6 +24,7 @@ from pspg.kernels.text_tower import TextLayer, TextTower
 
 from ..utils.documents import Within, as_schema, read_json
 from ..utils.errors import UserError, first_line
+from .cast_weights import CastWeights
 from .encoders import ENCODERS, ImageEncoder
 from .weights import load_strictly, read_weights, trained_with_quick_gelu
 
@@ -262,20 +263,25 @@ def _attention_pool(pool: Any, grid: Tensor) -> tuple[Tensor, Tensor]:
     return pool.c_proj(pooled.transpose(1, 2).flatten(1)), pool.c_proj(values[:, 1:])
 
 
-def text_tower(clip: open_clip.CLIP) -> TextTower:
-    """Text tower of a CLIP, for the kernels. It shares the parameters, so it follows `clip.to(...)`."""
+def text_tower(clip: open_clip.CLIP, cast: CastWeights | None = None) -> TextTower:
+    """Text tower of a CLIP, for the kernels. It shares the parameters, so it follows `clip.to(...)`.
+
+    Args:
+        cast: stand in for some of them.
+    """
     block = clip.transformer.resblocks[0]
+    state = dict(clip.named_parameters())
     return tower_from_state(
-        dict(clip.named_parameters()),
+        state if cast is None else {name: cast.of(parameter) for name, parameter in state.items()},
         heads=block.attn.num_heads,
         eps=block.ln_1.eps,
         quick_gelu=isinstance(block.mlp.gelu, QuickGELU),
     )
 
 
-def text_encoder(clip: open_clip.CLIP) -> TextEncoder:
-    """Text tower of a CLIP with its token embedding."""
-    return TextEncoder(text_tower(clip), clip.token_embedding.weight)
+def text_encoder(clip: open_clip.CLIP, cast: CastWeights | None = None) -> TextEncoder:
+    """Text tower of a CLIP with its token embedding; `cast` as of `text_tower`."""
+    return TextEncoder(text_tower(clip, cast), clip.token_embedding.weight)
 
 
 def tower_from_state(

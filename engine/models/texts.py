@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pspg.kernels.text_tower import Packing, encode_packed, pack_texts
 
+from .cast_weights import CastWeights
 from .clip import text_encoder
 
 
@@ -43,11 +44,14 @@ def pack_tokens(tokens: Tensor, rows: int | None = None) -> PackedTexts:
     return PackedTexts(ids, *packing)
 
 
-def encode_tokens(clip: open_clip.CLIP, texts: PackedTexts) -> Tensor:
+def encode_tokens(clip: open_clip.CLIP, texts: PackedTexts, cast: CastWeights | None = None) -> Tensor:
     """Text features (N,D), not normalised, of packed texts; as `clip.encode_text` of the tokens.
 
     Gradients flow to all text weights.
+
+    Args:
+        cast: weights that stand in for the CLIP's own.
     """
-    encoder = text_encoder(clip)
+    encoder = text_encoder(clip, cast)
     embeddings = F.embedding(texts.ids, encoder.token_embedding)
     return encode_packed(encoder.tower, embeddings, Packing(*texts[1:]))

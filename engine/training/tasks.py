@@ -22,10 +22,12 @@ from ..distributed.collectives import all_gather_object, all_reduce_mean, in_ord
 from ..distributed.world import World
 from ..evaluation.metrics import macro_auc
 from ..evaluation.scoring import Scores, score_batches
+from ..models.cast_weights import CastWeights, text_products
 from ..models.clip import ImageFeatures
 from ..models.features import FeatureBatch, frozen_features
 from ..models.pspg import PromptHead, PsPG, PsPGOutput
 from ..models.texts import PackedTexts, encode_tokens, pack_tokens
+from ..models.trained_resnet import encode_training_images, image_products
 from ..utils.device import autocast_dtype, pin
 from ..utils.errors import UserError
 from .cuda_graph import Outcome, outcome_of
@@ -40,11 +42,16 @@ class ContrastiveModel(nn.Module):
         clip: the open_clip model.
         text_drop_path: probability of dropping a residual branch of the text tower's last block in training, for a text
             at a time where texts go module by module; it rises linearly from 0 in the first block.
+        sharded: weights are whole only while their own module runs (ZeRO stage 3): images go module by module, too.
+
+    Attributes:
+        impl: of the image tower's batch norms: triton, eager, reference, or auto.
     """
 
-    def __init__(self, clip: open_clip.CLIP, *, text_drop_path: float = 0.0) -> None:
+    def __init__(self, clip: open_clip.CLIP, *, text_drop_path: float = 0.0, sharded: bool = False) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip, self._sharded = clip, sharded
+        self.impl = "auto"
         if text_drop_path > 0:
             blocks = clip.transformer.resblocks
             for block, rate in zip(blocks, torch.linspace(0, text_drop_path, len(blocks)).tolist(), strict=True):
@@ -56,15 +63,21 @@ class ContrastiveModel(nn.Module):
 
         Args:
             images: (B,3,h,w).
-            texts: the tensors of `PackedTexts`; or tokens (B,77), which go module by module, as dropped branches need
-                it, and ZeRO stage 3, where weights are whole only while their own module runs.
+            texts: the tensors of `PackedTexts`; or tokens (B,77), which go module by module, as dropped branches and
+                sharded weights need it.
         """
         # Channels last is the faster layout of convolutions; DeepSpeed does not take such weights, the images suffice.
         images = images.contiguous(memory_format=torch.channels_last)
-        # The loss reads the temperature after the forward, when a sharded parameter is no longer whole.
         by_module = len(texts) == 1
-        encoded = self.clip.encode_text(*texts) if by_module else encode_tokens(self.clip, PackedTexts(*texts))
-        return self.clip.encode_image(images), encoded, self.clip.logit_scale.clone()
+        products = [*([] if by_module else text_products(self.clip)), *image_products(self.clip)]
+        cast = CastWeights([] if self._sharded else products, images)
+        encoded = self.clip.encode_text(*texts) if by_module else encode_tokens(self.clip, PackedTexts(*texts), cast)
+        if self._sharded:
+            features = self.clip.encode_image(images)
+        else:
+            features = encode_training_images(self.clip, images, impl=self.impl, cast=cast)
+        # The loss reads the temperature after the forward, when a sharded parameter is no longer whole.
+        return features, encoded, self.clip.logit_scale.clone()
 
 
 class ContrastiveTask:
@@ -89,7 +102,7 @@ class ContrastiveTask:
         sharded: bool = False,
         text_drop_path: float = 0.0,
     ) -> None:
-        self.module = ContrastiveModel(clip, text_drop_path=text_drop_path)
+        self.module = ContrastiveModel(clip, text_drop_path=text_drop_path, sharded=sharded)
         self._world, self._validation = world, validation
         self._by_module = sharded or text_drop_path > 0
         self._autocast = autocast_dtype(precision, world.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
+from pspg.kernels.batch_norm import Running, batch_norm, batch_norm_twice
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.pairs import pair_indices
 from pspg.kernels.prompt_decoder import decode
@@ -115,6 +116,26 @@ def test_asymmetric_loss() -> None:
         return outcome(lambda x: asymmetric_loss(x, labels, impl=impl), tensors)
 
     no_worse(run("triton", given), run("reference", given), run("reference", [t.double() for t in given]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channels", "side", "added"), [(32, 112, False), (256, 56, True), (2048, 7, True)])
+def test_batch_norm(channels: int, side: int, added: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, residual = (rand(B, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last) for _ in range(2))
+    given = [x + 3 * rand(channels, 1, 1, dtype=dtype), residual, rand(channels), rand(channels)]
+
+    def run(impl: str, tensors: list[Tensor]) -> list[Tensor]:
+        kept = Running(*(torch.ones_like(tensors[2]) for _ in range(2)), torch.tensor(0, device="cuda"))
+
+        def function(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+            if added:
+                return batch_norm_twice(x, weight, bias, kept, residual, impl=impl)
+            return (batch_norm(x, weight, bias, kept, impl=impl) + 0 * residual,)
+
+        return [*outcome(function, tensors), kept.mean, kept.variance]
+
+    no_worse(run("triton", given), run("eager", given), run("reference", [t.double() for t in given]))
 
 
 def decoder_case(device: str, classes: int, images: int, width: int, hidden: int) -> tuple[list[str], list[Tensor]]:
