@@ -7,6 +7,7 @@ made for all chunks together costs a chunk nothing but views.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class PairChunks:
         self.first, self.suffix_index = first, suffix_index
         self.prefix_lengths, self.pooled = prefix_lengths, pooled
         self.size, self.prefixes, self.suffixes = size, prefixes, suffixes
-        self._tokens = {"prefix_tokens": prefix_tokens, "suffix_tokens": suffix_tokens}
+        self._tokens: dict[str, Any] = {"prefix_tokens": prefix_tokens, "suffix_tokens": suffix_tokens}
         self._block: tuple[int, Tensor, Tensor] | None = None
 
     def chunk(self, number: int, low: int, high: int) -> RaggedPairs:
