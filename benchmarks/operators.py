@@ -22,10 +22,19 @@ from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
 from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.spcl.reference import pair_features
-from pspg.kernels.text_tower import Prompts, PromptTemplate, TextLayer, TextTower, encode_prompts
+from pspg.kernels.text_tower import (
+    Packing,
+    Prompts,
+    PromptTemplate,
+    TextLayer,
+    TextTower,
+    encode_prompts,
+    pack_texts,
+)
 from pspg.kernels.text_tower.block_operations import BlockOperations, RaggedPairs, Stream
 from pspg.kernels.text_tower.blocks import finish, project
 from pspg.kernels.text_tower.eager import EAGER
+from pspg.kernels.text_tower.packed import trained
 
 from . import repaired
 from .harness import Sizes
@@ -115,6 +124,21 @@ def _batch_norm(impl: str, problem: Problem) -> Tensor:
     """(B,H,W,channels), so that a gradient comes in channels last, too."""
     x, residual, weight, bias = problem.leaves
     return batch_norm(x, weight, bias, Running(*problem.fixed), residual, impl=impl).permute(0, 2, 3, 1)
+
+
+# Attention of reports that train, packed.
+
+
+def _packed_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    lengths = torch.arange(s.B) * 7 % s.tokens  # of one token up to all
+    packing = pack_texts(lengths, s.tokens)
+    qkv = _normal(len(packing.positions), 3 * s.W, device=device, dtype=dtype)
+    return Problem((qkv,), (s.heads, *(tensor.to(device) for tensor in packing)))
+
+
+def _packed_attention(impl: str, problem: Problem) -> Tensor:
+    (qkv,), (heads, *packing) = problem.leaves, problem.fixed
+    return trained("triton" if impl == "triton" else "eager", qkv)[1](heads, qkv, Packing(*packing))
 
 
 # Pair loss of features.
@@ -369,6 +393,9 @@ OPERATORS: dict[str, Operator] = {
     "pair_loss": Operator({"C": 108, "B": 64, "D": 1024}, _pair_problem, by_impl(called(pair_loss), exact=True)),
     "asymmetric_loss": Operator({"C": 108, "B": 64}, _asl_problem, by_impl(called(asymmetric_loss), exact=True)),
     "batch_norm": Operator({"B": 64, "channels": 256, "side": 56}, _batch_norm_problem, by_impl(_batch_norm)),
+    "packed_attention": Operator(
+        {"B": 64, "tokens": 64, "W": 512, "heads": 8}, _packed_problem, by_impl(_packed_attention, exact=True)
+    ),
     "suffix_attention": Operator(
         {**BLOCK, "heads": 8},
         _attention_problem,

@@ -41,6 +41,7 @@ OPERATORS = {
     "gather": ("C=108,n=16,pairs=482", "C=4,n=2,pairs=3,W=16"),
     "pair_loss": ("C=108,B=64", "C=4,B=2,D=16"),
     "asymmetric_loss": ("C=108,B=64", "C=4,B=2"),
+    "packed_attention": ("B=64,tokens=64,W=512,heads=8", "B=3,tokens=5,W=16,heads=2"),
     "batch_norm": ("B=64,channels=256,side=56", "B=2,channels=5,side=4"),
     "prompt_decoder": ("C=108,B=64,n=16", "C=4,B=2,n=2,D=16,H=16,heads=2"),
     "prompt_decoder overlapped": ("C=108,B=64,n=16,launches=2", "C=4,B=2,n=2,D=16,H=16,heads=2,launches=2"),

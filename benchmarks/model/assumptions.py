@@ -92,6 +92,8 @@ class Assumptions:
             "self_attention_backward_kernel": 6.0,
             "gru_backward_kernel": 6.5,
             "recurrence_backward_kernel": 6.5,
+            "_packed_attention_kernel": 8.0,
+            "_packed_attention_backward_kernel": 15.0,
             "_pairs_kernel": 15.0,
             "_vectors_kernel": 5.0,
         }

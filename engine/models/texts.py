@@ -44,14 +44,20 @@ def pack_tokens(tokens: Tensor, rows: int | None = None) -> PackedTexts:
     return PackedTexts(ids, *packing)
 
 
-def encode_tokens(clip: open_clip.CLIP, texts: PackedTexts, cast: CastWeights | None = None) -> Tensor:
+def encode_tokens(
+    clip: open_clip.CLIP, texts: PackedTexts, cast: CastWeights | None = None, *, impl: str = "auto"
+) -> Tensor:
     """Text features (N,D), not normalised, of packed texts; as `clip.encode_text` of the tokens.
 
     Gradients flow to all text weights.
 
     Args:
         cast: weights that stand in for the CLIP's own.
+        impl: as of `encode_packed`.
+
+    Raises:
+        ValueError: an `impl` that cannot run.
     """
     encoder = text_encoder(clip, cast)
     embeddings = F.embedding(texts.ids, encoder.token_embedding)
-    return encode_packed(encoder.tower, embeddings, Packing(*texts[1:]))
+    return encode_packed(encoder.tower, embeddings, Packing(*texts[1:]), impl=impl)

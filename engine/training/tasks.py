@@ -45,7 +45,7 @@ class ContrastiveModel(nn.Module):
         sharded: weights are whole only while their own module runs (ZeRO stage 3): images go module by module, too.
 
     Attributes:
-        impl: of the image tower's batch norms: triton, eager, reference, or auto.
+        impl: of the image tower's batch norms, and of the texts' attention and QuickGELU: triton, eager, or auto.
     """
 
     def __init__(self, clip: open_clip.CLIP, *, text_drop_path: float = 0.0, sharded: bool = False) -> None:
@@ -71,7 +71,10 @@ class ContrastiveModel(nn.Module):
         by_module = len(texts) == 1
         products = [*([] if by_module else text_products(self.clip)), *image_products(self.clip)]
         cast = CastWeights([] if self._sharded else products, images)
-        encoded = self.clip.encode_text(*texts) if by_module else encode_tokens(self.clip, PackedTexts(*texts), cast)
+        if by_module:
+            encoded = self.clip.encode_text(*texts)
+        else:
+            encoded = encode_tokens(self.clip, PackedTexts(*texts), cast, impl=self.impl)
         if self._sharded:
             features = self.clip.encode_image(images)
         else:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..cases import HEADS, LAYERS, PAIRS, C, Case, G, N, W, empty
+from ..cases import HEADS, LAYERS, PAIRS, B, C, Case, G, N, W, empty
 from ..launch import overlapped
-from .triton import add_norm, attention, gather, pooled_attention, pooled_norm, products, quick_gelu
+from .triton import add_norm, attention, gather, packed_attention, pooled_attention, pooled_norm, products, quick_gelu
 
 FIRST = 5
 """prefixes that the first chunk's pairs continue"""
@@ -134,6 +134,16 @@ def _small_products(dtype: torch.dtype) -> None:
         _all_products(dtype)
 
 
+def _packed_texts(dtype: torch.dtype) -> None:
+    """Attention of phase 1: reports of 64 tokens, and of 77 where the kernels take them."""
+    for tokens in (64, 77):
+        if not packed_attention.can_attend(empty(1, 3 * W, dtype=dtype), HEADS, tokens):
+            continue
+        qkv, ends = empty(B * tokens, 3 * W, dtype=dtype), empty(B, dtype=torch.int64)
+        out = packed_attention.run_packed_attention(qkv, ends, HEADS, tokens)
+        packed_attention.run_packed_attention_backward(out, qkv, ends, HEADS, tokens)
+
+
 def _overlapped_pairs(dtype: torch.dtype) -> None:
     """Every kernel set up while the one before ends, where a GPU can do it."""
     with overlapped():
@@ -171,7 +181,17 @@ def _pooled_flops(products: int) -> Callable[[Mapping[str, Any]], float]:
     return flops
 
 
+def _packed_flops(products: int) -> Callable[[Mapping[str, Any]], float]:
+    def flops(a: Mapping[str, Any]) -> float:
+        rows, width = a["rows"], a["width"]
+        return products * 2.0 * rows * (rows / a["texts"]) * width
+
+    return flops
+
+
 _FLOPS = {
+    "_packed_attention_kernel": _packed_flops(2),
+    "_packed_attention_backward_kernel": _packed_flops(5),
     "_attention_kernel": _flops(2),
     "_attention_backward_kernel": _flops(5),
     "_pooled_attention_kernel": _pooled_flops(2),
@@ -182,12 +202,14 @@ _FLOPS = {
 }
 _WORK: dict[str, Any] = {
     "flops": _FLOPS,
+    "writes": {"_packed_attention_kernel": ("out",), "_packed_attention_backward_kernel": ("d_qkv",)},
     "trips": {"_attention_kernel": _turns, "_attention_backward_kernel": _turns},
 }
 CASES = (
     Case("text tower: prefixes and single prompts", _prefixes, **_WORK),
     Case("text tower: pairs of a chunk", _pairs, **_WORK),
     Case("text tower: pairs of a chunk, overlapped", _overlapped_pairs, **_WORK),
+    Case("text tower: packed texts that train, attention", _packed_texts, **_WORK),
     Case("text tower: products of a block", _all_products, **_WORK),
     Case("text tower: products of a block, wide tiles", _wide_products, **_WORK),
     Case("text tower: products of a block, small tiles", _small_products, **_WORK),

@@ -17,7 +17,7 @@ LAUNCHES = {14: 1050, 28: 1060, 108: 3020}
 """C → kernels of a step, 64 images"""
 PEAK_GIB = {14: 0.6, 28: 1.2, 108: 1.9, 193: 2.4}
 """C → GiB alive at most, weights and optimizer state included"""
-CONTRASTIVE_LAUNCHES, CONTRASTIVE_GIB = 1300, 4.95
+CONTRASTIVE_LAUNCHES, CONTRASTIVE_GIB = 1130, 4.8
 """of a step of phase 1: 64 images, reports of 64 tokens"""
 CHUNKS = {14: 1, 28: 1, 108: 12, 193: 38}
 """C → chunks of pairs"""

@@ -22,7 +22,19 @@ from pspg.kernels.spcl import ImageBatch, spcl
 from pspg.kernels.text_tower import Prompts
 
 CPU = torch.device("cpu")
-SMALL = {"C": 4, "B": 3, "n": 2, "D": 8, "H": 16, "W": 16, "layers": 2, "heads": 2, "channels": 5, "side": 4}
+SMALL = {
+    "C": 4,
+    "B": 3,
+    "n": 2,
+    "D": 8,
+    "H": 16,
+    "W": 16,
+    "layers": 2,
+    "heads": 2,
+    "channels": 5,
+    "side": 4,
+    "tokens": 5,
+}
 FORMS = ("reference", "repaired", "eager")
 
 
