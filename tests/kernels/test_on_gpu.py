@@ -15,10 +15,11 @@ from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.pairs import pair_indices
 from pspg.kernels.prompt_decoder import decode
 from pspg.kernels.spcl import ImageBatch, spcl
-from pspg.kernels.text_tower import PromptTemplate, TextLayer, TextTower, encode_prompts
+from pspg.kernels.text_tower import Packing, PromptTemplate, TextLayer, TextTower, encode_prompts, pack_texts
 from pspg.kernels.text_tower.block_operations import BlockOperations, RaggedPairs, Stream
 from pspg.kernels.text_tower.blocks import finish, project
 from pspg.kernels.text_tower.eager import EAGER
+from pspg.kernels.text_tower.packed import trained
 from tests.oracle import no_worse, no_worse_in_norm
 
 pytestmark = [
@@ -116,6 +117,22 @@ def test_asymmetric_loss() -> None:
         return outcome(lambda x: asymmetric_loss(x, labels, impl=impl), tensors)
 
     no_worse(run("triton", given), run("reference", given), run("reference", [t.double() for t in given]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [64, 77])
+def test_packed_attention(tokens: int, dtype: torch.dtype) -> None:
+    """Reports of one token up to all, and rows that fill up; torch's where the kernels take no text so long."""
+    packing = Packing(*(tensor.cuda() for tensor in pack_texts(torch.arange(B) * 7 % tokens, tokens, B * tokens)))
+    known = int(packing.ends[-1]) + 1
+
+    def run(impl: str, tensors: list[Tensor]) -> list[Tensor]:
+        attend = trained(impl, tensors[0])[1]
+        return outcome(lambda qkv: attend(HEADS, qkv, packing)[:known], tensors)
+
+    torch.manual_seed(0)
+    given = [rand(B * tokens, 3 * W, dtype=dtype)]
+    no_worse(run("triton", given), run("eager", given), run("eager", [given[0].double()]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
