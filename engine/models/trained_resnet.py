@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pspg.kernels.batch_norm import Running, batch_norm, batch_norm_twice
 
 from .cast_weights import CastWeights
+from .clip import resnet_grid
 
 
 def encode_training_images(
@@ -20,33 +21,36 @@ def encode_training_images(
 ) -> Tensor:
     """`clip.encode_image` of images (B,3,h,w): raw features (B,D); running statistics change as there.
 
-    A ModifiedResNet in training whose layers are open_clip's own goes layer by layer, with `kernels.batch_norm` for
-    norm, addition and ReLU (on a CPU the same operators, bit for bit), and an attention pool that computes its one
-    query alone and no keys or values (exact; kernels/MATH.md, section 9). Modules that have weights are not called, so
+    The attention pool of a ModifiedResNet in training computes its one query alone and no keys or values (exact;
+    kernels/MATH.md, section 9). If its layers are open_clip's own, they go one by one with `kernels.batch_norm` for
+    norm, addition and ReLU (on a CPU the same operators, bit for bit). Modules that have weights are not called, so
     weights have to be whole. Any other tower is called as it is.
 
     Args:
         impl: of the norms: triton, eager, reference or auto.
-        cast: of `image_products`, for such a ResNet; None: the parameters.
+        cast: of `image_products`; None: the parameters.
 
     Raises:
         ValueError: an `impl` that cannot run.
     """
-    if not _is_plain(clip.visual):
+    trunk: Any = clip.visual
+    if not _trains(trunk):
         features: Tensor = clip.encode_image(images)
         return features
     cast = cast or CastWeights((), images)
-    return _pooled(clip.visual.attnpool, _grid(clip.visual, images, _How(impl, cast)), cast)
+    grid = _grid(trunk, images, _How(impl, cast)) if _is_plain(trunk) else resnet_grid(trunk, images)
+    return _pooled(trunk.attnpool, grid, cast)
 
 
 def image_products(clip: open_clip.CLIP) -> list[nn.Parameter]:
-    """Parameters that only enter products, of an image tower that `encode_training_images` takes apart; else none."""
-    if not _is_plain(clip.visual):
+    """Parameters that only enter products in `encode_training_images`, but for those of modules that it calls."""
+    if not _trains(clip.visual):
         return []
-    convolutions = [layer for layer in clip.visual.modules() if isinstance(layer, nn.Conv2d)]
     pool = clip.visual.attnpool
-    layers = (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj)
-    return [*(layer.weight for layer in (*convolutions, *layers)), pool.q_proj.bias, pool.c_proj.bias]
+    layers = [pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj]
+    if _is_plain(clip.visual):
+        layers += [layer for layer in clip.visual.modules() if isinstance(layer, nn.Conv2d)]
+    return [*(layer.weight for layer in layers), pool.q_proj.bias, pool.c_proj.bias]
 
 
 def _grid(trunk: Any, images: Tensor, how: _How) -> Tensor:
@@ -106,9 +110,13 @@ def _arguments(norm: Any, x: Tensor, residual: Tensor | None) -> tuple[tuple[Any
     return (x, norm.weight, norm.bias, kept, residual), {"momentum": norm.momentum, "eps": norm.eps}
 
 
-def _is_plain(trunk: nn.Module) -> bool:
-    """A ResNet of open_clip's classes alone, all of it in training, with norms as they come."""
-    if type(trunk) is not ModifiedResNet or not all(type(block) is Bottleneck for block in _blocks(trunk)):
+def _trains(trunk: nn.Module) -> bool:
+    return type(trunk) is ModifiedResNet and trunk.training
+
+
+def _is_plain(trunk: Any) -> bool:
+    """A ResNet of open_clip's blocks alone, all of it in training, with norms as they come."""
+    if not all(type(block) is Bottleneck for block in _blocks(trunk)):
         return False
     norms = [trunk.bn1, trunk.bn2, trunk.bn3]
     activations = [trunk.act1, trunk.act2, trunk.act3]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pspg.engine.models import trained_resnet
 from pspg.engine.models.clip import build_clip, resnet_grid
-from pspg.engine.models.trained_resnet import encode_training_images
+from pspg.engine.models.trained_resnet import encode_training_images, image_products
 
 
 class OtherNorm(nn.BatchNorm2d):
@@ -92,7 +92,7 @@ def test_with_kernels_it_is_the_same_step(clip: open_clip.CLIP) -> None:
 
 
 @pytest.mark.parametrize("change", ["evaluation", "synchronised", "frozen norm", "no momentum", "activation", "block"])
-def test_a_tower_of_other_layers_is_called_as_it_is(clip: open_clip.CLIP, change: str) -> None:
+def test_layers_that_differ_are_called_as_they_are(clip: open_clip.CLIP, change: str) -> None:
     visual: Any = clip.visual
     if change == "evaluation":
         clip.eval()
@@ -106,9 +106,13 @@ def test_a_tower_of_other_layers_is_called_as_it_is(clip: open_clip.CLIP, change
         visual.layer4[0].act3 = nn.GELU()
     else:
         visual.layer1[1] = nn.Identity()
-    images = torch.randn(2, 3, 32, 32)
+    expected, images = deepcopy(clip), torch.randn(2, 3, 32, 32)
     with patch.object(trained_resnet, "batch_norm", side_effect=AssertionError):
-        assert encode_training_images(clip, images).shape == (2, 8)
+        found = encode_training_images(clip, images)
+    torch.testing.assert_close(found, expected.encode_image(images), rtol=1e-4, atol=1e-5)
+    images_weights = image_products(clip)
+    assert not any(weight is conv.weight for weight in images_weights for conv in (visual.conv1, visual.conv3))
+    assert len(images_weights) == (0 if change == "evaluation" else 6)
 
 
 def test_a_vit_is_called_as_it_is(make_clip: Callable[..., Any]) -> None:
