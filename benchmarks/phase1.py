@@ -2,8 +2,8 @@
 
 reference  the modules of open_clip, as the published code calls them: 77 tokens a report, images as they come, AdamW as
            torch takes it by itself
-eager      the engine's: images in channels_last, reports packed up to their EOS, the last text block at the EOS alone,
-           fused AdamW
+eager      the engine's: images in channels_last, a pool of one query, reports packed up to their EOS, the last text
+           block at the EOS alone, fused AdamW
 """
 
 from __future__ import annotations
