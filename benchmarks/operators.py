@@ -342,7 +342,7 @@ def _pooled_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Probl
     """Queries of a token a sequence, and what they see: prefixes and suffixes, keys and values at once."""
     pairs, normal = _pairs(s, device), partial(_normal, device=device, dtype=dtype)
     count, tokens = len(pairs.prefix_index), s.n + 1
-    return Problem((normal(count, s.heads, s.W), normal(s.C, tokens, s.W), normal(count, tokens, s.W)), (pairs,))
+    return Problem((normal(s.heads, count, s.W), normal(s.C, tokens, s.W), normal(count, tokens, s.W)), (pairs,))
 
 
 def _gather_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:

@@ -130,7 +130,7 @@ class BlockOperations(NamedTuple):
     """(tower, stream (…,W), weight, bias, pairs) → of `pairs.pool`, (R,W) of the stream and of its LayerNorm, and the
     whole LayerNorm"""
     pooled_attention: Callable[[Tensor, Tensor, Tensor, RaggedPairs, float], Tensor]
-    """(queries (R,heads,W), tokens of prefixes (N,S,W) and suffixes (R,T,W), pairs, scale of scores) → (R,heads,W):
+    """(queries (heads,R,W), tokens of prefixes (N,S,W) and suffixes (R,T,W), pairs, scale of scores) → (heads,R,W):
     means of the tokens that a pooled token sees, keys and values at once"""
     gather_suffix: Callable[[Tensor, RaggedPairs], Tensor]
     """(table (J,…), pairs) → the rows of `suffix_index`, (R,…)"""

@@ -75,10 +75,9 @@ def last_block(
     w_q, w_k, w_v = layer.in_proj_weight.chunk(3)
     b_q, _, b_v = layer.in_proj_bias.chunk(3)
     w_k, w_v = (w.unflatten(0, (heads, -1)) for w in (w_k, w_v))  # (heads, d, W)
-    q = F.linear(query, w_q, b_q).unflatten(-1, (heads, -1))  # (R, heads, d)
-    absorbed = torch.einsum("rhd,hdw->rhw", q, w_k)
-    mean = operations.pooled_attention(absorbed, prefix, own, pairs, q.shape[-1] ** -0.5)
-    context = torch.einsum("rhw,hdw->rhd", mean, w_v).flatten(1) + b_v
+    q = F.linear(query, w_q, b_q).unflatten(-1, (heads, -1)).transpose(0, 1)  # (heads, R, d)
+    mean = operations.pooled_attention(q @ w_k, prefix, own, pairs, q.shape[-1] ** -0.5)
+    context = torch.baddbmm(b_v.view(heads, 1, -1), mean, w_v.mT).transpose(0, 1).flatten(1)
     stream = finish(tower, operations, layer, Stream(x), context)
     y = operations.add_norm(tower, stream.x, stream.delta, tower.ln_final_weight, tower.ln_final_bias)[1]
     return y @ tower.projection

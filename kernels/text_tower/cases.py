@@ -56,7 +56,7 @@ def _last_block(
     total, weight = empty(sequences * tokens, W, dtype=dtype), empty(W, dtype=dtype)
     total, normal, statistics = add_norm.run_add_norm(total, total, weight, weight, 1e-5)
     x, prefix = empty(sequences, W, dtype=dtype), empty(prefixes, prefix_tokens, W, dtype=dtype)
-    query, own = empty(sequences, HEADS, W, dtype=dtype), normal.view(sequences, tokens, W)
+    query, own = empty(HEADS, sequences, W, dtype=dtype), normal.view(sequences, tokens, W)
     index, starts = (empty(count, dtype=torch.int64) for count in (sequences, prefixes + 1))
     given = query, prefix, own, index, None, None
     out, lse = pooled_attention.run_pooled_attention(*given, 0.125)
@@ -176,7 +176,7 @@ def _product_flops(a: Mapping[str, Any]) -> float:
 def _pooled_flops(products: int) -> Callable[[Mapping[str, Any]], float]:
     def flops(a: Mapping[str, Any]) -> float:
         seen = a["prefix_tokens"] + a["tokens"]
-        return products * 2.0 * a["query"].shape[0] * a["heads"] * seen * a["width"]
+        return products * 2.0 * a["query"].shape[1] * a["heads"] * seen * a["width"]
 
     return flops
 

@@ -58,7 +58,9 @@ def pooled_norm(
 def pooled_attention(query: Tensor, prefix: Tensor, own: Tensor, pairs: RaggedPairs, scale: float) -> Tensor:
     """`BlockOperations.pooled_attention`."""
     seen = torch.cat([prefix.index_select(0, pairs.prefix_index), own], dim=1)[:, None]
-    return F.scaled_dot_product_attention(query[:, None], seen, seen, attn_mask=pairs.pooled_mask, scale=scale)[:, 0]
+    query = query.transpose(0, 1)[:, None]
+    mean = F.scaled_dot_product_attention(query, seen, seen, attn_mask=pairs.pooled_mask, scale=scale)
+    return mean[:, 0].transpose(0, 1)
 
 
 def gather_suffix(table: Tensor, pairs: RaggedPairs) -> Tensor:

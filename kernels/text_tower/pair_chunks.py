@@ -59,7 +59,8 @@ class PairChunks:
         """
         if len(self.first) <= self.size and low == 0:  # one chunk of all rows shares nothing with others
             return RaggedPairs(
-                *(self.first, self.suffix_index),
+                self.first,
+                self.suffix_index,
                 prefixes=high,
                 suffixes=self.suffixes,
                 prefix_lengths=self.prefix_lengths,

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.model.trace import BACKWARD, FILLS, PAIRS, Operation, Step, trace_contrastive, trace_step
 
 BATCH = 64
-LAUNCHES = {14: 1050, 28: 1060, 108: 3020}
+LAUNCHES = {14: 1020, 28: 1030, 108: 2960}
 """C → kernels of a step, 64 images"""
 PEAK_GIB = {14: 0.6, 28: 1.2, 108: 1.9, 193: 2.4}
 """C → GiB alive at most, weights and optimizer state included"""

@@ -65,7 +65,7 @@ def test_pooled_attention(dtype: torch.dtype) -> None:
 
     torch.manual_seed(0)
     first, second = (part[:367] for part in pair_indices(C, torch.device("cuda")))
-    shapes = (367, HEADS, W), (5, N + 1, W), (367, N + 1, W)
+    shapes = (HEADS, 367, W), (5, N + 1, W), (367, N + 1, W)
     given = [rand(*shape, dtype=dtype) for shape in shapes]
 
     def run(operations: BlockOperations, tensors: list[Tensor]) -> list[Tensor]:
@@ -77,11 +77,12 @@ def test_pooled_attention(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("choice", ["library", "activation", "folded"])
-def test_products_of_a_block(choice: Any, dtype: torch.dtype) -> None:
-    """All of a block but its attention, and the projection of the next, over the tokens of a chunk."""
+@pytest.mark.parametrize("sequences", [56, 367])
+def test_products_of_a_block(sequences: int, choice: Any, dtype: torch.dtype) -> None:
+    """All of a block but its attention, and the projection of the next: over tokens of 28 classes, and of a chunk."""
     from pspg.kernels.text_tower.triton import TRITON, products
 
-    tower, given = make_tower(), [rand(367 * (N + 1), W, dtype=dtype) for _ in range(2)]
+    tower, given = make_tower(), [rand(sequences * (N + 1), W, dtype=dtype) for _ in range(2)]
 
     def run(operations: BlockOperations, tensors: list[Tensor]) -> list[Tensor]:
         cast = tower.to(dtype).to(tensors[0].dtype)

@@ -195,7 +195,7 @@ def test_pooled_attention(
     query, prefix, own = (
         torch.randn(shape, device=device).to(dtype)
         for shape in (
-            (len(first), heads, width),
+            (heads, len(first), width),
             (len(counts), prefix_tokens, width),
             (len(first), suffix_tokens, width),
         )
@@ -216,7 +216,7 @@ def test_pooled_attention_to_a_constant_prefix(device: torch.device) -> None:
     torch.manual_seed(0)
     first = prefix_rows([4, 1], device)
     pairs = ragged(first, first, 2, 1, 2, 3)
-    query, prefix, own = (torch.randn(shape, device=device) for shape in ((5, 2, 24), (2, 2, 24), (5, 3, 24)))
+    query, prefix, own = (torch.randn(shape, device=device) for shape in ((2, 5, 24), (2, 2, 24), (5, 3, 24)))
     some, every = leaves_of(query, own), leaves_of(query, prefix, own)
     alone = gradients(TRITON.pooled_attention(some[0], prefix, some[1], pairs, 0.2), some)
     out, d_query, _, d_own = gradients(TRITON.pooled_attention(*every, pairs, 0.2), every)
@@ -337,7 +337,7 @@ def test_they_are_proper_operators(device: torch.device) -> None:
         (*(t.detach() for t in (x[:1], x[1:2], delta, x)), torch.ones(2, 3, device=device), weight, None, 2),
         test_utils=RAW,
     )
-    query, prefix, own = (tensor(*shape).detach() for shape in ((3, 2, 8), (2, 2, 8), (3, 1, 8)))
+    query, prefix, own = (tensor(*shape).detach() for shape in ((2, 3, 8), (2, 2, 8), (3, 1, 8)))
     lse = torch.ones(3, 2, device=device)
     for rest in ((None, None), (first + 1, torch.zeros_like(first))):
         pairs = first, *rest

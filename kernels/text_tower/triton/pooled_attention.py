@@ -35,6 +35,14 @@ def _rows(x, row, rows, column, width, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
+def _heads(x, r, sequences, heads, column, width, BLOCK_H: tl.constexpr):
+    """Pointers to the rows (BLOCK_H, columns) of sequence r in (heads,sequences,width), and which there are."""
+    h = tl.arange(0, BLOCK_H)
+    rows = h.to(tl.int64) * sequences + r
+    return x + (rows[:, None] * width + column[None, :]), (h < heads)[:, None] & (column < width)[None, :]
+
+
+@triton.jit
 def _seen(r, prefix_lengths, pooled, prefix_tokens, tokens, BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr):
     """Which tokens of its prefix and its own sequence r sees."""
     length, last = prefix_tokens, tokens - 1
@@ -47,13 +55,13 @@ def _seen(r, prefix_lengths, pooled, prefix_tokens, tokens, BLOCK_S: tl.constexp
 
 @triton.jit
 def _pooled_attention_kernel(
-    query,  # (R,heads,W)
+    query,  # (heads,R,W)
     prefix,  # (N,S,W)
     own,  # (R,T,W)
     prefix_index,  # (R,)
     prefix_lengths,  # (R,) or None
     pooled,  # (R,) or None
-    out,  # (R,heads,W)
+    out,  # (heads,R,W)
     lse,  # (R,heads) float32
     heads,
     prefix_tokens,
@@ -68,13 +76,14 @@ def _pooled_attention_kernel(
     OVERLAP: tl.constexpr,
 ):
     follow(OVERLAP)
-    r = tl.program_id(0).to(tl.int64)
+    r, sequences = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     base = tl.load(prefix_index + r) * prefix_tokens
     seen_prefix, seen_own = _seen(r, prefix_lengths, pooled, prefix_tokens, tokens, BLOCK_S, BLOCK_T)
     p_prefix, p_own = tl.zeros((BLOCK_H, BLOCK_S), tl.float32), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
     for start in range(0, width, BLOCK_W):
         c = start + tl.arange(0, BLOCK_W)
-        q = _rows(query, r * heads, heads, c, width, BLOCK_H)
+        pointers, mask = _heads(query, r, sequences, heads, c, width, BLOCK_H)
+        q = tl.load(pointers, mask=mask, other=0)
         y = _rows(prefix, base, prefix_tokens, c, width, BLOCK_S)
         p_prefix = tl.dot(q, tl.trans(y), p_prefix, input_precision=PRECISION)
         y = _rows(own, r * tokens, tokens, c, width, BLOCK_T)
@@ -92,22 +101,21 @@ def _pooled_attention_kernel(
         c = start + tl.arange(0, BLOCK_W)
         mean = tl.dot(p_prefix, _rows(prefix, base, prefix_tokens, c, width, BLOCK_S), input_precision=PRECISION)
         mean = tl.dot(p_own, _rows(own, r * tokens, tokens, c, width, BLOCK_T), mean, input_precision=PRECISION)
-        offsets = r * heads * width + (h[:, None] * width + c[None, :])
-        mask = (h < heads)[:, None] & (c < width)[None, :]
-        tl.store(out + offsets, mean.to(out.dtype.element_ty), mask=mask)
+        pointers, mask = _heads(out, r, sequences, heads, c, width, BLOCK_H)
+        tl.store(pointers, mean.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _pooled_attention_backward_kernel(
-    d_out,  # (R,heads,W)
-    query,  # (R,heads,W)
+    d_out,  # (heads,R,W)
+    query,  # (heads,R,W)
     prefix,  # (N,S,W)
     own,  # (R,T,W)
     prefix_index,  # (R,)
     prefix_lengths,  # (R,) or None
     pooled,  # (R,) or None
     lse,  # (R,heads) float32
-    d_query,  # (R,heads,W)
+    d_query,  # (heads,R,W)
     d_own,  # (R,T,W)
     weights,  # (R,2·heads,S) at the prefix: softmax weights, gradients of scores times scale; or None
     heads,
@@ -123,15 +131,17 @@ def _pooled_attention_backward_kernel(
     OVERLAP: tl.constexpr,
 ):
     follow(OVERLAP)
-    r = tl.program_id(0).to(tl.int64)
+    r, sequences = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     base = tl.load(prefix_index + r) * prefix_tokens
     seen_prefix, seen_own = _seen(r, prefix_lengths, pooled, prefix_tokens, tokens, BLOCK_S, BLOCK_T)
     p_prefix, p_own = tl.zeros((BLOCK_H, BLOCK_S), tl.float32), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
     d_prefix, d_weights = tl.zeros((BLOCK_H, BLOCK_S), tl.float32), tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
     for start in range(0, width, BLOCK_W):
         c = start + tl.arange(0, BLOCK_W)
-        q = _rows(query, r * heads, heads, c, width, BLOCK_H)
-        do = _rows(d_out, r * heads, heads, c, width, BLOCK_H)
+        pointers, mask = _heads(query, r, sequences, heads, c, width, BLOCK_H)
+        q = tl.load(pointers, mask=mask, other=0)
+        pointers, mask = _heads(d_out, r, sequences, heads, c, width, BLOCK_H)
+        do = tl.load(pointers, mask=mask, other=0)
         y = tl.trans(_rows(prefix, base, prefix_tokens, c, width, BLOCK_S))
         p_prefix = tl.dot(q, y, p_prefix, input_precision=PRECISION)
         d_prefix = tl.dot(do, y, d_prefix, input_precision=PRECISION)
@@ -158,11 +168,13 @@ def _pooled_attention_backward_kernel(
         c = start + tl.arange(0, BLOCK_W)
         d_q = tl.dot(d_prefix, _rows(prefix, base, prefix_tokens, c, width, BLOCK_S), input_precision=PRECISION)
         d_q = tl.dot(d_weights, _rows(own, r * tokens, tokens, c, width, BLOCK_T), d_q, input_precision=PRECISION)
-        offsets = r * heads * width + (h[:, None] * width + c[None, :])
-        tl.store(d_query + offsets, d_q.to(d_query.dtype.element_ty), mask=mask_h & (c < width)[None, :])
-        do = _rows(d_out, r * heads, heads, c, width, BLOCK_H)
+        pointers, mask = _heads(d_query, r, sequences, heads, c, width, BLOCK_H)
+        tl.store(pointers, d_q.to(d_query.dtype.element_ty), mask=mask)
+        pointers, mask = _heads(d_out, r, sequences, heads, c, width, BLOCK_H)
+        do = tl.load(pointers, mask=mask, other=0)
         d_y = tl.dot(tl.trans(p_own), do, input_precision=PRECISION)
-        q = _rows(query, r * heads, heads, c, width, BLOCK_H)
+        pointers, mask = _heads(query, r, sequences, heads, c, width, BLOCK_H)
+        q = tl.load(pointers, mask=mask, other=0)
         d_y = tl.dot(tl.trans(d_weights), q, d_y, input_precision=PRECISION)
         offsets = r * tokens * width + (t[:, None] * width + c[None, :])
         mask = (t < tokens)[:, None] & (c < width)[None, :]
@@ -171,11 +183,12 @@ def _pooled_attention_backward_kernel(
 
 @triton.jit
 def _pooled_attention_prefix_kernel(
-    d_out,  # (R,heads,W)
-    query,  # (R,heads,W)
+    d_out,  # (heads,R,W)
+    query,  # (heads,R,W)
     weights,  # (R,2·heads,S), from the kernel above
     starts,  # (N+1,): sequences starts[i] to starts[i+1] continue prefix i
     partial,  # (splits,N,S,W): gradients of the prefixes, to be summed
+    sequences,
     heads,
     prefix_tokens,
     width,
@@ -193,10 +206,12 @@ def _pooled_attention_prefix_kernel(
     for r in range(tl.load(starts + i) + split, tl.load(starts + i + 1), splits):
         first = r * 2 * heads
         p = _rows(weights, first, heads, s, prefix_tokens, BLOCK_H)
-        do = _rows(d_out, r * heads, heads, c, width, BLOCK_H)
+        pointers, mask = _heads(d_out, r, sequences, heads, c, width, BLOCK_H)
+        do = tl.load(pointers, mask=mask, other=0)
         total = tl.dot(tl.trans(p), do, total, input_precision=PRECISION)
         d = _rows(weights, first + heads, heads, s, prefix_tokens, BLOCK_H)
-        q = _rows(query, r * heads, heads, c, width, BLOCK_H)
+        pointers, mask = _heads(query, r, sequences, heads, c, width, BLOCK_H)
+        q = tl.load(pointers, mask=mask, other=0)
         total = tl.dot(tl.trans(d), q, total, input_precision=PRECISION)
     row = (split.to(tl.int64) * tl.num_programs(0) + i) * prefix_tokens
     offsets = row * width + (s[:, None] * width + c[None, :])
@@ -216,7 +231,7 @@ def run_pooled_attention(
     """Means of the tokens that R sequences see, weighted for each of their queries.
 
     Args:
-        query: (R,heads,W).
+        query: (heads,R,W).
         prefix: (N,S,W) tokens of the prefixes.
         own: (R,T,W) tokens of the sequences after them.
         prefix_index: (R,) int64.
@@ -225,15 +240,16 @@ def run_pooled_attention(
         scale: of the scores.
 
     Returns:
-        (R,heads,W), and the (R,heads) float32 log-sum-exp of the scores.
+        (heads,R,W), and the (R,heads) float32 log-sum-exp of the scores.
     """
     query, prefix, own = query.contiguous(), prefix.contiguous(), own.contiguous()
-    out, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+    heads, count, width = query.shape
+    out, lse = torch.empty_like(query), query.new_empty((count, heads), dtype=torch.float32)
     launch(
         _pooled_attention_kernel,
-        (len(query),),
+        (count,),
         *(query, prefix, own, prefix_index, prefix_lengths, pooled, out, lse),
-        *(query.shape[1], prefix.shape[1], own.shape[1], query.shape[2], scale),
+        *(heads, prefix.shape[1], own.shape[1], width, scale),
         **_blocks(query, prefix, own),
         **_options(query),
     )
@@ -258,7 +274,7 @@ def run_pooled_attention_backward(
     `starts` (N+1,) int64: sequences starts[i] to starts[i+1] continue prefix i.
     """
     d_out, query, prefix, own = (t.contiguous() for t in (d_out, query, prefix, own))
-    (count, heads, width), (prefixes, prefix_tokens, _) = query.shape, prefix.shape
+    (heads, count, width), (prefixes, prefix_tokens, _) = query.shape, prefix.shape
     d_query, d_own = torch.empty_like(query), torch.empty_like(own)
     weights = query.new_empty((count, 2 * heads, prefix_tokens)) if prefix_gradient else None
     blocks = _blocks(query, prefix, own)
@@ -279,7 +295,7 @@ def run_pooled_attention_backward(
     launch(
         _pooled_attention_prefix_kernel,
         (prefixes, splits, triton.cdiv(width, options["BLOCK_W"])),
-        *(d_out, query, weights, starts, partial, heads, prefix_tokens, width, splits),
+        *(d_out, query, weights, starts, partial, count, heads, prefix_tokens, width, splits),
         **blocks,
         **options,
     )
@@ -293,7 +309,7 @@ def _options(query: Tensor) -> dict[str, int]:
 
 def _blocks(query: Tensor, prefix: Tensor, own: Tensor) -> dict[str, Any]:
     """Powers of two, at least 16 for the tensor cores."""
-    sizes = {"BLOCK_H": query.shape[1], "BLOCK_S": prefix.shape[1], "BLOCK_T": own.shape[1]}
+    sizes = {"BLOCK_H": len(query), "BLOCK_S": prefix.shape[1], "BLOCK_T": own.shape[1]}
     blocks: dict[str, Any] = {name: max(triton.next_power_of_2(size), 16) for name, size in sizes.items()}
     blocks["PRECISION"] = "tf32x3" if query.dtype == torch.float32 else "tf32"  # of float32 products only
     return blocks
@@ -308,7 +324,7 @@ _attention_backward = torch.library.custom_op(
 @_attention.register_fake
 def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    return out, query.new_empty(query.shape[:2], dtype=torch.float32)
+    return out, query.new_empty((query.shape[1], len(query)), dtype=torch.float32)
 
 
 @_attention_backward.register_fake
