@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ...launch import architecture, configuration, launch, multiprocessors, pin
+from ...launch import architecture, configuration, launch, multiprocessors, pin, recording
 from . import product_kernels
 
 Choice = Literal["library", "activation", "folded"]
@@ -252,6 +252,11 @@ def _size(a: Tensor, columns: int) -> Tiles:
     return "wide" if depth >= _LONG and 2 * triton.cdiv(wide, processors) <= rounds else "narrow"
 
 
+def _aligned(x: Tensor) -> bool:
+    """A tensor's memory begins at a multiple of 16 bytes; one that has none counts as freshly allocated."""
+    return recording() or x.data_ptr() % 16 == 0
+
+
 class _Tile:
     """Blocks of a kernel, and matrices as it reads them: tensor descriptors where the layout of all allows it."""
 
@@ -261,7 +266,7 @@ class _Tile:
         self._m, self._n, self._k = own["BLOCK_M"], own["BLOCK_N"], own["BLOCK_K"]
         self._width = self._n // own["PARTS"]
         self._descriptors = bool(own.pop("DESCRIPTORS")) and all(
-            x is None or (x.shape[1] * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0) for x in (a, *matrices)
+            x is None or (x.shape[1] * x.element_size() % 16 == 0 and _aligned(x)) for x in (a, *matrices)
         )
         precision = "tf32x3" if a.dtype == torch.float32 else "tf32"  # of float32 products only
         self.options: dict[str, Any] = {**own, "DESCRIPTORS": self._descriptors, "PRECISION": precision}
