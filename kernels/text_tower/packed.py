@@ -19,7 +19,7 @@ from ..dispatch import resolve, with_triton
 from .block_operations import BlockOperations, RaggedPairs, Stream
 from .blocks import finish, last_block, project
 from .eager import EAGER
-from .packed_cpu import attention_by_text, fits, quick_gelu_mlp
+from .packed_cpu import attention_by_text, fits, follow_on, quick_gelu_mlp
 from .reference import TextLayer, TextTower
 
 _QUICK = 1.702
@@ -130,7 +130,7 @@ def _with_kernels() -> tuple[BlockOperations, Attend]:
 
 
 def _attend(heads: int, qkv: Tensor, packing: Packing) -> Tensor:
-    if fits(qkv):
+    if fits(qkv) and follow_on(packing.ends, len(qkv)):
         return attention_by_text(heads, qkv, packing.ends)
     grid = _grid(qkv, packing)
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in grid.chunk(3, dim=-1))

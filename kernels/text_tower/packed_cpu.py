@@ -22,6 +22,15 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
+def follow_on(ends: Tensor, rows: int) -> bool:
+    """Whether texts with these last rows (N,) follow one another within R rows.
+
+    Those of a packing do; the inputs that a recording of a step is checked with are reversed, and their results unread.
+    """
+    bounds = [-1, *ends.tolist(), rows]
+    return all(start < stop for start, stop in pairwise(bounds))
+
+
 def attention_by_text(heads: int, qkv: Tensor, ends: Tensor) -> Tensor:
     """Causal attention within each text, one text after the other, without a grid: a text costs its own length squared.
 

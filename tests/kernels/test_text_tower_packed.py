@@ -53,6 +53,12 @@ def test_rows_behind_the_last_text_attend_to_nothing() -> None:
     assert torch.equal(out[0], qkv[0, 8:])
 
 
+def test_ends_that_no_packing_has_take_the_grid(tower: TextTower) -> None:
+    """As in the check of a recorded step, whose inputs are reversed: a text of no tokens would end the process."""
+    packing, tower = pack_texts(torch.tensor([1, 3]), 4), tower.to(torch.float32)
+    assert encode_packed(tower, torch.randn(6, 4), packing._replace(ends=packing.ends.flip(0))).shape == (2, 3)
+
+
 def test_under_autocast_a_cpu_computes_in_its_dtype(tower: TextTower) -> None:
     """Within bf16's rounding of float32, weights in float32."""
     packing, tower = pack_texts(torch.tensor([6, 2]), 8), tower.to(torch.float32)
