@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from pspg.engine.utils.device import reserved_bytes
 from pspg.engine.utils.errors import UserError, first_line
 from pspg.engine.utils.files import check_output
+from pspg.engine.utils.freed_memory import freed_memory_kept
 
 from . import phase1
 from .child import Child
@@ -156,7 +158,13 @@ def _dtype(device: torch.device) -> torch.dtype:
 def _work(pipe: Any, impl: str, arguments: argparse.Namespace) -> None:
     """A process of one implementation: a step for every message, answered with its seconds and the peak memory."""
     device = torch.device(device_of(arguments.device))
-    step = _step(impl, arguments, device)
+    with ExitStack() as stack:
+        if impl != "reference":  # what the engine's commands compute in
+            stack.enter_context(freed_memory_kept(device))
+        _answer(pipe, _step(impl, arguments, device), device)
+
+
+def _answer(pipe: Any, step: GradientStep, device: torch.device) -> None:
     while True:
         try:
             warm_up = pipe.recv()

@@ -37,6 +37,7 @@ from ..models.hub import local_folder
 from ..models.templates import PAIRED
 from ..utils.device import autocast_dtype
 from ..utils.errors import UserError
+from ..utils.freed_memory import freed_memory_kept
 from ..utils.lock import one_writer
 from ..utils.names import data_name, named
 from ..utils.numerics import numerics
@@ -78,6 +79,7 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation | None:
             alone.enter_context(one_writer(config.output))
         lost = watch(world, config.timeout_s, lambda line: log.error(f"pspg-engine evaluate: error: {line}"))
         together.enter_context(lost)
+        together.enter_context(freed_memory_kept(world.device))
         return _evaluate(config, source, world, together)
 
 

@@ -45,6 +45,10 @@ class ImageScores:
         source: run, model folder or classifier.
         bank, calibrated: see `open_scorer`.
 
+    Attributes:
+        device: where the model is.
+        scorer: the model.
+
     Raises:
         UserError: an unusable model, or a device that is not there.
     """
@@ -52,13 +56,13 @@ class ImageScores:
     scorer: Scorer
 
     def __init__(self, config: PredictConfig | CalibrateConfig, source: Path, *, bank: bool, calibrated: bool) -> None:
-        self._config, self._device = config, pick_device(config.device)
-        fix_numerics(self._device)
-        self._autocast = autocast_dtype(config.precision, self._device)
+        self._config, self.device = config, pick_device(config.device)
+        fix_numerics(self.device)
+        self._autocast = autocast_dtype(config.precision, self.device)
         self.scorer = open_scorer(
             source,
             config.class_names,
-            self._device,
+            self.device,
             self._autocast,
             bank=bank,
             blend=config.blend,
@@ -73,7 +77,7 @@ class ImageScores:
             on_bad_image=config.on_bad_image, max_megapixels=config.max_megapixels, bit_depth=config.bit_depth
         )
         dataset = ImageDataset(samples, self.scorer.pixels, reading, labels=labels)
-        load = load_with(pick_loader("loader", config.loader, self._device), self._device)
+        load = load_with(pick_loader("loader", config.loader, self.device), self.device)
         return make_eval_loader(dataset, batch_size=config.batch_size, workers=config.workers, load=load)
 
     @torch.inference_mode()
@@ -85,7 +89,7 @@ class ImageScores:
         """
         empty = True
         for batch in tqdm(loader, title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
-            scored = Scored(batch, *self.scorer.score(batch, self._device, self._autocast))
+            scored = Scored(batch, *self.scorer.score(batch, self.device, self._autocast))
             if not scored.logits.isfinite().all():
                 raise UserError(f"{self.scorer.weights}: gives scores that are not finite; its training diverged")
             yield scored

@@ -22,6 +22,7 @@ from ..evaluation.similarity_maps import similarity_maps
 from ..models.hub import local_folder
 from ..models.pspg import probabilities
 from ..utils.files import new_folder
+from ..utils.freed_memory import freed_memory_kept
 from ..utils.settings import as_settings
 from ..utils.tables import write_csv
 from ..utils.terminal import show_table
@@ -73,6 +74,7 @@ def predict(config: PredictConfig | Mapping[str, Any] | str | Path | None = None
     loader = scores.loader(samples)
     output = Path(config.output)
     with ExitStack() as stack:
+        stack.enter_context(freed_memory_kept(scores.device))
         maps = None
         if config.maps is not None:
             folder = stack.enter_context(new_folder(config.maps, key="maps"))

@@ -27,6 +27,7 @@ from ..training.plan import plan
 from ..training.prompt_learning import build_prompt
 from ..training.trainer import Trainer
 from ..utils.errors import UserError
+from ..utils.freed_memory import freed_memory_kept
 from ..utils.lock import one_writer
 from ..utils.logging import OF_EACH
 from ..utils.settings import as_settings
@@ -53,7 +54,7 @@ def train(config: TrainConfig | Mapping[str, Any] | str | Path | None = None, **
             log.info(line, extra=OF_EACH)
         return {}
     world = start(config.device, config.timeout_s, run=run_marks(f"train {config.output}", config))
-    with _watch(config, world), _only_writer(config, world):
+    with _watch(config, world), _only_writer(config, world), freed_memory_kept(world.device):
         trainer = make_trainer(config, world)
         try:
             result = trainer.fit()

@@ -19,6 +19,7 @@ from ..dispatch import resolve, with_triton
 from .block_operations import BlockOperations, RaggedPairs, Stream
 from .blocks import finish, last_block, project
 from .eager import EAGER
+from .packed_cpu import attention_by_text, fits, follow_on, quick_gelu_mlp
 from .reference import TextLayer, TextTower
 
 _QUICK = 1.702
@@ -129,6 +130,8 @@ def _with_kernels() -> tuple[BlockOperations, Attend]:
 
 
 def _attend(heads: int, qkv: Tensor, packing: Packing) -> Tensor:
+    if fits(qkv) and follow_on(packing.ends, len(qkv)):
+        return attention_by_text(heads, qkv, packing.ends)
     grid = _grid(qkv, packing)
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in grid.chunk(3, dim=-1))
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2).flatten(0, 1)
@@ -146,6 +149,9 @@ def _mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
     """`BlockOperations.mlp` with gradients of the weights; QuickGELU is silu, its scales are in the products."""
     if tower.activation != "quick_gelu":
         return F.linear(F.gelu(F.linear(y, layer.fc_weight, layer.fc_bias)), layer.proj_weight, layer.proj_bias)
+    weights = layer.fc_weight, layer.fc_bias, layer.proj_weight, layer.proj_bias
+    if y.ndim == 2 and fits(y, *weights):
+        return quick_gelu_mlp(y, *weights)
     hidden = torch.addmm(layer.fc_bias, y, layer.fc_weight.T, beta=_QUICK, alpha=_QUICK)
     return torch.addmm(layer.proj_bias, F.silu(hidden), layer.proj_weight.T, alpha=1 / _QUICK)
 
