@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,13 +26,14 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     them: with 32 images a tenth to a quarter of the CPU time of a phase-1 step and of a frozen image tower. Kept, the
     memory is the most that it was until the end, and that is more (by a fifth in phase 1), as free blocks do not fit
     every tensor. A limit of malloc in the environment is left as it is (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_,
-    MALLOC_MMAP_THRESHOLD_, or glibc.malloc in GLIBC_TUNABLES).
+    MALLOC_MMAP_THRESHOLD_, or glibc.malloc in GLIBC_TUNABLES); and where the process's memory is limited (ulimit -v or
+    -d) nothing is kept: what it may have is not much more than what it needs.
 
     Yields:
         Whether it is kept.
     """
     chosen = any(name in os.environ for name in _CHOSEN) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    c = None if device.type != "cpu" or chosen else _glibc()
+    c = None if device.type != "cpu" or chosen or _limited() else _glibc()
     if c is None:
         yield False
         return
@@ -42,6 +44,11 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
         for limit in _GIVE_BACK:
             c.mallopt(*limit)
         c.malloc_trim(0)
+
+
+def _limited() -> bool:
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return any(limit != resource.RLIM_INFINITY for limit in limits)
 
 
 def _glibc() -> ctypes.CDLL | None:

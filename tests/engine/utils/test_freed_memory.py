@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -55,6 +56,13 @@ def test_limits_of_the_user_stay() -> None:
     _, within, _, kept = outcome(MALLOC_TRIM_THRESHOLD_="1048576")
     assert not kept
     assert within < 2**25
+
+
+def test_where_memory_is_limited_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it keeps a process came to a stand, where without it ended in one line (test_standing_still.py)."""
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**40, 2**40))
+    with freed_memory_kept(torch.device("cpu")) as kept:
+        assert not kept
 
 
 def test_nothing_is_set_for_a_gpu() -> None:
