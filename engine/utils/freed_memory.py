@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -26,8 +27,8 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     them: with 32 images a tenth to a quarter of the CPU time of a phase-1 step and of a frozen image tower. Kept, the
     memory is the most that it was until the end, and that is more (by a fifth in phase 1), as free blocks do not fit
     every tensor. A limit of malloc in the environment is left as it is (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_,
-    MALLOC_MMAP_THRESHOLD_, or glibc.malloc in GLIBC_TUNABLES); and where the process's memory is limited (ulimit -v or
-    -d) nothing is kept: what it may have is not much more than what it needs.
+    MALLOC_MMAP_THRESHOLD_, or glibc.malloc in GLIBC_TUNABLES); and where a request for memory can fail (ulimit -v or -d,
+    vm.overcommit_memory 2) nothing is kept: beside this setting a failed one left threads of torch waiting for good.
 
     Yields:
         Whether it is kept.
@@ -48,7 +49,12 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
 
 def _limited() -> bool:
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    return any(limit != resource.RLIM_INFINITY for limit in limits)
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return True
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    except OSError:
+        return False
 
 
 def _glibc() -> ctypes.CDLL | None:
