@@ -37,7 +37,7 @@ from pspg.kernels.text_tower.eager import EAGER
 from pspg.kernels.text_tower.packed import trained
 
 from . import repaired
-from .harness import Sizes
+from .harness import Sizes, Unavailable
 from .problem import Function, Operator, Part, Problem, as_tuple, cotangents
 
 CONTEXT = 77
@@ -138,6 +138,11 @@ def _packed_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> Probl
 
 def _packed_attention(impl: str, problem: Problem) -> Tensor:
     (qkv,), (heads, *packing) = problem.leaves, problem.fixed
+    if impl == "triton":
+        from pspg.kernels.text_tower.triton.packed_attention import can_attend  # imports triton
+
+        if not can_attend(qkv, heads, Packing(*packing).seen.shape[1]):
+            raise Unavailable("kernels take half precision and fewer tokens; torch's attention would be measured")
     return trained("triton" if impl == "triton" else "eager", qkv)[1](heads, qkv, Packing(*packing))
 
 
