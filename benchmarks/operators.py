@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
-from pspg.kernels.batch_norm import Running, batch_norm
+from pspg.kernels.batch_norm import Norm, batch_norm
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.pairs import PairSample, PairSelection, pair_indices
 from pspg.kernels.prompt_decoder import decode
@@ -123,7 +123,7 @@ def _batch_norm_problem(s: Sizes, device: torch.device, dtype: torch.dtype) -> P
 def _batch_norm(impl: str, problem: Problem) -> Tensor:
     """(B,H,W,channels), so that a gradient comes in channels last, too."""
     x, residual, weight, bias = problem.leaves
-    return batch_norm(x, weight, bias, Running(*problem.fixed), residual, impl=impl).permute(0, 2, 3, 1)
+    return batch_norm(x, Norm(weight, bias, *problem.fixed), residual, impl=impl).permute(0, 2, 3, 1)
 
 
 # Attention of reports that train, packed.

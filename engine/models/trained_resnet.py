@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from torch import Tensor, nn
 
-from pspg.kernels.batch_norm import Running, batch_norm, batch_norm_twice
+from pspg.kernels.batch_norm import Norm, batch_norm, batch_norm_twice
 
 from .cast_weights import CastWeights
 from .clip import resnet_grid
@@ -96,18 +96,15 @@ def _bottleneck(block: Any, x: Tensor, shortcut: Tensor, how: _How) -> tuple[Ten
     if block.downsample is not None:
         pool, conv, norm = block.downsample
         shortcut = _norm(norm, how.convolve(conv, pool(shortcut)), how, relu=False)
-    given, options = _arguments(block.bn3, how.convolve(block.conv3, inner), shortcut)
-    return batch_norm_twice(*given, **options, impl=how.impl)
+    return batch_norm_twice(how.convolve(block.conv3, inner), _of(block.bn3), shortcut, impl=how.impl)
 
 
 def _norm(norm: Any, x: Tensor, how: _How, *, relu: bool = True) -> Tensor:
-    given, options = _arguments(norm, x, None)
-    return batch_norm(*given, **options, relu=relu, impl=how.impl)
+    return batch_norm(x, _of(norm), relu=relu, impl=how.impl)
 
 
-def _arguments(norm: Any, x: Tensor, residual: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kept = Running(norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    return (x, norm.weight, norm.bias, kept, residual), {"momentum": norm.momentum, "eps": norm.eps}
+def _of(module: Any) -> Norm:
+    return Norm(*(getattr(module, name) for name in Norm._fields))
 
 
 def _trains(trunk: nn.Module) -> bool:

@@ -28,7 +28,7 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     memory is the most that it was until the end, and that is more (by a fifth in phase 1), as free blocks do not fit
     every tensor. A limit of malloc in the environment is left as it is (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_,
     MALLOC_MMAP_THRESHOLD_, or glibc.malloc in GLIBC_TUNABLES); and where a request for memory can fail (ulimit -v, -d;
-    vm.overcommit_memory 2) nothing is kept: with this setting a failed one left a run standing still.
+    vm.overcommit_memory 2) nothing is kept: a loader's worker that was short of memory for it stood still.
 
     Yields:
         Whether it is kept.

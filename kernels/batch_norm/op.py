@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..dispatch import check_shapes, resolve, with_triton
 from . import eager, reference
-from .running import Running
+from .norm import Norm
 
 
 def batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running: Running,
-    residual: Tensor | None = None,
-    *,
-    relu: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    impl: str = "auto",
+    x: Tensor, norm: Norm, residual: Tensor | None = None, *, relu: bool = True, impl: str = "auto"
 ) -> Tensor:
     """relu(batch norm of x in training + residual), and the running statistics brought up to date.
 
@@ -31,12 +20,9 @@ def batch_norm(
 
     Args:
         x: (B,C,H,W).
-        weight, bias: (C,), γ and β; of a dtype of their own, float32 under autocast.
-        running: updated in place, also where no gradient is asked for.
+        norm: its statistics are updated in place, also where no gradient is asked for.
         residual: as x, added before the ReLU; None: nothing is.
         relu: False: no ReLU.
-        momentum: what a batch counts in the running statistics, as in torch.
-        eps: added to the variance.
         impl: triton (chosen by auto on a GPU), eager (torch's operators), reference, or auto.
 
     Returns:
@@ -45,27 +31,18 @@ def batch_norm(
     Raises:
         ValueError: shapes, dtypes or an `impl` that do not fit; or channels of one number, whose variance is not known.
     """
-    return batch_norm_twice(x, weight, bias, running, residual, relu=relu, momentum=momentum, eps=eps, impl=impl)[0]
+    return batch_norm_twice(x, norm, residual, relu=relu, impl=impl)[0]
 
 
 def batch_norm_twice(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running: Running,
-    residual: Tensor | None = None,
-    *,
-    relu: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    impl: str = "auto",
+    x: Tensor, norm: Norm, residual: Tensor | None = None, *, relu: bool = True, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """The result of `batch_norm` for two readers, such as a block's branch and its shortcut: one memory, two gradients.
 
     Where a residual was added kernels add these two as they read them; anywhere else autograd or they do in a pass.
     """
     run = resolve(impl, with_triton({"eager": eager.batch_norm, "reference": reference.batch_norm}, _with_kernels, x))
-    channels = {"weight": weight, "bias": bias, "running mean": running.mean, "running variance": running.variance}
+    channels = {name: getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var")}
     given = {"x": (x, "B C H W"), **{name: (tensor, "C") for name, tensor in channels.items()}}
     if residual is not None:
         given["residual"] = (residual, "B C H W")
@@ -74,10 +51,10 @@ def batch_norm_twice(
     sizes = check_shapes("batch_norm", **given)
     if sizes["B"] * sizes["H"] * sizes["W"] < 2:
         raise ValueError(f"batch_norm: needs more than one number a channel, got x of shape {tuple(x.shape)}")
-    return run(x, weight, bias, running, residual, relu=relu, momentum=momentum, eps=eps)
+    return run(x, norm, residual, relu)
 
 
-def _with_kernels(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+def _with_kernels(x: Tensor, norm: Norm, residual: Tensor | None, relu: bool) -> tuple[Tensor, Tensor]:
     from .triton import batch_norm  # imports triton
 
-    return batch_norm(*arguments, **options)
+    return batch_norm(x, norm, residual, relu)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from .block_operations import BlockOperations, RaggedPairs, Stream
 from .reference import TextLayer, TextTower, layer_norm
 
-_QUICK = 1.702
+QUICK = 1.702
 """QuickGELU(x) = x·sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 
 
@@ -131,8 +131,8 @@ class _MLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w_fc: Tensor, b_fc: Tensor, w_proj: Tensor, b_proj: Tensor, quick: bool) -> Tensor:
         rows = x.flatten(0, -2)
         if quick:
-            hidden = torch.addmm(b_fc, rows, w_fc.T, beta=_QUICK, alpha=_QUICK)
-            out = torch.addmm(b_proj, F.silu(hidden), w_proj.T, alpha=1 / _QUICK)
+            hidden = torch.addmm(b_fc, rows, w_fc.T, beta=QUICK, alpha=QUICK)
+            out = torch.addmm(b_proj, F.silu(hidden), w_proj.T, alpha=1 / QUICK)
         else:
             hidden = torch.addmm(b_fc, rows, w_fc.T)
             out = torch.addmm(b_proj, F.gelu(hidden), w_proj.T)

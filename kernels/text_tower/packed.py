@@ -18,11 +18,9 @@ from torch import Tensor
 from ..dispatch import resolve, with_triton
 from .block_operations import BlockOperations, RaggedPairs, Stream
 from .blocks import finish, last_block, project
-from .eager import EAGER
+from .eager import EAGER, QUICK
 from .packed_cpu import attention_by_text, fits, follow_on, quick_gelu_mlp
 from .reference import TextLayer, TextTower
-
-_QUICK = 1.702
 
 
 class Packing(NamedTuple):
@@ -152,8 +150,8 @@ def _mlp(tower: TextTower, layer: TextLayer, y: Tensor) -> Tensor:
     weights = layer.fc_weight, layer.fc_bias, layer.proj_weight, layer.proj_bias
     if y.ndim == 2 and fits(y, *weights):
         return quick_gelu_mlp(y, *weights)
-    hidden = torch.addmm(layer.fc_bias, y, layer.fc_weight.T, beta=_QUICK, alpha=_QUICK)
-    return torch.addmm(layer.proj_bias, F.silu(hidden), layer.proj_weight.T, alpha=1 / _QUICK)
+    hidden = torch.addmm(layer.fc_bias, y, layer.fc_weight.T, beta=QUICK, alpha=QUICK)
+    return torch.addmm(layer.proj_bias, F.silu(hidden), layer.proj_weight.T, alpha=1 / QUICK)
 
 
 TRAINED = EAGER._replace(mlp=_mlp)

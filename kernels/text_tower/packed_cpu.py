@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..precision import compute_dtype
-
-_QUICK = 1.702
+from .eager import QUICK
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -105,10 +104,10 @@ class _QuickGELUMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, w_fc: Tensor, b_fc: Tensor, w_proj: Tensor, b_proj: Tensor) -> Tensor:
-        hidden = torch.addmm(b_fc, y, w_fc.T, beta=_QUICK, alpha=_QUICK)
+        hidden = torch.addmm(b_fc, y, w_fc.T, beta=QUICK, alpha=QUICK)
         activated = F.silu(hidden)
         ctx.save_for_backward(y, hidden, activated, w_fc, w_proj)
-        return torch.addmm(b_proj, activated, w_proj.T, alpha=1 / _QUICK)
+        return torch.addmm(b_proj, activated, w_proj.T, alpha=1 / QUICK)
 
     @staticmethod
     @once_differentiable
@@ -117,5 +116,5 @@ class _QuickGELUMLP(torch.autograd.Function):
         # The scale before the activation and the one behind it cancel in what passes both.
         d_fc = torch.ops.aten.silu_backward(gradient @ w_proj, hidden)
         # With beta = 0 what would be added is not read.
-        d_w_proj = torch.addmm(gradient.new_empty(1), gradient.T, activated, beta=0, alpha=1 / _QUICK)
+        d_w_proj = torch.addmm(gradient.new_empty(1), gradient.T, activated, beta=0, alpha=1 / QUICK)
         return d_fc @ w_fc, d_fc.T @ y, d_fc.sum(0), d_w_proj, gradient.sum(0)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pspg.kernels.batch_norm import Running, batch_norm
+from pspg.kernels.batch_norm import Norm, batch_norm
 
 
-def running(channels: int, dtype: torch.dtype = torch.float32) -> Running:
-    return Running(torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype), torch.tensor(0))
+def norm_of(weight: Tensor, bias: Tensor) -> Norm:
+    return Norm(weight, bias, torch.zeros_like(bias), torch.ones_like(bias), torch.tensor(0))
 
 
 @pytest.mark.parametrize("impl", ["reference", "eager"])
@@ -28,12 +28,8 @@ def test_it_is_what_the_modules_of_a_resnet_compute(impl: str, added: bool) -> N
     for _ in range(2):
         y = norm(x)
         expected = torch.relu(y + residual if added else y)
-        assert other.running_mean is not None
-        assert other.running_var is not None
-        assert other.num_batches_tracked is not None
-        kept = Running(other.running_mean, other.running_var, other.num_batches_tracked)
-        options = {"momentum": 0.2, "eps": 1e-3, "impl": impl}
-        found = batch_norm(x, other.weight, other.bias, kept, residual if added else None, **options)
+        own = Norm(*(getattr(other, name) for name in Norm._fields))
+        found = batch_norm(x, own, residual if added else None, impl=impl)
     tolerance = {"rtol": 0, "atol": 0} if impl == "eager" else {"rtol": 1e-10, "atol": 1e-12}
     torch.testing.assert_close(found, expected, **tolerance)
     for name, buffer in norm.named_buffers():
@@ -52,8 +48,7 @@ def test_gradients_of_the_reference() -> None:
     leaves = [leaf.requires_grad_() for leaf in leaves]
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        kept = running(3, torch.float64)
-        return batch_norm(x, weight, bias, kept, 0.5 * x, relu=False, impl="reference")
+        return batch_norm(x, norm_of(weight, bias), 0.5 * x, relu=False, impl="reference")
 
     torch.autograd.gradcheck(function, leaves)
 
@@ -61,16 +56,18 @@ def test_gradients_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, kept: {"weight": x.new_ones(3)}, r"batch_norm: weight must be \(C\), got \(3,\)"),
-        (lambda x, kept: {"residual": x[:1]}, "batch_norm: residual must be"),
-        (lambda x, kept: {"residual": x.double()}, "batch_norm: residual must be torch.float32 as x is"),
-        (lambda x, kept: {"running": kept._replace(mean=x.new_ones(1))}, "batch_norm: running mean must be"),
-        (lambda x, kept: {"x": x[:1, :, :1, :1]}, "needs more than one number a channel"),
-        (lambda x, kept: {"impl": "fast"}, "impl='fast' is not available"),
+        (
+            lambda x, norm: {"norm": norm._replace(weight=x.new_ones(3))},
+            r"weight must be \(C\), got \(3,\)",
+        ),
+        (lambda x, norm: {"residual": x[:1]}, "batch_norm: residual must be"),
+        (lambda x, norm: {"residual": x.double()}, "batch_norm: residual must be torch.float32 as x is"),
+        (lambda x, norm: {"norm": norm._replace(running_mean=x.new_ones(1))}, "batch_norm: running_mean must be"),
+        (lambda x, norm: {"x": x[:1, :, :1, :1]}, "needs more than one number a channel"),
+        (lambda x, norm: {"impl": "fast"}, "impl='fast' is not available"),
     ],
 )
 def test_what_does_not_fit_is_one_line(change: Callable[..., dict[str, Any]], message: str) -> None:
-    x, kept = torch.randn(2, 4, 3, 3), running(4)
-    given = {"x": x, "weight": torch.ones(4), "bias": torch.zeros(4), "running": kept, **change(x, kept)}
+    x, norm = torch.randn(2, 4, 3, 3), norm_of(torch.ones(4), torch.zeros(4))
     with pytest.raises(ValueError, match=message):
-        batch_norm(**given)
+        batch_norm(**{"x": x, "norm": norm, **change(x, norm)})

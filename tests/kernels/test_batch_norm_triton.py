@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspg.kernels.batch_norm import Running, batch_norm, batch_norm_twice
+from pspg.kernels.batch_norm import Norm, batch_norm, batch_norm_twice
 from pspg.kernels.launch import replaced
 from tests.oracle import no_worse
 
@@ -23,10 +23,10 @@ def small_tiles() -> AbstractContextManager[object]:
     return replaced(batch_norm_moments=small, batch_norm_gradient_sums=small, batch_norm_pass=small)
 
 
-def running(channels: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Running:
+def norm_of(weight: Tensor, bias: Tensor) -> Norm:
     generator = torch.Generator().manual_seed(5)
-    mean, variance = (torch.rand(channels, generator=generator).to(device, dtype) for _ in range(2))
-    return Running(mean, variance + 0.5, torch.tensor(3, device=device))
+    mean, variance = (torch.rand(len(bias), generator=generator).to(bias) for _ in range(2))
+    return Norm(weight, bias, mean.detach(), variance.detach() + 0.5, torch.tensor(3, device=bias.device))
 
 
 def inputs(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, *, mean: float = 0.0) -> list[Tensor]:
@@ -45,13 +45,12 @@ def outcome(
     """Result, gradients of all inputs under fixed random weights, running statistics; in `dtype`, or as given."""
     given = given if added else [given[0], *given[2:]]
     leaves = [tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in given]
-    x, weight, bias = leaves[0], leaves[-2], leaves[-1]
-    kept = running(x.shape[1], x.device, weight.dtype)
-    y = batch_norm(x, weight, bias, kept, leaves[1] if added else None, **options)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(x.device, given[0].dtype).to(y.dtype)
+    norm = norm_of(*leaves[-2:])
+    y = batch_norm(leaves[0], norm, leaves[1] if added else None, **options)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y.device, given[0].dtype).to(y.dtype)
     gradients = torch.autograd.grad(y, leaves, weights)
-    assert kept.batches == 4
-    return [y.detach(), *gradients, kept.mean, kept.variance]
+    assert norm.num_batches_tracked == 4
+    return [y.detach(), *gradients, norm.running_mean, norm.running_var]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,7 +98,7 @@ def test_the_same_bits_every_time_and_in_any_memory_format(device: torch.device)
 def test_what_is_not_a_number_stays_none(device: torch.device) -> None:
     given = inputs((2, 4, 2, 2), device, torch.float32)
     given[0][0, 1, 0, 0] = torch.nan
-    y = batch_norm(given[0], *given[2:], running(4, device), impl="triton")
+    y = batch_norm(given[0], norm_of(*given[2:]), impl="triton")
     assert y[:, 1].isnan().all()
     assert not y[:, [0, 2, 3]].isnan().any()
 
@@ -115,7 +114,7 @@ def test_backward_keeps_what_it_cannot_make_again(device: torch.device) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            batch_norm(given[0], *given[2:], running(8, device), residual, impl="triton")
+            batch_norm(given[0], norm_of(*given[2:]), residual, impl="triton")
         assert sum(tensor.numel() for tensor in kept) == count * given[0].numel() + 4 * 8
 
 
@@ -129,8 +128,7 @@ def test_two_readers(readers: tuple[int, ...], added: bool, dtype: torch.dtype, 
     def run(impl: str, kind: torch.dtype | None = None) -> list[Tensor]:
         leaves = [tensor.detach().to(kind or tensor.dtype).requires_grad_() for tensor in given]
         x, residual, weight, bias = leaves
-        kept = running(18, device, weight.dtype)
-        results = batch_norm_twice(x, weight, bias, kept, residual if added else None, impl=impl)
+        results = batch_norm_twice(x, norm_of(weight, bias), residual if added else None, impl=impl)
         assert results[0].data_ptr() == results[1].data_ptr()
         generator = torch.Generator().manual_seed(3)
         weights = [torch.randn(x.shape, generator=generator).to(device, dtype).to(x.dtype) for _ in range(2)]
@@ -147,8 +145,8 @@ def test_they_are_proper_operators(device: torch.device) -> None:
     from pspg.kernels.batch_norm.triton import operators
 
     x, residual, weight, bias = inputs((2, 4, 3, 3), device, torch.float32)
-    torch.library.opcheck(operators._statistics, (x, *running(4, device), 0.1, 1e-5))
-    statistics = operators._statistics(x, *running(4, device), 0.1, 1e-5)
+    torch.library.opcheck(operators._statistics, (x, *norm_of(weight, bias)[2:]))
+    statistics = operators._statistics(x, *norm_of(weight, bias)[2:])
     for added in (None, residual):
         torch.library.opcheck(operators._normalise, (x, added, weight, bias, statistics, True))
     for again, y in ((None, None), (x, residual)):
@@ -156,6 +154,6 @@ def test_they_are_proper_operators(device: torch.device) -> None:
 
 
 def test_float64_has_no_kernels() -> None:
-    x, kept = torch.randn(2, 4, 3, 3).double(), running(4, torch.device("cpu"))
+    x = torch.randn(2, 4, 3, 3).double()
     with pytest.raises(ValueError, match="float32, bfloat16 or float16"):
-        batch_norm(x, torch.ones(4), torch.zeros(4), kept, impl="triton")
+        batch_norm(x, norm_of(torch.ones(4), torch.zeros(4)), impl="triton")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pspg.kernels.asymmetric_loss import asymmetric_loss
-from pspg.kernels.batch_norm import Running, batch_norm, batch_norm_twice
+from pspg.kernels.batch_norm import Norm, batch_norm, batch_norm_twice
 from pspg.kernels.pair_loss import pair_loss
 from pspg.kernels.pairs import pair_indices
 from pspg.kernels.prompt_decoder import decode
@@ -144,14 +144,15 @@ def test_batch_norm(channels: int, side: int, added: bool, dtype: torch.dtype) -
     given = [x + 3 * rand(channels, 1, 1, dtype=dtype), residual, rand(channels), rand(channels)]
 
     def run(impl: str, tensors: list[Tensor]) -> list[Tensor]:
-        kept = Running(*(torch.ones_like(tensors[2]) for _ in range(2)), torch.tensor(0, device="cuda"))
+        kept = *(torch.ones_like(tensors[2]) for _ in range(2)), torch.tensor(0, device="cuda")
 
         def function(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+            norm = Norm(weight, bias, *kept)
             if added:
-                return batch_norm_twice(x, weight, bias, kept, residual, impl=impl)
-            return (batch_norm(x, weight, bias, kept, impl=impl) + 0 * residual,)
+                return batch_norm_twice(x, norm, residual, impl=impl)
+            return (batch_norm(x, norm, impl=impl) + 0 * residual,)
 
-        return [*outcome(function, tensors), kept.mean, kept.variance]
+        return [*outcome(function, tensors), *kept[:2]]
 
     no_worse(run("triton", given), run("eager", given), run("reference", [t.double() for t in given]))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..running import Running
+from ..norm import Norm
 from .backward import run_backward
 from .forward import run_normalise, run_statistics
 
@@ -66,18 +66,9 @@ class _BatchNorm(torch.autograd.Function):
         return d_x, added, d_weight.to(weight.dtype), d_bias.to(bias.dtype), None, None
 
 
-def batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running: Running,
-    residual: Tensor | None,
-    *,
-    relu: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def batch_norm(x: Tensor, norm: Norm, residual: Tensor | None, relu: bool) -> tuple[Tensor, Tensor]:
     """Arguments and results as `op.batch_norm_twice`."""
-    statistics = _statistics(x.detach(), *running, momentum, eps)
-    found: tuple[Tensor, Tensor] = _BatchNorm.apply(x, residual, weight, bias, statistics, relu)
+    kept = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    statistics = _statistics(x.detach(), *kept, norm.momentum, norm.eps)
+    found: tuple[Tensor, Tensor] = _BatchNorm.apply(x, residual, norm.weight, norm.bias, statistics, relu)
     return found

@@ -59,7 +59,7 @@ def test_limits_of_the_user_stay() -> None:
 
 
 def test_where_memory_is_limited_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what it keeps a process came to a stand, where without it ended in one line (test_standing_still.py)."""
+    """Where a request for memory fails, a run ends in one line (test_standing_still.py); keeping more made it wait."""
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**40, 2**40))
     with freed_memory_kept(torch.device("cpu")) as kept:
         assert not kept
