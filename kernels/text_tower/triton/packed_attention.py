@@ -43,6 +43,21 @@ def _shares(q, k, count, scale, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
+def _tokens(first, count, inside, BLOCK_T: tl.constexpr):
+    """Rows of a text's tokens (BLOCK_T,1), and which of them and of a head's columns there are."""
+    token = tl.arange(0, BLOCK_T)
+    return (first + token)[:, None], (token < count)[:, None] & inside[None, :]
+
+
+@triton.jit
+def _queries_keys_values(pointers, width, mask):
+    """(BLOCK_T,BLOCK_D) each, of a text and head."""
+    q = tl.load(pointers, mask=mask, other=0)
+    k = tl.load(pointers + width, mask=mask, other=0)
+    return q, k, tl.load(pointers + 2 * width, mask=mask, other=0)
+
+
+@triton.jit
 def _packed_attention_kernel(
     qkv,  # (R,3W)
     ends,  # (N,) int64: last row of each text
@@ -63,13 +78,9 @@ def _packed_attention_kernel(
         _zeros_behind(out, first, rows, width, column, inside, BLOCK_T)
     else:
         count = tl.load(ends + text) + 1 - first
-        token = tl.arange(0, BLOCK_T)
-        mask = (token < count)[:, None] & inside[None, :]
-        row = (first + token)[:, None]
+        row, mask = _tokens(first, count, inside, BLOCK_T)
         offsets = row * (3 * width) + column[None, :]
-        q = tl.load(qkv + offsets, mask=mask, other=0)
-        k = tl.load(qkv + width + offsets, mask=mask, other=0)
-        v = tl.load(qkv + 2 * width + offsets, mask=mask, other=0)
+        q, k, v = _queries_keys_values(qkv + offsets, width, mask)
         result = tl.dot(_shares(q, k, count, scale, BLOCK_T).to(v.dtype), v)
         tl.store(out + row * width + column[None, :], result.to(out.dtype.element_ty), mask=mask)
 
@@ -97,13 +108,9 @@ def _packed_attention_backward_kernel(
             _zeros_behind(d_qkv + third * width, first, rows, 3 * width, column, inside, BLOCK_T)
     else:
         count = tl.load(ends + text) + 1 - first
-        token = tl.arange(0, BLOCK_T)
-        mask = (token < count)[:, None] & inside[None, :]
-        row = (first + token)[:, None]
+        row, mask = _tokens(first, count, inside, BLOCK_T)
         offsets = row * (3 * width) + column[None, :]
-        q = tl.load(qkv + offsets, mask=mask, other=0)
-        k = tl.load(qkv + width + offsets, mask=mask, other=0)
-        v = tl.load(qkv + 2 * width + offsets, mask=mask, other=0)
+        q, k, v = _queries_keys_values(qkv + offsets, width, mask)
         gradient = tl.load(d_out + row * width + column[None, :], mask=mask, other=0)
         shares = _shares(q, k, count, scale, BLOCK_T)
         d_v = tl.dot(tl.trans(shares.to(v.dtype)), gradient)
