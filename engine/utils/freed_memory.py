@@ -24,10 +24,11 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     """Within it the process keeps the memory of freed tensors for the next ones, where it computes on a CPU with glibc.
 
     glibc gives blocks of over 32 MB back to the system, which fills their pages with zeros before the next tensor has
-    them: with 32 images a tenth to a quarter of the CPU time of a phase-1 step and of a frozen image tower. Kept, the
-    memory is the most that it was until the end, and that is more (by a fifth in phase 1), as free blocks do not fit
-    every tensor. A limit of malloc in the environment is left as it is (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_,
-    MALLOC_MMAP_THRESHOLD_, or glibc.malloc in GLIBC_TUNABLES); and where a request for memory can fail (ulimit -v, -d;
+    them: a fifth of the CPU time of a phase-1 step of 32 images. Kept, the memory is the most that it was until the
+    end, and that is more (by a quarter there), as free blocks do not fit every tensor.
+
+    A limit of malloc in the environment is left as it is (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_,
+    MALLOC_MMAP_THRESHOLD_, or glibc.malloc in GLIBC_TUNABLES). Where a request for memory can fail (ulimit -v, -d;
     vm.overcommit_memory 2) nothing is kept: a loader's worker that was short of memory for it stood still.
 
     Yields:
