@@ -53,7 +53,7 @@ class _Cast(torch.autograd.Function):
 def text_products(clip: Any) -> list[nn.Parameter]:
     """Parameters of a CLIP's text tower that only enter products in `encode_tokens`."""
     blocks = clip.transformer.resblocks
-    found = [clip.text_projection, *(block.attn.in_proj_weight for block in blocks)]
-    found += [block.attn.in_proj_bias for block in blocks[:-1]]  # the last block takes its own in parts
+    attention = [block.attn for block in blocks]
+    found = [clip.text_projection, *(weight for one in attention for weight in (one.in_proj_weight, one.in_proj_bias))]
     layers = [layer for block in blocks for layer in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj)]
     return found + [parameter for layer in layers for parameter in layer.parameters()]
